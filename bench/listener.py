@@ -1,0 +1,204 @@
+"""How much of the parser's throughput is left after a whole decision?
+
+Compares, on one core and in the same run:
+
+* ``floor``: a bare asyncio protocol on uvloop and httptools that reads no headers and writes one constant answer;
+* ``headers``: the same, but every header reaches Python: what any server pays that looks at them;
+* ``decision``: the decision listener with all its bounds and a trivial enforcer that allows from memory.
+
+The load (wrk where there is one) runs on another core. Next to requests/s stands the CPU time per request of the
+server itself, which other load on the machine disturbs less. Rounds alternate, and the median counts.
+
+    python bench/listener.py [--seconds 3] [--rounds 3] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httptools
+import uvloop
+
+from sidecar.catalogue.model import Catalogue, IdentityRule, RouteRule
+from sidecar.catalogue.policy import Policy
+from sidecar.catalogue.routes import RouteTable
+from sidecar.enforcement.decision import Decision, Identity, LimitView
+from sidecar.gateway.listener import DecisionListener
+
+MODES = ("floor", "headers", "decision")
+CONSTANT = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+HEADERS = {
+    "x-tenant-id": "tenant-123",
+    "authorization": "Bearer qs_0123456789abcdef",
+    "x-request-id": "7c4b1a52-5a9e-4f38-9d6e-0a6c6f9f4a10",
+    "content-length": "0",
+}
+PATH = "/envoy/v1/agents/42/run?mode=fast"
+
+
+class Floor(asyncio.Protocol):
+    """A constant answer behind the parser."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.parser = httptools.HttpRequestParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        self.transport.write(CONSTANT)  # type: ignore[attr-defined]
+
+
+class Headers(Floor):
+    """The same, with the target and all headers in a dictionary."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.found: dict[bytes, bytes] = {}
+
+    def on_url(self, url: bytes) -> None:
+        self.url = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.found[name] = value
+
+    def on_message_complete(self) -> None:
+        self.found = {}
+        self.transport.write(CONSTANT)  # type: ignore[attr-defined]
+
+
+class Trivial:
+    """Allows everything, with numbers that change."""
+
+    def __init__(self) -> None:
+        routes = (
+            *(RouteRule(name=f"route-{n}", path=f"/v1/things-{n}/{{id}}", costs={"api_calls": n}) for n in range(200)),
+            RouteRule(name="run", methods=("GET", "POST"), path="/v1/agents/{id}/run", costs={"api_calls": 1}),
+        )
+        identity = (
+            IdentityRule(kind="header", header="x-tenant-id"),
+            IdentityRule(kind="api_key", header="authorization", scheme="Bearer"),
+        )
+        catalogue = Catalogue(metrics={}, plans={}, routes=routes, identity=identity)
+        self.policy = Policy(catalogue, RouteTable(routes), 1)
+        self.used = 0
+        self.features = (("branding", "custom"), ("llm", "large"))
+
+    def decide(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
+        self.used += route.costs["api_calls"]
+        view = LimitView("api_calls", 100_000_000, self.used, 100_000_000 - self.used, 2_592_000, 86_400, 0)
+        return Decision(True, 200, "allowed", "ok", identity.tenant or "", "standard", self.features, view)
+
+    async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
+        return self.decide(identity, route, request_id)
+
+
+async def serve(mode: str) -> None:
+    """Serve until SIGTERM; then print the CPU time that was used since the port was announced."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    if mode == "decision":
+        listener = DecisionListener(Trivial())
+        await listener.start(["127.0.0.1:0"])
+        port = int(listener.addresses[0].rpartition(":")[2])
+    else:
+        server = await loop.create_server(Floor if mode == "floor" else Headers, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+    print(port, flush=True)
+    await stopped.wait()
+    print(time.process_time_ns(), flush=True)
+
+
+def measure(mode: str, seconds: int, connections: int) -> tuple[float, float]:
+    """Requests a second, and microseconds of server CPU a request."""
+    cpus = sorted(os.sched_getaffinity(0))
+    server = subprocess.Popen(
+        ["taskset", "-c", str(cpus[0]), sys.executable, __file__, "--serve", mode], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    try:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}{PATH}"
+        with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+            script.writelines(f'wrk.headers["{name}"] = "{value}"\n' for name, value in HEADERS.items())
+            script.flush()
+            load = ["taskset", "-c", str(cpus[-1]), "wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-s", script.name, url]
+            report = subprocess.run(load, capture_output=True, text=True, check=True).stdout
+    finally:
+        server.terminate()
+        spent_ns = int(server.stdout.read())
+        server.wait()
+    if "Non-2xx" in report or "Socket errors" in report:
+        raise SystemExit(report)
+    requests = re.search(r"(\d+) requests in", report)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", report)
+    assert requests and rate
+    return float(rate[1]), spent_ns / int(requests[1]) / 1_000
+
+
+def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
+    """Medians of alternating rounds, and their ratios to the floor."""
+    seen: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+    for _ in range(rounds):
+        for mode in MODES:
+            seen[mode].append(measure(mode, seconds, connections))
+    result: dict[str, Any] = {
+        mode: {
+            "rps": round(statistics.median(rate for rate, _ in runs)),
+            "cpu_us": round(statistics.median(cpu for _, cpu in runs), 2),
+        }
+        for mode, runs in seen.items()
+    }
+    for mode in MODES[1:]:
+        result[mode]["rps_ratio"] = round(result[mode]["rps"] / result["floor"]["rps"], 3)
+        result[mode]["cpu_ratio"] = round(result["floor"]["cpu_us"] / result[mode]["cpu_us"], 3)
+    result["machine"] = {
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "uvloop": uvloop.__version__,
+        "httptools": httptools.__version__,
+    }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", choices=MODES, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if given.serve:
+        uvloop.run(serve(given.serve))
+        return
+    if not shutil.which("wrk") or not shutil.which("taskset"):
+        raise SystemExit("this benchmark needs wrk and taskset; install the Debian packages wrk and util-linux")
+    result = compare(given.seconds, given.rounds, given.connections)
+    if given.json:
+        print(json.dumps(result))
+        return
+    print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, wrk -t1 -c{given.connections}, {Path(__file__).name}")
+    for mode in MODES:
+        numbers = result[mode]
+        ratios = f"  ratio {numbers['rps_ratio']:.2f} (CPU {numbers['cpu_ratio']:.2f})" if mode != "floor" else ""
+        print(f"{mode:10} {numbers['rps']:>8,} requests/s  {numbers['cpu_us']:5.2f} us CPU a request{ratios}")
+
+
+if __name__ == "__main__":
+    main()

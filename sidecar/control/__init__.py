@@ -1,0 +1,1 @@
+"""The billing API and what operators change through it."""

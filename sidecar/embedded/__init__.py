@@ -1,0 +1,9 @@
+"""Real Redis and Postgres on this machine, for `sidecar dev` and the tests."""
+
+from __future__ import annotations
+
+from sidecar.embedded.port import free_port
+from sidecar.embedded.postgres import EmbeddedPostgres
+from sidecar.embedded.redis import EmbeddedRedis
+
+__all__ = ["EmbeddedPostgres", "EmbeddedRedis", "free_port"]

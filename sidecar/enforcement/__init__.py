@@ -1,0 +1,1 @@
+"""Decision rules and lease arithmetic (pure), and the enforcer that joins them with the store."""

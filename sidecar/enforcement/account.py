@@ -1,0 +1,184 @@
+"""A tenant in memory: its snapshot, the limits in their current periods, its windows, and ready-made charges.
+
+Guarantees: what a request costs is worked out once per (route, key, user) and hour, not per request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.catalogue.period import bounds
+from sidecar.enforcement.lease import LimitState
+
+if TYPE_CHECKING:
+    from sidecar.catalogue.model import RouteRule
+    from sidecar.catalogue.snapshot import LimitRule, Snapshot
+    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.usage.window import Window, WindowKey
+
+CHARGES_MAX = 256
+
+
+class Charge:
+    """What one kind of request costs a tenant (and its parent), valid until ``until_ms`` (wall).
+
+    ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs of
+    (window, units), with the first request that is allowed.
+    """
+
+    __slots__ = ("features_missing", "limits", "owners", "route", "series", "until_ms", "windows")
+
+    def __init__(self, route: RouteRule, until_ms: int) -> None:
+        self.route = route
+        self.until_ms = until_ms
+        self.limits: list[tuple[Account, LimitState, int]] = []
+        self.series: list[tuple[Account, str, int]] = []
+        self.windows: list[tuple[Window, int]] | None = None
+        self.owners: tuple[Account, ...] = ()
+        self.features_missing: tuple[str, ...] = ()
+
+
+class Account:
+    """Everything this writer knows of one tenant.
+
+    ``provisional``: Redis could not be asked who it is. ``withdrawn``: nobody knows it any more; the account stays, with
+    its windows, until they are in the ledger, so that no window is ever counted in two places.
+    """
+
+    __slots__ = (
+        "charges",
+        "departed",
+        "exchange",
+        "features",
+        "limits",
+        "parent",
+        "provisional",
+        "snapshot",
+        "stale",
+        "tenant",
+        "touched",
+        "windows",
+        "withdrawn",
+    )
+
+    def __init__(self, snapshot: Snapshot, exchange: ShardExchange, parent: Account | None = None) -> None:
+        self.tenant = snapshot.tenant
+        self.exchange = exchange
+        self.parent = parent
+        self.provisional = False
+        self.stale = False
+        self.withdrawn = False
+        self.touched = False
+        self.limits: dict[str, LimitState] = {}
+        self.departed: list[LimitState] = []
+        self.windows: dict[WindowKey, Window] = {}
+        self.charges: dict[tuple[str, str, str], Charge] = {}
+        self.snapshot = snapshot
+        self.features: tuple[tuple[str, str], ...] = ()
+        self.adopt(snapshot)
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
+        self.snapshot = snapshot
+        self.stale = False
+        self.features = tuple((name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features)
+        self.charges.clear()
+        rules = {rule.name: rule for rule in snapshot.limits}
+        for limit_id, state in list(self.limits.items()):
+            rule = rules.get(limit_id.partition(":")[0])
+            if rule is None or (rule.metric, rule.period, rule.scope) != _shape(state.rule):
+                self._depart(limit_id)
+                continue
+            if not self._leased(rule) or rule.stop is None or (state.stop is not None and rule.stop < state.stop):
+                state.forfeit()
+            state.rule = rule
+            state.stop = rule.stop
+            state.leased = self._leased(rule)
+            state.contended_until_ms = 0
+            state.known = False
+
+    def charge(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge:
+        """What a request on ``route`` costs at ``now_s`` (unix s, wall), from the cache or worked out anew."""
+        cache_key = (route.name, key_id, user)
+        found = self.charges.get(cache_key)
+        # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
+        if found is not None and now_s * 1000 < found.until_ms and (found.route is route or found.route == route):
+            return found
+        charge = Charge(route, (now_s - now_s % 3600 + 3600) * 1000)
+        charge.features_missing = tuple(name for name in route.requires if not self.snapshot.features.get(name))
+        self._add(charge, route, key_id, user, now_s)
+        if self.parent is not None:
+            self.parent._add(charge, route, "", "", now_s)  # noqa: SLF001 - the parent is another account of this class
+        if len(self.charges) >= CHARGES_MAX:
+            self.charges.clear()
+        self.charges[cache_key] = charge
+        return charge
+
+    def _add(self, charge: Charge, route: RouteRule, key_id: str, user: str, now_s: int) -> None:
+        snapshot = self.snapshot
+        if snapshot.status_until_s > now_s:
+            charge.until_ms = min(charge.until_ms, snapshot.status_until_s * 1000)
+        billing_end = bounds("billing", now_s, snapshot.anchor_s, snapshot.interval_months)[1]
+        charge.until_ms = min(charge.until_ms, billing_end * 1000)
+        for metric, units in route.costs.items():
+            if units:
+                charge.series.append((self, metric, units))
+        for rule in snapshot.limits:
+            cost = route.costs.get(rule.metric, 0)
+            wanted = cost or (1 if rule.metric in route.headroom else 0)
+            value = scope_value(rule, route, key_id, user)
+            if not wanted or value is None:
+                continue
+            state = self._limit(rule, value, now_s)
+            charge.until_ms = min(charge.until_ms, state.end_s * 1000)
+            state.watched = state.watched or not cost
+            charge.limits.append((self, state, cost))
+            if value and cost and not state.small:
+                charge.series.append((self, f"{rule.metric}@{state.id}", cost))
+
+    def period(self, now_s: int) -> int:
+        """Start of the billing period that holds ``now_s``, in unix seconds."""
+        snapshot = self.snapshot
+        return bounds("billing", now_s, snapshot.anchor_s, snapshot.interval_months)[0]
+
+    def _limit(self, rule: LimitRule, value: str, now_s: int) -> LimitState:
+        limit_id = f"{rule.name}:{value}" if value else rule.name
+        snapshot = self.snapshot
+        start_s, end_s = bounds(rule.period, now_s, snapshot.anchor_s, snapshot.interval_months)
+        state = self.limits.get(limit_id)
+        if state is not None and state.start_s == start_s and state.end_s == end_s:
+            return state
+        if state is not None:
+            self._depart(limit_id)
+        state = self.limits[limit_id] = LimitState(
+            rule, limit_id, start_s, end_s, leased=self._leased(rule)
+        )
+        return state
+
+    def _leased(self, rule: LimitRule) -> bool:
+        return rule.stop is not None and not rule.shadow and not self.snapshot.shadow
+
+    def _depart(self, limit_id: str) -> None:
+        state = self.limits.pop(limit_id)
+        state.forfeit()
+        self.departed.append(state)
+        self.exchange.touch(self)
+
+
+def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> str | None:
+    """What tells apart the counters of a scoped limit; "" for the tenant's own, None when it does not apply."""
+    if rule.routes and route.name not in rule.routes:
+        return None
+    if rule.scope == "tenant":
+        return ""
+    if rule.scope == "route":
+        return route.name
+    return (key_id if rule.scope == "key" else user) or None
+
+
+def _shape(rule: LimitRule) -> tuple[str, str, str]:
+    return rule.metric, rule.period, rule.scope
+
+
+def _text(value: str | int | bool) -> str:  # noqa: FBT001 - a feature's value
+    return str(value).lower() if isinstance(value, bool) else str(value)

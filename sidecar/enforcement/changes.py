@@ -1,0 +1,144 @@
+"""Follows what is announced in Redis: changed tenants and keys, and the catalogue in force.
+
+Guarantees: a change is known within the poll interval; a gap in the stream drops what is cached; a catalogue that cannot
+            be read is refused as a whole and the last good one stays; the last good one is kept on disk, so that a
+            sidecar starts while Redis is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from sidecar.catalogue.load import parse
+from sidecar.catalogue.policy import Policy
+from sidecar.catalogue.routes import RouteTable
+from sidecar.errors import CatalogueInvalid, StoreRefused, StoreUnavailable
+from sidecar.logs import Transition, fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sidecar.enforcement.directory import Directory
+    from sidecar.store.client import Store
+    from sidecar.telemetry import CoreCounters
+
+log = logging.getLogger(__name__)
+
+ANNOUNCED_ALL = 500
+FIRST_CATALOGUE_POLL_S = 0.1
+
+
+class KeptCatalogue(Struct, frozen=True):
+    """The catalogue as it is kept on disk."""
+
+    revision: int
+    text: str
+
+
+class ChangeReader:
+    """Reads the stream of changes every ``interval_ms`` and applies it to the directory."""
+
+    def __init__(
+        self, directory: Directory, store: Store, counters: CoreCounters, *, interval_ms: int, kept_at: Path
+    ) -> None:
+        self._directory = directory
+        self._store = store
+        self._counters = counters
+        self._interval_s = interval_ms / 1000
+        self._kept_at = kept_at
+        self._last_id = b""
+        self._number = 0
+        self._catalogue_due = True
+        self._stream = Transition(log, "the stream of changes")
+        self.problem = ""
+
+    async def first_policy(self) -> None:
+        """Wait until there is a catalogue: from Redis, or the one kept on disk when Redis does not answer."""
+        waiting = Transition(log, "the first catalogue")
+        while True:
+            cause = "none was applied yet; run `sidecar catalogue apply FILE`"
+            try:
+                await self._read_catalogue()
+            except (StoreUnavailable, StoreRefused) as error:
+                self._from_disk()
+                cause = str(error)
+            if self._directory.policy is not None:
+                return
+            waiting.bad(cause=cause)
+            await asyncio.sleep(FIRST_CATALOGUE_POLL_S)
+
+    async def run(self) -> None:
+        """Follow the stream."""
+        while True:
+            try:
+                await self._poll()
+            except (StoreUnavailable, StoreRefused) as error:
+                self._stream.bad(cause=str(error))
+            else:
+                self._stream.good()
+            await asyncio.sleep(self._interval_s)
+
+    async def _poll(self) -> None:
+        changes = await self._store.changes(self._last_id, self._number)
+        self._last_id, self._number = changes.last_id, changes.number
+        if changes.gap or len(changes.entries) >= ANNOUNCED_ALL:
+            self._catalogue_due = True
+            self._directory.changed_all()
+        for kind, name in changes.entries:
+            if kind == "catalogue":
+                self._catalogue_due = True
+            else:
+                self._directory.changed(kind, name)
+        if self._catalogue_due:
+            await self._read_catalogue()
+
+    async def _read_catalogue(self) -> None:
+        found = await self._store.catalogue()
+        self._catalogue_due = False
+        if found is None:
+            if self._directory.policy is None:
+                self._from_disk()
+            return
+        revision, text = found
+        policy = self._directory.policy
+        if policy is None or policy.revision != revision:
+            self._put_in_force(KeptCatalogue(revision, text), keep=True)
+
+    def _from_disk(self) -> None:
+        try:
+            kept = msgspec.json.decode(self._kept_at.read_bytes(), type=KeptCatalogue)
+        except (OSError, msgspec.DecodeError):
+            return
+        self._put_in_force(kept, keep=False)
+
+    def _put_in_force(self, kept: KeptCatalogue, *, keep: bool) -> None:
+        try:
+            catalogue = parse(kept.text, f"revision {kept.revision}")
+        except CatalogueInvalid as error:
+            self.problem = str(error)
+            self._counters.catalogue_reload_ok = 0
+            log.error("catalogue refused, the last good one stays", extra=fields(problems=error.problems))  # noqa: TRY400
+            return
+        known = self._directory.policy is not None
+        self._directory.policy = Policy(catalogue, RouteTable(catalogue.routes), kept.revision)
+        self.problem = ""
+        self._counters.catalogue_reload_ok = 1
+        self._counters.catalogue_revision = kept.revision
+        log.info("catalogue in force", extra=fields(revision=kept.revision))
+        if known:
+            self._directory.changed_all()
+        if keep:
+            self._keep(kept)
+
+    def _keep(self, kept: KeptCatalogue) -> None:
+        fresh = self._kept_at.with_suffix(".new")
+        try:
+            fresh.write_bytes(msgspec.json.encode(kept))
+            fresh.replace(self._kept_at)
+        except OSError as error:
+            log.warning("catalogue not kept on disk", extra=fields(cause=str(error)))

@@ -1,0 +1,161 @@
+"""The enforcement core of one worker: journal, exchanges, directory, enforcer, and the loops that serve them.
+
+Guarantees: a clean stop reports everything, returns the leases, waits (bounded) for the ledger and deletes the journal;
+            any other end leaves a journal that the next worker on this disk adopts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import TYPE_CHECKING
+
+from sidecar.enforcement.adoption import Adoption
+from sidecar.enforcement.changes import ChangeReader
+from sidecar.enforcement.directory import Directory
+from sidecar.enforcement.enforcer import Enforcer
+from sidecar.enforcement.exchange import ShardExchange, Terms
+from sidecar.enforcement.repeats import Repeats
+from sidecar.enforcement.synchroniser import Synchroniser
+from sidecar.errors import StoreRefused, StoreUnavailable
+from sidecar.logs import Transition, fields
+from sidecar.usage.journal import SUFFIX, Journal
+
+if TYPE_CHECKING:
+    from sidecar.clock import Clock
+    from sidecar.settings import Settings
+    from sidecar.store.client import Store
+    from sidecar.telemetry import CoreCounters
+
+log = logging.getLogger(__name__)
+
+WATERMARK_POLL_S = 0.2
+OBSERVE_INTERVAL_S = 1.0
+
+
+class Core:
+    """One worker's enforcement. Use ``start``, ``enforcer``, ``flush`` and ``stop``, in that order."""
+
+    def __init__(self, settings: Settings, store: Store, clock: Clock, counters: CoreCounters) -> None:
+        self.writer = secrets.token_hex(8)
+        folder = settings.state / "journals"
+        self.journal = Journal(folder / f"{self.writer}{SUFFIX}", self.writer)
+        terms = Terms(
+            settings.lease_ttl_ms, settings.reclaim_after_ms, settings.lease_seconds, settings.lease_units_max
+        )
+        self.exchanges = [
+            ShardExchange(shard, self.writer, self.journal, terms) for shard in range(store.keys.shards)
+        ]
+        self.directory = Directory(
+            self.exchanges,
+            store,
+            clock,
+            counters,
+            tenants_max=settings.tenants_cached_max,
+            keys_max=settings.keys_cached_max,
+        )
+        self.synchroniser = Synchroniser(
+            self.exchanges,
+            store,
+            clock,
+            counters,
+            interval_ms=settings.sync_interval_ms,
+            refresh=self.directory.refresh,
+        )
+        self.enforcer = Enforcer(
+            self.directory, self.synchroniser, store, clock, counters, Repeats(settings.request_repeat_s * 1000)
+        )
+        self.changes = ChangeReader(
+            self.directory,
+            store,
+            counters,
+            interval_ms=settings.changes_interval_ms,
+            kept_at=settings.state / "catalogue.json",
+        )
+        self._adoption = Adoption(folder, store, counters, settings.reclaim_after_ms)
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._tasks: list[asyncio.Task[None]] = []
+        self._journal_state = Transition(log, "the journal")
+        self._store_state = Transition(log, "the store")
+
+    async def start(self) -> None:
+        """Wait for a catalogue, then run the loops."""
+        await self.changes.first_policy()
+        loops = (self.directory.run, self.synchroniser.run, self.changes.run, self._adoption.run, self._observe)
+        self._tasks = [asyncio.create_task(loop(), name=loop.__qualname__) for loop in loops]
+        for task in self._tasks:
+            task.add_done_callback(_ended)
+
+    async def flush(self) -> None:
+        """Report everything counted so far to Redis; raises StoreUnavailable when it does not answer."""
+        for exchange in self.exchanges:
+            for _ in range(exchange.rounds):
+                if not await self.synchroniser.join(exchange):
+                    raise StoreUnavailable("Redis did not answer; what was counted waits in the journal")
+
+    async def stop(self, drain_s: float) -> None:
+        """Report everything, return the leases, wait at most ``drain_s`` for the ledger, delete the journal."""
+        # The directory goes on: a report may still be refused because a snapshot is old.
+        await _cancel(self._tasks[1:])
+        self._adoption.close()
+        done = False
+        with contextlib.suppress(TimeoutError, StoreUnavailable, StoreRefused):
+            async with asyncio.timeout(drain_s):
+                done = await self._drain()
+        await _cancel(self._tasks[:1])
+        await self.synchroniser.close()
+        log.info("worker stopped", extra=fields(writer=self.writer, in_ledger=done))
+        self.journal.close(delete=done)
+
+    async def _drain(self) -> bool:
+        for exchange in self.exchanges:
+            exchange.return_leases()
+        if not await self.synchroniser.drain():
+            return False
+        for exchange in self.exchanges:
+            while await self._store.retire(exchange.shard, self.writer):
+                pass
+        while any(not exchange.in_ledger for exchange in self.exchanges):
+            await asyncio.sleep(WATERMARK_POLL_S)
+            await self.synchroniser.poll()
+        return True
+
+    async def _observe(self) -> None:
+        """Set the gauges, and log transitions of the journal and the store."""
+        counters, journal, breaker = self._counters, self.journal, self._store.breaker
+        while True:
+            held = [exchange.leases() for exchange in self.exchanges]
+            counters.leases_held = sum(leases for leases, _ in held)
+            counters.lease_units = sum(units for _, units in held)
+            counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
+            counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
+            counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
+            counters.journal_cells = journal.cells
+            counters.journal_bytes = journal.size_bytes
+            counters.journal_writable = int(journal.durable)
+            counters.snapshots_cached = len(self.directory.accounts)
+            counters.keys_cached = self.directory.keys_cached
+            counters.breaker_open = int(breaker.open)
+            counters.breaker_opened = breaker.opened
+            counters.store_calls = self._store.calls
+            counters.store_errors = self._store.errors
+            counters.degraded_limits = sum(exchange.degraded for exchange in self.exchanges)
+            (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
+            (self._store_state.bad if breaker.open else self._store_state.good)()
+            await asyncio.sleep(OBSERVE_INTERVAL_S)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """A loop of the core ends only by cancellation; anything else is a fault of ours and must be seen."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a loop of the core failed", exc_info=task.exception(), extra=fields(loop=task.get_name()))

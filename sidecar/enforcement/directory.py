@@ -1,0 +1,250 @@
+"""Who is who: tenants and API keys in memory, loaded from Redis on first use and refreshed when a change is announced.
+
+Guarantees: a change reaches cached tenants without their requests waiting; both caches are bounded, unknown names too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sidecar.catalogue.resolve import resolve
+from sidecar.enforcement.account import Account
+from sidecar.errors import SidecarError, StoreRefused, StoreUnavailable
+from sidecar.store import snapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar.catalogue.policy import Policy
+    from sidecar.catalogue.snapshot import Snapshot
+    from sidecar.clock import Clock
+    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.store.client import Store
+    from sidecar.telemetry import CoreCounters
+
+log = logging.getLogger(__name__)
+
+ANONYMOUS = "(anonymous)"
+UNKNOWN_KEPT_MS = 5_000
+REFRESHES_AT_ONCE = 16
+EVICTION_LOOKS = 64
+
+
+class Directory:
+    """Accounts by tenant and tenants by API key. ``policy`` is swapped by whoever reads the catalogue."""
+
+    def __init__(  # noqa: PLR0913 - built once, by name
+        self,
+        exchanges: Sequence[ShardExchange],
+        store: Store,
+        clock: Clock,
+        counters: CoreCounters,
+        *,
+        tenants_max: int,
+        keys_max: int,
+    ) -> None:
+        self.policy: Policy | None = None
+        self.accounts: OrderedDict[str, Account] = OrderedDict()
+        self._exchanges = exchanges
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._tenants_max = tenants_max
+        self._keys_max = keys_max
+        self._keys: OrderedDict[str, tuple[str | None, int]] = OrderedDict()
+        self._unknown: OrderedDict[str, int] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[Account | None]] = {}
+        self._refreshing: dict[str, None] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def keys_cached(self) -> int:
+        """API keys in memory, known and unknown."""
+        return len(self._keys)
+
+    def account(self, tenant: str) -> Account | None:
+        """The tenant's account, if it is in memory and in force."""
+        account = self.accounts.get(tenant)
+        return None if account is None or account.withdrawn else account
+
+    def tenant_of(self, sha256: str) -> tuple[bool, str | None]:
+        """(known, tenant) of an API key; not known means that Redis has to be asked."""
+        found = self._keys.get(sha256)
+        if found is None or (found[0] is None and found[1] < self._clock.monotonic_ms()):
+            self._counters.key_misses += 1
+            return False, None
+        self._counters.key_hits += 1
+        return True, found[0]
+
+    def unknown(self, tenant: str) -> bool:
+        """Whether Redis said a moment ago that nobody knows this tenant."""
+        return self._unknown.get(tenant, 0) > self._clock.monotonic_ms()
+
+    async def load_key(self, sha256: str) -> str | None:
+        """Ask Redis for the tenant of a key and remember the answer."""
+        tenant = await self._store.tenant_of_key(sha256)
+        if len(self._keys) >= self._keys_max:
+            self._keys.popitem(last=False)
+        self._keys[sha256] = (tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS)
+        return tenant
+
+    async def load(self, tenant: str) -> Account | None:
+        """The account of a tenant, from Redis; None when nobody knows it. Requests for one tenant share the call.
+
+        Raises StoreUnavailable when Redis cannot say (away, or not restored yet).
+        """
+        task = self._loading.get(tenant)
+        if task is None:
+            task = self._loading[tenant] = asyncio.get_running_loop().create_task(self._load(tenant))
+            task.add_done_callback(lambda done: self._loaded(tenant, done))
+        return await asyncio.shield(task)
+
+    def provisional(self, tenant: str) -> Account | None:
+        """An account made without Redis: the default plan, under which each limit follows its outage policy."""
+        default = self._default(tenant)
+        if default is None:
+            return None
+        account = self._admit(msgspec.structs.replace(default, rev=-1), None)
+        account.provisional = True
+        self.refresh(account)
+        return account
+
+    def refresh(self, account: Account) -> None:
+        """Have the account's snapshot read again, in the background."""
+        account.stale = True
+        self._refreshing[account.tenant] = None
+        self._wake.set()
+
+    def changed(self, kind: str, name: str) -> None:
+        """Take note of an announced change of a tenant or key."""
+        if kind == "key":
+            self._keys.pop(name, None)
+        elif kind == "tenant":
+            self._unknown.pop(name, None)
+            account = self.accounts.get(name)
+            if account is not None:
+                self.refresh(account)
+
+    def changed_all(self) -> None:
+        """Changes were missed, or the catalogue is new: read everything again as it is needed."""
+        self._keys.clear()
+        self._unknown.clear()
+        for account in self.accounts.values():
+            self.refresh(account)
+
+    async def run(self) -> None:
+        """Refresh accounts, a few at a time."""
+        while True:
+            await self._wake.wait()
+            batch = list(self._refreshing)[:REFRESHES_AT_ONCE]
+            if not batch:
+                self._wake.clear()
+                continue
+            results = await asyncio.gather(*(self._refresh(tenant) for tenant in batch))
+            if not all(results):
+                await asyncio.sleep(0.2)  # Redis is away: what was not read stays in the queue
+
+    async def _refresh(self, tenant: str) -> bool:
+        account = self.accounts.get(tenant)
+        try:
+            if account is not None and await self._load(tenant) is None:
+                self._withdraw(account)
+        except StoreUnavailable:
+            return False
+        except StoreRefused as error:
+            log.warning("snapshot refused", extra={"cause": str(error)})
+        self._refreshing.pop(tenant, None)
+        return True
+
+    def _withdraw(self, account: Account) -> None:
+        """The tenant is gone from Redis: what it counted is still reported, its requests are looked up again."""
+        account.withdrawn = True
+        for state in account.limits.values():
+            state.forfeit()
+        account.exchange.touch(account)
+
+    async def _load(self, tenant: str) -> Account | None:
+        default = self._default(tenant)
+        arguments = None
+        if default is not None:
+            arguments = (self._revision(), snapshots.encode(default), snapshots.encode_limits(default))
+        self._counters.snapshot_misses += 1
+        found = await self._store.lookup(tenant, arguments)
+        if found.revision < 0:
+            if not found.restored:
+                raise StoreUnavailable(f"Redis is being restored; tenant {tenant} is not back yet")
+            self._remember_unknown(tenant)
+            return None
+        try:
+            snapshot = snapshots.decode(found.document)
+        except msgspec.DecodeError as error:
+            raise StoreRefused(f"the snapshot of tenant {tenant} in Redis cannot be read: {error}") from error
+        parent = None
+        if snapshot.parent and snapshot.parent != tenant:
+            parent = self.account(snapshot.parent) or await self.load(snapshot.parent)
+        return self._admit(snapshot, parent)
+
+    def _loaded(self, tenant: str, task: asyncio.Task[Account | None]) -> None:
+        self._loading.pop(tenant, None)
+        if not task.cancelled():
+            task.exception()  # retrieved here too: every waiter may be gone by now
+
+    def _admit(self, snapshot: Snapshot, parent: Account | None) -> Account:
+        account = self.accounts.get(snapshot.tenant)
+        if account is None:
+            if len(self.accounts) >= self._tenants_max:
+                self._evict()
+            shard = self._store.keys.shard_of(snapshot.tenant)
+            account = self.accounts[snapshot.tenant] = Account(snapshot, self._exchanges[shard], parent)
+        elif snapshot.rev >= account.snapshot.rev:
+            account.parent = parent
+            account.adopt(snapshot)
+            account.exchange.touch(account)
+        account.provisional = False
+        account.withdrawn = False
+        return account
+
+    def _evict(self) -> None:
+        """Drop an account that has nothing left to report; look at a few of the oldest only."""
+        for _ in range(min(EVICTION_LOOKS, len(self.accounts))):
+            tenant, account = self.accounts.popitem(last=False)
+            if account.exchange.forget(account):
+                return
+            self.accounts[tenant] = account
+
+    def _remember_unknown(self, tenant: str) -> None:
+        if len(self._unknown) >= self._keys_max:
+            self._unknown.popitem(last=False)
+        self._unknown[tenant] = self._clock.monotonic_ms() + UNKNOWN_KEPT_MS
+
+    def _revision(self) -> int:
+        return self.policy.revision if self.policy is not None else 0
+
+    def _default(self, tenant: str) -> Snapshot | None:
+        """The snapshot of a tenant nobody knows, or of requests without identity; None: refuse it."""
+        policy = self.policy
+        if policy is None:
+            return None
+        plan = policy.catalogue.anonymous_plan if tenant == ANONYMOUS else policy.catalogue.default_plan
+        if not plan:
+            return None
+        try:
+            return resolve(
+                policy.catalogue,
+                tenant=tenant,
+                rev=0,
+                plan=plan,
+                status="active",
+                status_until_s=0,
+                parent="",
+                anchor_s=0,
+                shadow=False,
+                overrides={},
+            )
+        except SidecarError:
+            return None

@@ -1,0 +1,320 @@
+"""Joins the decision rules with the store: decides from memory, waits for Redis only where it must.
+
+Guarantees: what is allowed was counted in the journal before the answer; all limits are spent or none; a request waits
+            at most once for Redis beyond its first lookup, and WAIT_MS in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.enforcement import explanation, verdict
+from sidecar.enforcement.decision import Decision, Identity
+from sidecar.enforcement.directory import ANONYMOUS
+from sidecar.enforcement.verdict import DEGRADED, FINE, SHADOW, Denial
+from sidecar.errors import StoreRefused, StoreUnavailable
+from sidecar.usage.window import Window, WindowKey
+
+if TYPE_CHECKING:
+    from sidecar.catalogue.model import RouteRule
+    from sidecar.catalogue.policy import Policy
+    from sidecar.clock import Clock
+    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.directory import Directory
+    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.repeats import Repeats
+    from sidecar.enforcement.synchroniser import Synchroniser
+    from sidecar.store.client import Store
+    from sidecar.telemetry import CoreCounters
+
+WAIT_MS = 50
+ROUNDS = 3
+
+UNKNOWN_TENANT = Decision(allow=False, status=401, reason="tenant_unknown", quota_status="denied")
+UNKNOWN_KEY = Decision(allow=False, status=401, reason="key_unknown", quota_status="denied")
+NO_IDENTITY = Decision(allow=False, status=401, reason="identity_missing", quota_status="denied")
+STORE_AWAY = Decision(
+    allow=False, status=503, reason="store_unavailable", quota_status="denied", retry_after_s=verdict.OUTAGE_RETRY_S
+)
+
+
+class Shortage:
+    """Leases that have to be asked for before a request can be decided."""
+
+    __slots__ = ("limits",)
+
+    def __init__(self, limits: list[tuple[Account, LimitState, int]]) -> None:
+        self.limits = limits
+
+
+class Enforcer:
+    """Decides requests of one worker; the gateway calls ``decide`` and, when that returns None, ``decide_waiting``."""
+
+    def __init__(  # noqa: PLR0913 - built once, by name
+        self,
+        directory: Directory,
+        synchroniser: Synchroniser,
+        store: Store,
+        clock: Clock,
+        counters: CoreCounters,
+        repeats: Repeats,
+    ) -> None:
+        self._directory = directory
+        self._synchroniser = synchroniser
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._repeats = repeats
+
+    @property
+    def policy(self) -> Policy:
+        """The catalogue in force."""
+        policy = self._directory.policy
+        if policy is None:
+            raise StoreUnavailable("no catalogue has been read yet")
+        return policy
+
+    def decide(self, identity: Identity, route: RouteRule, request_id: str) -> Decision | None:
+        """Decide from memory; None when Redis has to be asked first."""
+        tenant = self._tenant(identity)
+        if isinstance(tenant, Decision):
+            return tenant
+        if tenant is None:
+            return None
+        account = self._directory.account(tenant)
+        if account is None:
+            return UNKNOWN_TENANT if self._directory.unknown(tenant) else None
+        self._counters.snapshot_hits += 1
+        now_ms = self._clock.monotonic_ms()
+        if request_id:
+            repeated = self._repeats.find(request_id, tenant, route.name, now_ms)
+            if repeated is not None:
+                return repeated
+            if self._repeats.pending(request_id, tenant, route.name):
+                return None
+        outcome = self._examine(account, identity, route, now_ms)
+        if isinstance(outcome, Shortage):
+            return None
+        if request_id and outcome.allow:
+            self._repeats.keep(request_id, tenant, route.name, outcome, now_ms)
+        return outcome
+
+    async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
+        """Decide with the help of Redis, within WAIT_MS; never raises."""
+        counters = self._counters
+        counters.requests_waiting += 1
+        try:
+            if not request_id:
+                return await self._decide_waiting(identity, route)
+            key = (request_id, identity.tenant or identity.key or ANONYMOUS, route.name)
+            return await self._repeats.once(key, lambda: self._repeatable(identity, route, request_id))
+        finally:
+            counters.requests_waiting -= 1
+
+    async def ensure(self, identity: Identity, route: RouteRule | None = None) -> None:
+        """Have the tenant in memory and, for ``route``, Redis' totals of its limits; failures show in what is read next."""
+        try:
+            found = await self._account(identity)
+            if isinstance(found, Decision) or route is None:
+                return
+            charge = found.charge(route, _key_id(identity), identity.user, self._clock.wall_s())
+            unknown = [(owner, state, 0) for owner, state, _ in charge.limits if not state.known]
+            if unknown:
+                await self._ask(Shortage(unknown), WAIT_MS)
+        except (StoreUnavailable, StoreRefused):
+            return
+
+    def explain(self, identity: Identity, route: RouteRule) -> dict[str, object]:
+        """The whole reasoning for a request, without spending; call ``ensure`` first."""
+        tenant = self._tenant(identity)
+        account = self._directory.account(tenant) if isinstance(tenant, str) else None
+        if account is None:
+            refused = tenant if isinstance(tenant, Decision) else UNKNOWN_TENANT
+            return {"allow": False, "status": refused.status, "reason": refused.reason, "route": route.name, "limits": []}
+        now_ms, wall_ms = self._clock.monotonic_ms(), self._clock.wall_ms()
+        charge = account.charge(route, _key_id(identity), identity.user, wall_ms // 1000)
+        checked = [
+            (owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=False))
+            for owner, state, units in charge.limits
+        ]
+        return explanation.explain(account, charge, route, checked, wall_ms // 1000)
+
+    def limits(self, tenant: str) -> dict[str, object] | None:
+        """What this worker knows of a tenant's limits; None when it does not know the tenant."""
+        account = self._directory.account(tenant)
+        return explanation.limits(account) if account is not None else None
+
+    async def _repeatable(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
+        tenant = self._tenant(identity)
+        now_ms = self._clock.monotonic_ms()
+        if isinstance(tenant, str):
+            repeated = self._repeats.find(request_id, tenant, route.name, now_ms)
+            if repeated is not None:
+                return repeated
+        decision = await self._decide_waiting(identity, route)
+        if decision.allow:
+            self._repeats.keep(request_id, decision.tenant, route.name, decision, self._clock.monotonic_ms())
+        return decision
+
+    async def _decide_waiting(self, identity: Identity, route: RouteRule) -> Decision:
+        try:
+            found = await self._account(identity)
+        except (StoreUnavailable, StoreRefused):
+            found = self._without_store(identity)
+        if isinstance(found, Decision):
+            return found
+        deadline_ms = self._clock.monotonic_ms() + WAIT_MS
+        for _ in range(ROUNDS):
+            now_ms = self._clock.monotonic_ms()
+            outcome = self._examine(found, identity, route, now_ms)
+            if not isinstance(outcome, Shortage):
+                return outcome
+            if now_ms >= deadline_ms or not await self._ask(outcome, deadline_ms - now_ms):
+                break
+        self._counters.waits_timed_out += 1
+        outcome = self._examine(found, identity, route, self._clock.monotonic_ms(), away=True)
+        return outcome if isinstance(outcome, Decision) else STORE_AWAY
+
+    async def _account(self, identity: Identity) -> Account | Decision:
+        tenant = self._tenant(identity)
+        if isinstance(tenant, Decision):
+            return tenant
+        if tenant is None:
+            tenant = await self._directory.load_key(identity.key or "")
+            if tenant is None:
+                return UNKNOWN_KEY
+        account = self._directory.account(tenant) or await self._directory.load(tenant)
+        return account or UNKNOWN_TENANT
+
+    def _without_store(self, identity: Identity) -> Account | Decision:
+        """Redis cannot say who this is: a tenant named by the gateway gets the default plan, a key cannot be trusted."""
+        tenant = self._tenant(identity)
+        if not isinstance(tenant, str):
+            return STORE_AWAY
+        return self._directory.account(tenant) or self._directory.provisional(tenant) or STORE_AWAY
+
+    def _tenant(self, identity: Identity) -> str | Decision | None:
+        """The tenant's id, a denial, or None when the key has to be looked up."""
+        if identity.tenant is not None:
+            return identity.tenant
+        if identity.key is not None:
+            known, tenant = self._directory.tenant_of(identity.key)
+            if not known:
+                return None
+            return UNKNOWN_KEY if tenant is None else tenant
+        return ANONYMOUS if self.policy.catalogue.anonymous_plan else NO_IDENTITY
+
+    async def _ask(self, shortage: Shortage, wait_ms: int) -> bool:
+        """Have the shards of all short limits synced, with what is needed; returns whether all answered in time."""
+        exchanges: dict[ShardExchange, None] = {}
+        for account, state, units in shortage.limits:
+            state.need = max(state.need, units)
+            account.exchange.touch(account)
+            exchanges[account.exchange] = None
+        waiters = [self._synchroniser.join(exchange) for exchange in exchanges]
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                return all(await asyncio.gather(*waiters))
+        except TimeoutError:
+            return False
+
+    def _examine(  # noqa: PLR0913 - the moment of one decision
+        self, account: Account, identity: Identity, route: RouteRule, now_ms: int, *, away: bool = False
+    ) -> Decision | Shortage:
+        """Check everything; spend all of it or none."""
+        wall_ms = self._clock.wall_ms()
+        wall_s = wall_ms // 1000
+        charge = account.charge(route, _key_id(identity), identity.user, wall_s)
+        mark = FINE
+        denials: list[Denial] | None = None
+        short: list[tuple[Account, LimitState, int]] | None = None
+        unleased: set[LimitState] | None = None
+
+        status = verdict.standing(account, wall_s)
+        if isinstance(status, Denial):
+            denials = [status]
+        else:
+            mark = status
+        if charge.features_missing and denials is None:
+            denials = [Denial(403, "feature_missing")]
+
+        for owner, state, units in charge.limits:
+            found = self._check(owner, state, units, now_ms, wall_ms, away=away)
+            if isinstance(found, Denial):
+                if state.rule.shadow:
+                    mark = SHADOW
+                else:
+                    denials = denials or []
+                    denials.append(found)
+            elif isinstance(found, str):
+                short = short or []
+                short.append((owner, state, units))
+            else:
+                mark = max(mark, found)
+                if found == DEGRADED:
+                    unleased = unleased or set()
+                    unleased.add(state)
+
+        if denials is not None:
+            if account.snapshot.shadow:
+                mark = SHADOW
+            else:
+                return verdict.deny(account, denials, wall_ms, self.policy.catalogue)
+        if short is not None:
+            return Shortage(short)
+        self._spend(charge, unleased, wall_ms)
+        return verdict.allow(account, charge, mark, wall_ms)
+
+    def _check(  # noqa: PLR0913 - the moment of one decision
+        self, owner: Account, state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool
+    ) -> Denial | int | str:
+        """One limit of a charge: a mark, a Denial, or SHORT. Zero units ask for headroom only."""
+        if state.leased:
+            if not units:
+                return verdict.headroom(state, wall_ms)
+            if state.left < units or not owner.exchange.spendable(now_ms):
+                return verdict.leased(state, units, now_ms, wall_ms, away=away or self._away(owner.exchange, now_ms))
+            if state.rule.beyond == "deny":
+                return FINE
+        return verdict.counted(state, units or 1, wall_ms)
+
+    def _away(self, exchange: ShardExchange, now_ms: int) -> bool:
+        """Whether no lease can be had from this shard at the moment."""
+        return not self._store.available or (exchange.held_off and exchange.heard_lately(now_ms))
+
+    def _spend(self, charge: Charge, unleased: set[LimitState] | None, wall_ms: int) -> None:
+        windows = charge.windows
+        if windows is None:
+            windows = charge.windows = self._open_windows(charge, wall_ms // 1000)
+        for window, units in windows:
+            window.view[window.index] += units
+            window.dirty = True
+        for owner, state, units in charge.limits:
+            if not state.leased:
+                state.spend_unleased(units)
+                if not state.over_ms and state.rule.included is not None and state.used > state.rule.included:
+                    state.over_ms = wall_ms
+            elif unleased is not None and state in unleased:
+                state.spend_unleased(units)
+                state.outage_used += units
+            else:
+                state.spend(units)
+                if state.left < state.renew_at and not state.renewing:
+                    state.renewing = True
+                    self._synchroniser.request(owner.exchange)
+        for owner in charge.owners:
+            if not owner.touched:
+                owner.exchange.touch(owner)
+
+    def _open_windows(self, charge: Charge, wall_s: int) -> list[tuple[Window, int]]:
+        charge.owners = tuple(dict.fromkeys(owner for owner, _, _ in (*charge.series, *charge.limits)))
+        return [
+            (owner.exchange.window(owner, WindowKey(owner.tenant, series, owner.period(wall_s), wall_s // 3600)), units)
+            for owner, series, units in charge.series
+        ]
+
+
+def _key_id(identity: Identity) -> str:
+    return identity.key[:16] if identity.key else ""

@@ -1,0 +1,288 @@
+"""One writer's side of the sync protocol for one shard (DESIGN section 6): composes messages, takes over replies.
+
+Guarantees: a message is a consistent snapshot; a reply counts only if it answers the latest message and came in time;
+            a new generation makes every kept window dirty again and reports every lease.
+Gives up:   nothing is awaited or timed here; the synchroniser drives it, and so does the simulator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReport
+from sidecar.usage.window import Window, WindowKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.lease import LimitState
+    from sidecar.usage.journal import Journal
+
+TENANTS_PER_SYNC = 200
+WINDOWS_EXAMINED = 256
+# A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
+HEARD_MS = 1_000
+ACKNOWLEDGED_KEPT_MS = 86_400_000
+
+
+class Terms(NamedTuple):
+    """Settings of the protocol; times in ms."""
+
+    lease_ttl_ms: int = 10_000
+    reclaim_after_ms: int = 60_000
+    lease_seconds: int = 2
+    lease_units_max: int = 1_000_000
+
+
+class Sent(NamedTuple):
+    """What a message said of one tenant, kept until its reply."""
+
+    account: Account
+    revision: int
+    windows: list[tuple[Window, int]]
+    limits: list[tuple[LimitState, LeaseReport, int]]
+    departed: list[LimitState]
+
+
+class ShardExchange:
+    """State of one shard at one writer."""
+
+    def __init__(self, shard: int, writer: str, journal: Journal, terms: Terms) -> None:
+        self.shard = shard
+        self.writer = writer
+        self.terms = terms
+        self.generation = ""
+        self.granting = False
+        self.valid_until_ms = 0
+        self.gone_after_ms = 0
+        self.watermark = 0
+        self.hour = 0  # the current hour (unix s // 3600, wall), set by whoever drives this
+        self.closing = False
+        self.stale: list[Account] = []
+        self.generation_changes = 0
+        self.replies_unused = 0
+        self._journal = journal
+        self._sequence = 0
+        self._acknowledged = 0
+        self._replied_ms = 0
+        self._heard_ms = -HEARD_MS
+        self._touched: dict[Account, None] = {}
+        self._holders: dict[Account, None] = {}
+        self._kept: deque[tuple[Account, Window]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to tell Redis or to hear from it."""
+        return bool(self._touched or self._holders or self._kept)
+
+    @property
+    def pressing(self) -> bool:
+        """Whether there is something that should not wait for the slow poll of the watermark."""
+        return bool(self._touched or self._holders)
+
+    @property
+    def rounds(self) -> int:
+        """Syncs that are enough to report everything counted so far."""
+        return -(-(len(self._touched) + len(self._holders)) // TENANTS_PER_SYNC) + 1 if self.pressing else 0
+
+    @property
+    def in_ledger(self) -> bool:
+        """Whether the ledger has every window that is kept."""
+        return all(window.in_ledger(self.watermark) for _, window in self._kept)
+
+    @property
+    def degraded(self) -> int:
+        """Limits that were decided by their outage policy since Redis last answered for them."""
+        return sum(1 for account in self._touched for state in account.limits.values() if state.outage_used)
+
+    @property
+    def kept(self) -> int:
+        """Windows that are still in the journal."""
+        return len(self._kept)
+
+    @property
+    def held_off(self) -> bool:
+        """Whether Redis grants nothing for now, because it lost state and is being restored."""
+        return bool(self.generation) and not self.granting
+
+    def heard_lately(self, now_ms: int) -> bool:
+        """Whether Redis answered within the last HEARD_MS, so that asking again can wait for the next sync."""
+        return now_ms - self._heard_ms < HEARD_MS
+
+    def leases(self) -> tuple[int, int]:
+        """Leases in hand and the units left in them."""
+        left = [state.left for account in self._holders for state in account.limits.values() if state.left > 0]
+        return len(left), sum(left)
+
+    def return_leases(self) -> None:
+        """Lower every lease to nothing and ask for no more; the next messages say so."""
+        self.closing = True
+        for account in list(self._holders):
+            for state in account.limits.values():
+                state.forfeit()
+            self.touch(account)
+
+    def touch(self, account: Account) -> None:
+        """Something about the account changed since its last report."""
+        account.touched = True
+        self._touched[account] = None
+
+    def forget(self, account: Account) -> bool:
+        """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
+        if account.touched or account.windows or account.departed or account in self._holders:
+            return False
+        return all(state.left == 0 for state in account.limits.values())
+
+    def window(self, account: Account, key: WindowKey) -> Window:
+        """The window of a key, with its journal cell; made on first use."""
+        window = account.windows.get(key)
+        if window is None:
+            window = account.windows[key] = Window(key, self._journal.cell(key.encode()))
+            self._kept.append((account, window))
+        return window
+
+    def spendable(self, now_ms: int) -> bool:
+        """Whether leases may be spent now; beyond ``reclaim_after`` they are gone for good."""
+        if now_ms < self.valid_until_ms:
+            return True
+        if self.gone_after_ms and now_ms >= self.gone_after_ms:
+            self.gone_after_ms = 0
+            for account in self._holders:
+                for state in account.limits.values():
+                    state.forfeit()
+        return False
+
+    def compose(self, now_ms: int) -> tuple[SyncMessage, list[Sent]]:
+        """The next message: at most TENANTS_PER_SYNC touched tenants first, then holders of leases."""
+        self.spendable(now_ms)
+        accounts = dict.fromkeys(_first(self._touched, TENANTS_PER_SYNC))
+        if len(accounts) < TENANTS_PER_SYNC:
+            accounts |= dict.fromkeys(_first(self._holders, TENANTS_PER_SYNC - len(accounts)))
+        sent = [self._report(account, now_ms) for account in accounts]
+        self._sequence += 1
+        if now_ms - self._replied_ms > ACKNOWLEDGED_KEPT_MS:
+            self._acknowledged = 0
+        parts = [
+            TenantReport(
+                one.account.tenant,
+                one.revision,
+                [(*window.key[1:], value) for window, value in one.windows],
+                [report for _, report, _ in one.limits],
+            )
+            for one in sent
+        ]
+        return SyncMessage(self.writer, self._sequence, self.generation, self._acknowledged, parts), sent
+
+    def _report(self, account: Account, now_ms: int) -> Sent:
+        account.touched = False
+        self._touched.pop(account, None)
+        # Rotate, so that holders beyond one message get their turn.
+        self._holders.pop(account, None)
+        windows = [(window, window.value) for window in account.windows.values() if window.dirty]
+        departed, account.departed = account.departed, []
+        limits: list[tuple[LimitState, LeaseReport, int]] = []
+        terms = self.terms
+        for state in (*departed, *account.limits.values()):
+            changed = state.own != state.own_reported or state.left or state.need or not state.known
+            if changed or state.watched or state in departed:
+                renewing = not self.closing and state not in departed
+                report = state.report(now_ms, terms.lease_seconds, terms.lease_units_max, renewing=renewing)
+                limits.append((state, report, state.own))
+        return Sent(account, account.snapshot.rev, windows, limits, departed)
+
+    def apply(self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int) -> None:
+        """Take over a reply. ``sent_ms``: when the message was sent (monotonic)."""
+        timely = message.sequence == self._sequence and now_ms - sent_ms < self.terms.lease_ttl_ms
+        if not timely:
+            self.replies_unused += 1
+            self.undo(sent)
+            return
+        self._heard_ms = now_ms
+        self.watermark = reply.watermark
+        self.granting = reply.granting
+        renewed = reply.accepted and reply.generation == self.generation
+        if reply.generation == self.generation:
+            self._acknowledged = message.sequence
+            self._replied_ms = now_ms
+        if renewed:
+            self.valid_until_ms = sent_ms + self.terms.lease_ttl_ms
+            self.gone_after_ms = sent_ms + self.terms.reclaim_after_ms
+        for one, part in zip(sent, reply.parts, strict=True):
+            if part.revision > one.revision:
+                self._reject(one)
+                self.stale.append(one.account)
+                continue
+            for window, value in one.windows:
+                window.acknowledged = value
+                window.version = reply.version
+                window.dirty = window.value != value
+            for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
+                state.settle(report, own, lease, now_ms, renewed=renewed)
+            account = one.account
+            if any(window.dirty for window, _ in one.windows):
+                self.touch(account)
+            if any(state.left for state in account.limits.values()):
+                self._holders[account] = None
+            if not renewed and one.departed:
+                account.departed += one.departed
+                self.touch(account)
+        if reply.generation != self.generation:
+            self._start_over(reply.generation)
+        self._release_windows()
+
+    def undo(self, sent: list[Sent]) -> None:
+        """The message may or may not have arrived: everything it said is to be said again."""
+        for one in sent:
+            self._reject(one)
+
+    def _reject(self, one: Sent) -> None:
+        for state, _, _ in one.limits:
+            state.renewing = False
+            state.known = False
+        one.account.departed += one.departed
+        if any(state.left for state in one.account.limits.values()):
+            self._holders[one.account] = None
+        self.touch(one.account)
+
+    def _start_over(self, generation: str) -> None:
+        """Redis lost its state: forget every acknowledgement, report every window that is kept and every lease."""
+        if self.generation:
+            self.generation_changes += 1
+        self.generation = generation
+        self._acknowledged = 0
+        for account, window in self._kept:
+            window.acknowledged = 0
+            window.version = 0
+            window.dirty = True
+            self.touch(account)
+        for account in self._holders:
+            self.touch(account)
+        for account in self._touched:
+            for state in account.limits.values():
+                state.known = False
+
+    def _release_windows(self) -> None:
+        """Free cells whose hour is over and whose value the ledger has."""
+        for _ in range(min(len(self._kept), WINDOWS_EXAMINED)):
+            account, window = self._kept[0]
+            if window.key.hour >= self.hour:
+                return
+            self._kept.popleft()
+            if window.in_ledger(self.watermark):
+                del account.windows[window.key]
+                # A charge worked out for that hour must not reach the cell again, even if the wall clock steps back.
+                account.charges.clear()
+                self._journal.free(window.cell)
+            else:
+                self._kept.append((account, window))
+
+
+def _first(accounts: Iterable[Account], most: int) -> list[Account]:
+    found: list[Account] = []
+    for account in accounts:
+        if len(found) == most:
+            break
+        found.append(account)
+    return found

@@ -1,0 +1,163 @@
+"""One limit of one tenant in one period, as this writer sees it, and the lease it may spend from.
+
+Guarantees: never spends more than Redis granted; gives back what it does not use.
+Gives up:   units unspent when the process dies, until its death is reported or they are reclaimed.
+
+Nothing here awaits, logs or reads a clock. Units are base units; times are milliseconds, monotonic where they are
+called ``now_ms`` and Redis' wall time where they come from a reply.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.store.messages import LeaseReply, LeaseReport
+
+if TYPE_CHECKING:
+    from sidecar.catalogue.snapshot import LimitRule
+
+FIRST_LEASE_UNITS = 20
+IDLE_AFTER_MS = 1_500
+CONTENDED_FOR_MS = 200
+CALLED_RESERVE_MS = 100
+
+
+class LimitState:
+    """What is left of the lease, what is used in all, and what Redis last said about the rest.
+
+    A limit without ``stop``, or in shadow, is counted and never ``leased``. ``own`` counts this writer's spending in
+    the period; ``known`` is False until Redis has confirmed the totals since the last change or failure.
+    """
+
+    __slots__ = (
+        "contended_until_ms",
+        "end_s",
+        "held_elsewhere",
+        "id",
+        "known",
+        "leased",
+        "left",
+        "need",
+        "outage_used",
+        "over_ms",
+        "own",
+        "own_changed_ms",
+        "own_reported",
+        "rate_per_s",
+        "renew_at",
+        "renewing",
+        "reported_ms",
+        "rule",
+        "small",
+        "start_s",
+        "stop",
+        "target",
+        "used",
+        "watched",
+    )
+
+    def __init__(self, rule: LimitRule, limit_id: str, start_s: int, end_s: int, *, leased: bool) -> None:
+        self.rule = rule
+        self.id = limit_id
+        self.start_s = start_s
+        self.end_s = end_s
+        self.stop = rule.stop
+        self.leased = leased
+        self.small = rule.period in ("second", "minute")
+        self.left = 0
+        self.used = 0
+        self.own = 0
+        self.own_reported = 0
+        self.own_changed_ms = 0
+        self.held_elsewhere = 0
+        self.over_ms = 0
+        self.known = False
+        self.need = 0
+        self.renewing = False
+        self.renew_at = 0
+        self.target = FIRST_LEASE_UNITS
+        self.rate_per_s = 0
+        self.reported_ms = 0
+        self.contended_until_ms = 0
+        self.outage_used = 0
+        self.watched = False  # its total matters although this writer does not spend from it
+
+    def spend(self, units: int) -> None:
+        """Count ``units`` as used; the caller has checked that a leased limit has them left."""
+        self.left -= units
+        self.own += units
+        self.used += units
+
+    def spend_unleased(self, units: int) -> None:
+        """Count ``units`` that no lease covers: a counted limit, or one that its outage policy lets through."""
+        self.own += units
+        self.used += units
+
+    def spent_out(self, units: int) -> bool:
+        """Whether ``units`` cannot fit any more in this period, whoever gives what back."""
+        return self.known and self.stop is not None and self.stop - self.used < units
+
+    def hold_on(self, units: int, now_ms: int) -> bool:
+        """Whether asking again for ``units`` is pointless for now: others hold them, and were asked a moment ago."""
+        return now_ms < self.contended_until_ms and self.left < units
+
+    def report(self, now_ms: int, lease_seconds: int, lease_units_max: int, *, renewing: bool = True) -> LeaseReport:
+        """What a sync says of this limit. Gives an idle lease back: ``left`` is lowered first, reported after.
+
+        ``renewing`` False asks for nothing: the period is over, or the writer is about to stop.
+        """
+        spent = self.own - self.own_reported
+        elapsed_ms = max(1, now_ms - self.reported_ms)
+        if spent:
+            self.own_changed_ms = now_ms
+        if self.reported_ms:
+            rate = spent * 1000 // max(elapsed_ms, 20)
+            self.rate_per_s = max(rate, self.rate_per_s * 7 // 8 if elapsed_ms < IDLE_AFTER_MS else 0)
+        want = 0
+        if self.leased:
+            if not renewing or (now_ms - self.own_changed_ms >= IDLE_AFTER_MS and not self.need):
+                self.left = 0
+            else:
+                self.target = min(max(self.rate_per_s * lease_seconds, FIRST_LEASE_UNITS), lease_units_max)
+                want = max(0, self.target - self.left)
+                # A lease that is more than half full is not topped up: syncs would grow with the traffic.
+                if self.left * 2 > self.target:
+                    want = 0
+        need = max(0, self.need - self.left)
+        self.need = 0
+        self.renewing = want > 0
+        self.own_reported = self.own
+        self.reported_ms = now_ms
+        rule = self.rule
+        cumulative = self.own if self.small else 0
+        left = self.left if self.leased else 0
+        return LeaseReport(
+            rule.name, self.id, self.start_s, self.end_s * 1000, self.small, left, need, max(want, need), cumulative
+        )
+
+    def settle(self, sent: LeaseReport, own_sent: int, reply: LeaseReply, now_ms: int, *, renewed: bool) -> None:
+        """Take over what Redis said: totals always, the lease only when ``renewed`` (an accepted, timely reply)."""
+        since = self.own - own_sent
+        self.used = reply.spent + since
+        self.over_ms = reply.over_ms
+        self.known = True
+        if not self.leased:
+            return
+        if renewed:
+            self.renewing = False
+            self.outage_used = 0
+            self.held_elsewhere = reply.held - reply.units
+            self.left = max(0, reply.units - since)
+            self.renew_at = min(self.target, self.left) // 3
+            asked = sent.want > 0
+            short = reply.units < sent.left + max(1, sent.need)
+            self.contended_until_ms = now_ms + CONTENDED_FOR_MS if asked and short else 0
+            if reply.called and not asked:
+                # Somebody is short: keep what the next moment needs and give the rest back with the next report.
+                self.left = min(self.left, self.rate_per_s * CALLED_RESERVE_MS // 1000)
+
+    def forfeit(self) -> None:
+        """Give up what is left, and say so in the next report: the cap was lowered, the period is over, or Redis may have given it to others."""
+        self.left = 0
+        self.renew_at = 0
+        self.known = False

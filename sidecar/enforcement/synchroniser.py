@@ -1,0 +1,139 @@
+"""Drives the exchanges of all shards: one call a shard at a time, at once when somebody waits or a lease runs low, else
+every ``sync_interval``.
+
+Guarantees: waiters for one shard share the first call sent after they joined; a failed call loses nothing.
+Gives up:   a sync while the breaker is open, but for the probe it lets through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.errors import StoreRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sidecar.clock import Clock
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.store.client import Store
+    from sidecar.telemetry import CoreCounters
+
+REFRESH_PAUSE_S = 0.02
+WATERMARK_POLL_MS = 5_000
+
+
+class Synchroniser:
+    """Runs syncs of one writer. ``refresh`` is told of accounts whose snapshot is older than Redis'."""
+
+    def __init__(  # noqa: PLR0913 - built once, by name
+        self,
+        exchanges: Sequence[ShardExchange],
+        store: Store,
+        clock: Clock,
+        counters: CoreCounters,
+        *,
+        interval_ms: int,
+        refresh: Callable[[Account], None],
+    ) -> None:
+        self._exchanges = exchanges
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._interval_ms = interval_ms
+        self._refresh = refresh
+        self._waiting: list[list[asyncio.Future[bool]]] = [[] for _ in exchanges]
+        self._again = [False] * len(exchanges)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._last_ms = [0] * len(exchanges)
+
+    def request(self, exchange: ShardExchange) -> None:
+        """Sync a shard now, or once more right after the call in flight."""
+        self._again[exchange.shard] = True
+        self._start(exchange)
+
+    def join(self, exchange: ShardExchange) -> asyncio.Future[bool]:
+        """Wait for the first call sent from now on; the result tells whether Redis answered."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting[exchange.shard].append(waiter)
+        self._start(exchange)
+        return waiter
+
+    async def run(self) -> None:
+        """Sync changed shards every interval, and idle ones now and then for the ledger's watermark."""
+        tick_s = self._interval_ms / 1000
+        while True:
+            await asyncio.sleep(tick_s)
+            now_ms = self._clock.monotonic_ms()
+            hour = self._clock.wall_s() // 3600
+            for exchange in self._exchanges:
+                exchange.hour = hour
+                due = exchange.pressing or (
+                    exchange.busy and now_ms - self._last_ms[exchange.shard] >= WATERMARK_POLL_MS
+                )
+                if due:
+                    self._start(exchange)
+
+    async def drain(self) -> bool:
+        """Report everything there is; returns whether Redis has it all."""
+        for exchange in self._exchanges:
+            while exchange.pressing:
+                for _ in range(exchange.rounds):
+                    if not await self.join(exchange):
+                        return False
+                if exchange.pressing:  # a snapshot has to be read again first
+                    await asyncio.sleep(REFRESH_PAUSE_S)
+        return True
+
+    async def poll(self) -> None:
+        """One sync of every shard that keeps windows, for the ledger's watermark."""
+        await asyncio.gather(*(self.join(exchange) for exchange in self._exchanges if exchange.kept))
+
+    async def close(self) -> None:
+        """Wait for the calls in flight."""
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _start(self, exchange: ShardExchange) -> None:
+        if exchange.shard not in self._tasks:
+            self._tasks[exchange.shard] = asyncio.get_running_loop().create_task(self._exchange(exchange))
+
+    async def _exchange(self, exchange: ShardExchange) -> None:
+        shard = exchange.shard
+        try:
+            while True:
+                self._again[shard] = False
+                waiters, self._waiting[shard] = self._waiting[shard], []
+                answered = False
+                try:
+                    answered = await self._call(exchange)
+                finally:
+                    for waiter in waiters:
+                        if not waiter.done():
+                            waiter.set_result(answered)
+                if not self._waiting[shard] and not (answered and self._again[shard]):
+                    return
+        finally:
+            del self._tasks[shard]
+
+    async def _call(self, exchange: ShardExchange) -> bool:
+        sent_ms = self._clock.monotonic_ms()
+        self._last_ms[exchange.shard] = sent_ms
+        message, sent = exchange.compose(sent_ms)
+        counters = self._counters
+        try:
+            reply = await self._store.sync(exchange.shard, message, exchange.terms.reclaim_after_ms)
+        except (StoreUnavailable, StoreRefused):
+            counters.syncs_failed += 1
+            exchange.undo(sent)
+            return False
+        now_ms = self._clock.monotonic_ms()
+        exchange.apply(message, sent, reply, sent_ms, now_ms)
+        counters.syncs_good += 1
+        counters.last_sync_ms = now_ms
+        counters.sync_us.observe((now_ms - sent_ms) * 1000)
+        stale, exchange.stale = exchange.stale, []
+        for account in stale:
+            self._refresh(account)
+        return True

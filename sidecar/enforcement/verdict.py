@@ -1,0 +1,143 @@
+"""The decision rules: what one charge may do at one moment (DESIGN section 4). Pure; nothing is spent here.
+
+Order: status of the tenant -> features -> room in every limit touched. A denial is a value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.enforcement.decision import Decision, LimitView
+
+if TYPE_CHECKING:
+    from sidecar.catalogue.model import Catalogue
+    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.lease import LimitState
+
+NEAR_PERCENT = 80
+CONTENDED_RETRY_S = 1
+OUTAGE_RETRY_S = 2
+FINE, NEAR, OVER, GRACE, DEGRADED, SHADOW = range(6)
+STATUS_NAMES = ("ok", "near", "over", "grace", "degraded", "shadow")
+SHORT = "short"  # a lease has to be asked for
+
+
+class Denial:
+    """Why one check fails; becomes a Decision, or only a mark where a shadow lets the request through."""
+
+    __slots__ = ("reason", "retry_after_s", "state", "status")
+
+    def __init__(self, status: int, reason: str, state: LimitState | None = None, retry_after_s: int = 0) -> None:
+        self.status = status
+        self.reason = reason
+        self.state = state
+        self.retry_after_s = retry_after_s
+
+
+def standing(account: Account, wall_s: int) -> Denial | int:
+    """Whether the tenant may use the API at all: a Denial (402), or FINE or GRACE."""
+    snapshot = account.snapshot
+    status, until_s = snapshot.status, snapshot.status_until_s
+    if status == "active" or (status == "trialing" and (not until_s or wall_s < until_s)):
+        return FINE
+    if status == "past_due" and wall_s < until_s:
+        return GRACE
+    return Denial(402, "payment_required")
+
+
+def counted(state: LimitState, units: int, wall_ms: int) -> Denial | int:
+    """A soft cap, or the soft part of a leased limit: FINE, NEAR, OVER, GRACE, or a Denial."""
+    rule = state.rule
+    included = rule.included
+    if included is None:
+        return FINE
+    used = state.used + units
+    if used <= included:
+        return NEAR if used * 100 >= included * NEAR_PERCENT else FINE
+    if rule.beyond == "bill":
+        return OVER
+    if rule.grace_s and (not state.over_ms or wall_ms < state.over_ms + rule.grace_s * 1000):
+        return GRACE
+    reason = "grace_over" if rule.grace_s else "limit_reached"
+    return Denial(429, reason, state, max(1, state.end_s - wall_ms // 1000))
+
+
+def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool) -> Denial | int | str:
+    """A limit whose lease does not cover ``units``: SHORT to ask Redis, a Denial, or DEGRADED by its outage policy."""
+    rule = state.rule
+    if state.stop is not None and (units > state.stop or state.spent_out(units)):
+        return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
+    if away:
+        if rule.on_outage == "open":
+            return DEGRADED
+        if rule.on_outage == "bounded" and state.outage_used + units <= rule.outage_units:
+            return DEGRADED
+        return Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
+    if state.hold_on(units, now_ms):
+        return Denial(429, "limit_contended", state, CONTENDED_RETRY_S)
+    return SHORT
+
+
+def headroom(state: LimitState, wall_ms: int) -> Denial | int:
+    """Whether a leased limit has a unit left in all, without wanting one."""
+    if state.spent_out(1):
+        return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
+    return FINE
+
+
+def allow(account: Account, charge: Charge, standing_mark: int, wall_ms: int) -> Decision:
+    """The answer to a request that was just spent; describes the tightest limit."""
+    mark = standing_mark
+    tightest: LimitState | None = None
+    remaining, quota = 0, 0
+    for _, state, _ in charge.limits:
+        cap = state.rule.included if state.stop is None else state.stop
+        if cap is None:
+            continue
+        left = cap - state.used
+        if tightest is None or left * quota < remaining * cap:
+            tightest, remaining, quota = state, left, cap
+    return Decision(
+        True,  # noqa: FBT003 - the first field of the hot path's answer
+        200,
+        "shadow" if mark == SHADOW else "allowed",
+        STATUS_NAMES[mark],
+        account.tenant,
+        account.snapshot.plan,
+        account.features,
+        view(tightest, wall_ms) if tightest is not None else None,
+    )
+
+
+def deny(account: Account, denials: list[Denial], wall_ms: int, catalogue: Catalogue) -> Decision:
+    """The answer to a request that is refused: the denial that lasts longest gives status, reason and numbers."""
+    first = max(denials, key=lambda denial: (denial.status != 429, denial.retry_after_s))  # noqa: PLR2004 - HTTP
+    return Decision(
+        allow=False,
+        status=first.status,
+        reason=first.reason,
+        quota_status="denied",
+        tenant=account.tenant,
+        plan=account.snapshot.plan,
+        features=(),
+        limit=view(first.state, wall_ms, catalogue) if first.state is not None else None,
+        violated=tuple(denial.state.rule.name for denial in denials if denial.state is not None),
+        retry_after_s=first.retry_after_s,
+        upgrade_url=catalogue.upgrade_url,
+    )
+
+
+def view(state: LimitState, wall_ms: int, catalogue: Catalogue | None = None) -> LimitView:
+    """The numbers of one limit, for headers and, with the metric's scale from ``catalogue``, for bodies."""
+    metric = catalogue.metrics.get(state.rule.metric) if catalogue is not None else None
+    cap = state.rule.included if state.stop is None else state.stop
+    remaining = 0 if cap is None else max(0, cap - state.used)
+    return LimitView(
+        state.rule.name,
+        cap,
+        state.used,
+        remaining,
+        state.end_s - state.start_s,
+        max(0, state.end_s - wall_ms // 1000),
+        metric.scale if metric is not None else 0,
+    )

@@ -1,0 +1,64 @@
+"""The errors of this program; each names the caller's next move in its docstring."""
+
+from __future__ import annotations
+
+
+class SidecarError(Exception):
+    """Base of every error this program raises on purpose.
+
+    The docstring of a class is its default message. ``transient`` tells whether trying the same call
+    again can help.
+    """
+
+    transient = False
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class SettingsInvalid(SidecarError):
+    """The settings cannot be used; mend every line that is named."""
+
+
+class CatalogueInvalid(SidecarError):
+    """The catalogue cannot be used; mend every line that is named. The last good one stays in force."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StoreUnavailable(SidecarError):
+    """Redis did not answer in time; apply the limit's outage policy and try again later."""
+
+    transient = True
+
+
+class StoreRefused(SidecarError):
+    """Redis answered, but cannot be used as it is set up; mend the setting that is named."""
+
+
+class LedgerUnavailable(SidecarError):
+    """Postgres did not answer; what was counted waits in Redis. Try again later."""
+
+    transient = True
+
+
+class LedgerRefused(SidecarError):
+    """Postgres answered, but cannot be used as it is set up; mend what is named."""
+
+
+class JournalUnusable(SidecarError):
+    """The journal file cannot be read or written; see the path and the cause."""
+
+
+class NotFound(SidecarError):
+    """There is no such object; check the name."""
+
+
+class Conflict(SidecarError):
+    """The object exists in another state; read it again and decide anew."""
+
+
+class EmbeddedServerFailed(SidecarError):
+    """An embedded server did not start; see the cause and its log file."""

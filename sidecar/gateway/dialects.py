@@ -1,0 +1,92 @@
+"""How each gateway asks, and what it can make of the answer.
+
+================  ===============================  =========================================  ====================
+path              asked by                         the original request                       a denial
+================  ===============================  =========================================  ====================
+``/envoy/*``      Envoy, Istio (HTTP ext_authz     method and Host as they are; path and      real status, headers
+                  with ``path_prefix: /envoy``)    query after the prefix                     and body
+``/forward``      Traefik forwardAuth, Caddy       ``X-Forwarded-Method``, ``-Uri``,          the same
+                  forward_auth                     ``-Host`` (else Host)
+``/nginx``        nginx auth_request               ``X-Original-Method``, ``-URI``,           see below
+                                                   ``-Host`` (else Host)
+================  ===============================  =========================================  ====================
+
+200 allows everywhere. nginx passes on 401 and 403 only and discards the body of the subrequest, so to nginx a denial
+is 401 or 403 without a body, with headers to rebuild the real answer from:
+
+* ``x-quota-http-status``: the real status (401, 402, 403, 429, 503; 4xx for a check that is no proper one);
+* ``x-quota-problem``: the problem+json body, one line of visible ASCII, usable as it is:
+  ``auth_request_set $quota_problem $upstream_http_x_quota_problem;`` and ``return 429 $quota_problem;``.
+  It may be 4 kilobytes long: ``proxy_buffer_size 16k;``;
+* ``Retry-After``, ``RateLimit``, ``RateLimit-Policy``, ``x-quota-status``, ``x-request-id``, ``WWW-Authenticate``: as
+  elsewhere, each to be copied with ``auth_request_set`` and ``add_header ... always``.
+
+A decision that failed here is 500 to every gateway: an error, for which each has a failure mode of its own.
+
+The original's headers are read by their exact names (in any case); a repeated one makes the check improper, since
+one of the two could be the client's. Aliases with underscores or dots are not read at all.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from sidecar.gateway.identity import Found
+
+ENVOY_PREFIX = b"/envoy"
+ENVOY_PREFIX_BYTES = len(ENVOY_PREFIX)
+HOST = b"host"
+
+# Only these can be asked about: a method is a key of memos, and what is no token is no method.
+_METHODS: dict[bytes, str] = {
+    name: name.decode() for name in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
+}
+METHOD_BYTES_MAX = 32
+
+
+class Dialect(Struct, frozen=True):
+    """A gateway dialect; header names are empty where the check itself is the original request."""
+
+    name: str
+    method: bytes = b""
+    uri: bytes = b""
+    host: bytes = b""
+
+
+ENVOY = Dialect("envoy")
+NGINX = Dialect("nginx", b"x-original-method", b"x-original-uri", b"x-original-host")
+FORWARD = Dialect("forward", b"x-forwarded-method", b"x-forwarded-uri", b"x-forwarded-host")
+BY_PATH = {b"/nginx": NGINX, b"/forward": FORWARD}
+
+# Every header that describes the original request; none may be repeated.
+ORIGINAL_HEADERS = frozenset(
+    header for dialect in (NGINX, FORWARD) for header in (dialect.method, dialect.uri, dialect.host)
+) | {HOST}
+
+Original = tuple[str, str, str]
+
+
+def dialect_of(url: bytes) -> Dialect | None:
+    """The dialect that a check's own target belongs to."""
+    if url.startswith(b"/envoy/"):
+        return ENVOY
+    return BY_PATH.get(url.partition(b"?")[0])
+
+
+def original(dialect: Dialect, method: bytes, url: bytes, found: Found) -> Original | None:
+    """Method, host and target (latin-1) of the original request; None when the check does not say them properly."""
+    host = found.get(HOST, b"")
+    if dialect is ENVOY:
+        target = url[ENVOY_PREFIX_BYTES:]
+    else:
+        method = found.get(dialect.method, b"")
+        target = found.get(dialect.uri, b"")
+        host = found.get(dialect.host) or host
+        # A folded host is a repeated one; no host has a comma or a blank.
+        if not target or not _is_method(method) or b"," in host or b" " in host:
+            return None
+    return _METHODS.get(method) or method.decode("latin-1"), host.decode("latin-1"), target.decode("latin-1")
+
+
+def _is_method(method: bytes) -> bool:
+    return method in _METHODS or (len(method) <= METHOD_BYTES_MAX and method.replace(b"-", b"").isalpha())

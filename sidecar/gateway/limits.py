@@ -1,0 +1,29 @@
+"""What one listener takes from its peers; every bound has an answer, given with the field."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+READ_BYTES_MAX = 16_384  # of one read; all connections share one buffer of this size
+
+
+class ListenerLimits(Struct, frozen=True, kw_only=True):
+    """Bounds of a listener.
+
+    A head is counted in reads: one that begins behind another request in the same read may be that much longer.
+    """
+
+    connections_max: int = 20_000  # closed at accept
+    head_bytes_max: int = 32_768  # 431, then closed
+    url_bytes_max: int = 16_384  # 431, then closed
+    headers_max: int = 200  # 431, then closed; trailers included
+    body_bytes_max: int = 65_536  # 413, then closed; up to here bodies are discarded
+    request_timeout_ms: int = 5_000  # from a request's first byte to its last: 408, then closed
+    idle_timeout_ms: int = 75_000  # closed
+    write_buffer_bytes: int = 65_536  # beyond it nothing is read from a peer until it has read
+    write_timeout_ms: int = 10_000  # a peer that reads nothing for so long: closed
+
+    @property
+    def message_bytes_max(self) -> int:
+        """Of a whole request: chunks of one byte take six, and neither chunk extensions nor trailers are free."""
+        return self.head_bytes_max + 8 * self.body_bytes_max

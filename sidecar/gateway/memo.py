@@ -1,0 +1,20 @@
+"""Bounded memory of what was worked out from bytes that came over the wire.
+
+Guarantees: a memo never grows beyond its bound, whatever a client sends; the oldest entry leaves first.
+Gives up:   keeping what is used most: a flood of new keys drives out hot ones, which are then worked out again.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def remember(memo: dict[K, V], key: K, value: V, entries_max: int) -> V:
+    """Keep a value, at the cost of the oldest one when the memo is full."""
+    if len(memo) >= entries_max:
+        del memo[next(iter(memo))]
+    memo[key] = value
+    return value

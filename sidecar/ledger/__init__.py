@@ -1,0 +1,1 @@
+"""Postgres, the record: named queries, flusher passes, projection and migrations."""

@@ -1,0 +1,235 @@
+"""The flusher: carries windows from Redis to the ledger, and projects tenants, keys and the catalogue to Redis.
+
+A pass over a shard: read dirty windows -> merge them with max -> raise the epoch -> commit -> clear the marks of windows
+that did not change meanwhile -> move the watermark. Several flushers share the shards by Postgres' advisory locks.
+
+Guarantees: a mark is cleared only after the commit; whatever is lost or repeated in between changes nothing.
+Gives up:   order between shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from sidecar.errors import NotFound, SidecarError
+from sidecar.ledger.projector import Projector
+from sidecar.ledger.restore import restore
+from sidecar.ledger.shard import CounterRow
+from sidecar.logs import Transition, fields
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sidecar.clock import Clock
+    from sidecar.ledger.connection import Ledger
+    from sidecar.ledger.shard import ShardTransaction
+    from sidecar.store.client import Store
+    from sidecar.store.messages import Collected, DirtyWindow
+    from sidecar.telemetry import FlusherCounters
+
+log = logging.getLogger(__name__)
+
+WINDOWS_PER_PASS = 1_000
+SHARDS_AT_ONCE = 4
+PROJECT_INTERVAL_S = 0.2
+PARTITIONS_INTERVAL_S = 3_600
+RETRY_S = 0.2
+
+
+class FlushTerms(Struct, frozen=True):
+    """Settings of the flusher; times in ms, ``hold`` is "full" or "reported"."""
+
+    interval_ms: int
+    reclaim_after_ms: int
+    hold: str
+
+
+class Flusher:
+    """Passes over all shards, again and again. ``flush`` returns when everything counted before it is in the ledger."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, clock: Clock, counters: FlusherCounters, terms: FlushTerms
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._terms = terms
+        self._projector = Projector(store, clock)
+        self._shards = store.keys.shards
+        self._locks = [asyncio.Lock() for _ in range(self._shards)]
+        self._epochs = [-1] * self._shards
+        self._opening = [0] * self._shards
+        self._reclaimed = [0] * self._shards
+        self._backlog = [0] * self._shards
+        self._state = Transition(log, "flushing")
+        self.cause = ""
+
+    async def run(self) -> None:
+        """Pass over all shards every interval, and project changes as they come."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every(self._terms.interval_ms / 1000, self._pass_all))
+            tasks.create_task(self._every(PROJECT_INTERVAL_S, self._project))
+            tasks.create_task(self._every(PARTITIONS_INTERVAL_S, self._partitions))
+
+    async def flush(self) -> None:
+        """Pass until everything that was dirty at the call is in the ledger. Raises what a pass raises."""
+        for shard in range(self._shards):
+            while await self._pass(shard, full=True):
+                pass
+
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except SidecarError as error:
+                self._failed(error)
+            await asyncio.sleep(interval_s)
+
+    def _failed(self, error: SidecarError) -> None:
+        self._counters.passes_failed += 1
+        self.cause = str(error)
+        self._state.bad(cause=self.cause)
+
+    async def _pass_all(self) -> None:
+        began_ms = self._clock.monotonic_ms()
+        limit = asyncio.Semaphore(SHARDS_AT_ONCE)
+
+        async def one(shard: int) -> None:
+            async with limit:
+                while await self._pass(shard):
+                    pass
+
+        results = await asyncio.gather(*(one(shard) for shard in range(self._shards)), return_exceptions=True)
+        counters = self._counters
+        counters.backlog_windows = sum(self._backlog)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
+            raise failures[0]
+        counters.passes_good += 1
+        now_ms = self._clock.monotonic_ms()
+        counters.flush_us.observe((now_ms - began_ms) * 1000)
+        counters.clean_ms = now_ms
+        self.cause = ""
+        self._state.good()
+
+    async def _project(self) -> None:
+        async with self._ledger.transaction() as tx:
+            announced = await self._projector.catalogue(tx)
+            pending = [int(row[0]) for row in await tx.rows("shards_pending")]
+        await self._store.announce(announced)
+        for shard in pending:
+            while await self._pass(shard, full=True):
+                pass
+
+    async def _partitions(self) -> None:
+        await self._ledger.ensure_partitions(self._clock.wall_s())
+
+    async def _pass(self, shard: int, *, full: bool = False) -> bool:
+        """One pass over a shard; returns whether there is more to do. ``full``: also when nothing seems dirty."""
+        async with self._locks[shard]:
+            if not full and self._epochs[shard] >= 0:
+                glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
+                self._backlog[shard] = glance.dirty
+                opening = self._terms.hold == "reported" and self._opening[shard] > glance.now_ms
+                if not glance.dirty and not glance.silent and glance.state == "open" and not opening:
+                    return False
+            return await self._locked_pass(shard, full=full)
+
+    async def _locked_pass(self, shard: int, *, full: bool) -> bool:
+        store, terms = self._store, self._terms
+        announced: list[tuple[str, str]] = []
+        async with self._ledger.shard(shard) as tx:
+            if tx is None:
+                if full:
+                    await asyncio.sleep(RETRY_S)
+                return full
+            state = await tx.state()
+            collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, terms.reclaim_after_ms)
+            if collected.epoch > state.epoch:
+                await self._ledger_went_back(shard, state.epoch, collected.epoch)
+            epoch = await self._merge(tx, collected, state.epoch)
+            drained = len(collected.windows) >= collected.dirty
+            held = collected.state == "held"
+            writers: list[str] = []
+            if held and drained:
+                writers = await restore(tx, store, collected)
+            restored = not held
+            if drained:
+                try:
+                    announced = await self._projector.shard(tx, collected, _aged(collected))
+                    restored = True
+                except NotFound:
+                    # Without a catalogue there are no plans yet: whatever is counted is kept, nothing is granted.
+                    restored = False
+            if held and restored:
+                await tx.set_generation(collected.generation)
+        self._epochs[shard] = epoch
+        if collected.windows:
+            marks = [(w.tenant, w.series, w.period, w.hour, w.version) for w in collected.windows]
+            await store.settle(shard, collected.generation, epoch, marks)
+        await store.announce(announced)
+        if restored and (held or self._opening[shard] > collected.now_ms):
+            await self._open(shard, collected, writers, first=held and not state.generation)
+        await self._retire_silent(shard, collected)
+        self._backlog[shard] = max(0, collected.dirty - len(collected.windows))
+        return not drained
+
+    async def _merge(self, tx: ShardTransaction, collected: Collected, epoch: int) -> int:
+        if not collected.windows and collected.epoch <= epoch:
+            return epoch
+        rows = counter_rows(collected.windows)
+        self._counters.rows += await tx.merge(rows, await self._projector.default_plan(tx))
+        return await tx.raise_epoch(collected.epoch)
+
+    async def _open(self, shard: int, collected: Collected, writers: Sequence[str], *, first: bool) -> None:
+        terms = self._terms
+        self._opening[shard] = await self._store.open(
+            shard,
+            collected.generation,
+            first=first,
+            reclaim_after_ms=terms.reclaim_after_ms,
+            hold=terms.hold,
+            writers=writers,
+        )
+        if collected.state == "held" and not first:
+            self._counters.restores += 1
+            log.warning("shard restored after lost state", extra=fields(shard=shard, grants_at_ms=self._opening[shard]))
+
+    async def _retire_silent(self, shard: int, collected: Collected) -> None:
+        lost = self._counters
+        lost.lease_units_lost += max(0, collected.reclaimed - self._reclaimed[shard])
+        self._reclaimed[shard] = collected.reclaimed
+        for writer in collected.silent:
+            while await self._store.retire(shard, writer, lost=True):
+                pass
+
+    async def _ledger_went_back(self, shard: int, ledger_epoch: int, redis_epoch: int) -> None:
+        """Postgres was restored from a backup: whatever Redis still has is sent again."""
+        marked = await self._store.mark_all_dirty(shard)
+        log.error(
+            "the ledger is older than Redis; every window is sent again",
+            extra=fields(shard=shard, ledger_epoch=ledger_epoch, redis_epoch=redis_epoch, windows=marked),
+        )
+
+
+def counter_rows(windows: Sequence[DirtyWindow]) -> list[CounterRow]:
+    """Rows of the ledger for windows as Redis has them; a series is ``metric`` or ``metric@scope``."""
+    rows = []
+    for window in windows:
+        metric, _, scope = window.series.partition("@")
+        values = window.values
+        rows += [
+            CounterRow(window.tenant, metric, scope, window.period, window.hour, str(writer), int(amount))
+            for writer, amount in zip(values[::2], values[1::2], strict=True)
+        ]
+    return rows
+
+
+def _aged(collected: Collected) -> list[str]:
+    """Tenants with windows too old to have moved ``spent`` directly; the margin covers an hour that just turned."""
+    return list(dict.fromkeys(w.tenant for w in collected.windows if w.hour <= collected.first_direct_hour))

@@ -1,0 +1,1 @@
+"""One revision a file, each running the .sql file of its name."""

@@ -1,0 +1,167 @@
+"""Projects what the ledger says of tenants, keys and the catalogue to Redis.
+
+Guarantees: a limit that is new or changed starts from what its period has already used: the ledger first, then one script
+            that rebuilds the limit and publishes the revision (DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from sidecar.catalogue.load import parse
+from sidecar.catalogue.period import bounds
+from sidecar.catalogue.resolve import resolve
+from sidecar.errors import CatalogueInvalid, NotFound, StoreUnavailable
+from sidecar.ledger import plans, tenants
+from sidecar.ledger.spans import Span
+from sidecar.store import snapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar.catalogue.model import Catalogue
+    from sidecar.catalogue.snapshot import Snapshot
+    from sidecar.clock import Clock
+    from sidecar.ledger.shard import ShardTransaction
+    from sidecar.ledger.tenants import TenantRow
+    from sidecar.ledger.transaction import Transaction
+    from sidecar.store.client import Store
+    from sidecar.store.messages import Collected
+
+log = logging.getLogger(__name__)
+
+TENANTS_PER_ROUND = 500
+PUBLISHED_AT_ONCE = 16
+
+
+class Projector:
+    """Keeps the parsed catalogue of the newest revision between calls."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._revision = 0
+        self._catalogue: Catalogue | None = None
+
+    async def catalogue(self, tx: Transaction) -> list[tuple[str, str]]:
+        """Give Redis the catalogue in force, if it has another one; returns what to announce."""
+        version = await plans.current(tx)
+        if version is None or await self._store.catalogue_revision() == version.revision:
+            return []
+        await self._store.put_catalogue(version.revision, version.document)
+        await plans.mark_projected(tx, version.revision)
+        return [("catalogue", str(version.revision))]
+
+    async def default_plan(self, tx: Transaction) -> str:
+        """Plan of tenants that were counted before anybody put them; empty without a catalogue."""
+        try:
+            return (await self._current(tx)).default_plan
+        except NotFound:
+            return ""
+
+    async def shard(self, tx: ShardTransaction, collected: Collected, aged: Sequence[str]) -> list[tuple[str, str]]:
+        """Publish pending tenants and keys of a shard, and rebuild ``aged`` tenants; returns what to announce.
+
+        Raises NotFound while there is no catalogue, StoreUnavailable when Redis moved on (the next pass starts over).
+        """
+        announced: list[tuple[str, str]] = []
+        while changed_keys := await tx.pending_keys(TENANTS_PER_ROUND):
+            for key in changed_keys:
+                await self._store.put_key(key.sha256, None if key.revoked_s else key.tenant)
+                announced.append(("key", key.sha256))
+            await tx.mark_keys_projected(changed_keys)
+        rebuilt = set(aged)
+        while True:
+            pending = await tx.pending_tenants(TENANTS_PER_ROUND)
+            rows = pending + [row for row in await tenants.by_ids(tx, sorted(rebuilt)) if row not in pending]
+            rebuilt.clear()
+            if not rows:
+                break
+            published = await self._publish(tx, collected, rows)
+            await tx.mark_projected(published)
+            announced += [("tenant", snapshot.tenant) for snapshot in published]
+            if len(pending) < TENANTS_PER_ROUND:
+                break
+        if collected.state == "held":
+            await self._current(tx)
+        return announced
+
+    async def _publish(self, tx: ShardTransaction, collected: Collected, rows: Sequence[TenantRow]) -> list[Snapshot]:
+        catalogue = await self._current(tx)
+        found = [self._snapshot(catalogue, row) for row in rows]
+        older = await self._older(tx, found, collected.first_direct_hour)
+        limit = asyncio.Semaphore(PUBLISHED_AT_ONCE)
+
+        async def one(snapshot: Snapshot) -> bool:
+            async with limit:
+                return await self._store.publish(
+                    snapshot.tenant,
+                    snapshot.rev,
+                    snapshots.encode(snapshot),
+                    snapshots.script_limits(snapshot),
+                    generation=collected.generation,
+                    first_direct_hour=collected.first_direct_hour,
+                    older=older.get(snapshot.tenant, []),
+                )
+
+        if not all(await asyncio.gather(*(one(snapshot) for snapshot in found))):
+            raise StoreUnavailable("Redis moved on while tenants were published")
+        return found
+
+    async def _older(
+        self, tx: ShardTransaction, found: Sequence[Snapshot], first_direct_hour: int
+    ) -> dict[str, list[str | int]]:
+        """What each limit had used in windows before ``first_direct_hour``: id, start, units and end (ms), per tenant.
+
+        Only the period that contains that hour's start has both older and newer windows.
+        """
+        instant_s = first_direct_hour * 3600
+        spans: list[Span] = []
+        about: list[tuple[str, str, int, int]] = []
+        for snapshot in found:
+            for rule in snapshot.limits:
+                start_s, end_s = bounds(rule.period, instant_s, snapshot.anchor_s, snapshot.interval_months)
+                if rule.period in ("second", "minute", "hour") or start_s >= instant_s:
+                    continue
+                scoped = rule.name if rule.scope != "tenant" else ""
+                period_s = start_s if rule.period == "billing" else None
+                spans.append(Span(snapshot.tenant, rule.metric, scoped, start_s // 3600, first_direct_hour, period_s))
+                about.append((snapshot.tenant, rule.name, start_s, end_s * 1000))
+        older: dict[str, list[str | int]] = {}
+        for total in await tx.totals(spans) if spans else []:
+            tenant, name, start_s, end_ms = about[total.index]
+            if total.amount:
+                older.setdefault(tenant, []).extend((total.scope or name, start_s, total.amount, end_ms))
+        return older
+
+    def _snapshot(self, catalogue: Catalogue, row: TenantRow) -> Snapshot:
+        return resolve(
+            catalogue,
+            tenant=row.tenant,
+            rev=row.rev,
+            plan=row.plan,
+            status=row.status,
+            status_until_s=row.status_until_s,
+            parent=row.parent,
+            anchor_s=row.anchor_s,
+            shadow=row.shadow,
+            overrides=row.overrides,
+            strict=False,
+        )
+
+    async def _current(self, tx: Transaction) -> Catalogue:
+        version = await plans.current(tx)
+        if version is None:
+            raise NotFound("no catalogue was applied yet; run `sidecar catalogue apply FILE`")
+        if version.revision != self._revision or self._catalogue is None:
+            try:
+                self._catalogue = parse(version.document, f"revision {version.revision}")
+            except CatalogueInvalid as error:
+                # It was valid when it was applied: a newer program reads it differently. The last one stays in force.
+                if self._catalogue is None:
+                    raise
+                log.error("the applied catalogue cannot be read", extra={"fields": {"cause": str(error)}})  # noqa: TRY400
+            self._revision = version.revision
+        return self._catalogue

@@ -1,0 +1,115 @@
+"""A transaction that has one shard of the ledger for itself: what a flusher's pass is made of.
+
+Guarantees: nobody else merges, raises the epoch or marks projections of this shard while it is open; what it did is
+            seen as a whole or not at all. Counters only grow, and merging anything twice changes nothing (C2).
+Gives up:   waiting for the shard: another flusher that has it is as good.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from sidecar.catalogue.snapshot import Snapshot
+from sidecar.errors import LedgerRefused
+from sidecar.ledger import keys, projection
+from sidecar.ledger.spans import Span, SpanTotal, totals
+from sidecar.ledger.tenants import TenantRow
+from sidecar.ledger.transaction import Connection, Transaction
+
+LOCK_CLASS = 0x5C5  # the first half of the advisory lock's key; the shard is the second
+
+
+class CounterRow(Struct, frozen=True):
+    """What one writer counted in one window, cumulative. ``hour`` is unix seconds // 3600."""
+
+    tenant: str
+    metric: str
+    scope: str
+    period_s: int
+    hour: int
+    writer: str
+    amount: int
+
+
+class ShardState(Struct, frozen=True):
+    """How far a shard is: the epoch of the last pass that wrote, and the Redis generation the ledger knows."""
+
+    epoch: int
+    generation: str
+
+
+class ShardTransaction(Transaction):
+    """See the module. Made by Ledger.shard()."""
+
+    __slots__ = ("shard",)
+
+    def __init__(self, connection: Connection, shards: int, shard: int) -> None:
+        super().__init__(connection, shards)
+        self.shard = shard
+
+    async def take(self) -> bool:
+        """Lock the shard until the transaction ends; False when another transaction has it."""
+        return bool(await self.value("take_shard", LOCK_CLASS, self.shard))
+
+    async def merge(self, rows: Sequence[CounterRow], default_plan: str = "") -> int:
+        """Merge counters with max, recompute the totals of windows that grew, return how many counters grew.
+
+        A tenant nobody put is introduced with ``default_plan``, so that nothing counted is ever without an owner.
+        """
+        if not rows:
+            return 0
+        names = list({row.tenant for row in rows})
+        for name in names:
+            if zlib.crc32(name.encode()) % self.shards != self.shard:
+                raise LedgerRefused(f"tenant {name!r} does not belong to shard {self.shard}")
+        await self.rows("introduce_tenants", names, default_plan, self.shard)
+        return int(
+            await self.value(
+                "merge_counters",
+                self.shard,
+                [row.tenant for row in rows],
+                [row.metric for row in rows],
+                [row.scope for row in rows],
+                [row.period_s for row in rows],
+                [row.hour for row in rows],
+                [row.writer for row in rows],
+                [row.amount for row in rows],
+            )
+        )
+
+    async def state(self) -> ShardState:
+        row = await self.row("shard_state", self.shard)
+        return ShardState(*row) if row is not None else ShardState(0, "")
+
+    async def raise_epoch(self, beyond: int = 0) -> int:
+        """Raise the epoch by one, or to ``beyond`` + 1 when that is more, and return it."""
+        return int(await self.value("raise_epoch", self.shard, beyond))
+
+    async def set_generation(self, generation: str) -> None:
+        await self.rows("set_generation", self.shard, generation)
+
+    async def recent_counters(self, since_hour: int) -> list[CounterRow]:
+        """Every counter of this shard's windows of ``since_hour`` and later, by hour."""
+        return [CounterRow(*row) for row in await self.rows("recent_counters", self.shard, since_hour)]
+
+    async def totals(self, spans: Sequence[Span]) -> list[SpanTotal]:
+        """Sum the windows of many spans in one round trip; see spans.totals."""
+        return await totals(self, spans)
+
+    async def pending_tenants(self, most: int) -> list[TenantRow]:
+        """Tenants of this shard that changed since they were projected, the longest waiting first."""
+        return await projection.pending(self, self.shard, most)
+
+    async def mark_projected(self, snapshots: Sequence[Snapshot]) -> None:
+        """Record that Redis has these snapshots, and keep their limits for the ledger's own functions and views."""
+        await projection.mark(self, snapshots)
+
+    async def pending_keys(self, most: int) -> list[keys.KeyRow]:
+        """API keys of this shard (by the key's hash) that changed since they were projected."""
+        return await keys.pending(self, self.shard, most)
+
+    async def mark_keys_projected(self, projected: Sequence[keys.KeyRow]) -> None:
+        await keys.mark_projected(self, projected)

@@ -1,0 +1,46 @@
+"""Waiting to be told to stop: the first SIGINT or SIGTERM asks kindly, the second one insists."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """While it is entered, signals are noted instead of ending the process; ``force`` runs at the second one."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._force: Callable[[], None] | None = None
+
+    def insist_with(self, force: Callable[[], None]) -> None:
+        """Say what a second signal does."""
+        self._force = force
+
+    async def wait(self) -> None:
+        await self._asked.wait()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def _note(self) -> None:
+        if self._asked.is_set() and self._force is not None:
+            self._force()
+        self._asked.set()
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)

@@ -1,0 +1,1 @@
+"""Redis: keys, Lua scripts and typed calls."""

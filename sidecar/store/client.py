@@ -1,0 +1,284 @@
+"""The store: typed calls of the Lua scripts on Redis.
+
+Guarantees: a call answers within its timeout or raises StoreUnavailable; nothing is retried here, because every
+            message may be repeated by its sender; while the breaker is open only a probe reaches Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from sidecar.errors import StoreRefused, StoreUnavailable
+from sidecar.store.breaker import Breaker
+from sidecar.store.messages import COLLECTED, ENCODER, SYNC_REPLY, Changes, Collected, Lookup, SyncMessage, SyncReply
+from sidecar.store.scripts import load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar.clock import Clock
+    from sidecar.store.keys import Keyspace
+
+CHANGES_KEPT = 10_000
+CHANGES_READ_MOST = 1_000
+REDIS_OLDEST = (6, 2)
+
+
+class Store:
+    """One connection pool to Redis and the calls on it; times are milliseconds, units base units.
+
+    ``identity`` makes ids of new generations unique to this process.
+    """
+
+    def __init__(  # noqa: PLR0913 - built once, in app.py, by name
+        self, url: str, keys: Keyspace, clock: Clock, *, identity: str, timeout_ms: int, ca_file: str = ""
+    ) -> None:
+        self.keys = keys
+        self.breaker = Breaker()
+        self.calls: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+        self._clock = clock
+        self._identity = identity
+        self._timeout_s = timeout_ms / 1000
+        self._scripts = load()
+        self._generations = 0
+        options: dict[str, Any] = {"ssl_ca_certs": ca_file} if ca_file else {}
+        self._redis = Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=64,
+            **options,
+        )
+
+    @property
+    def available(self) -> bool:
+        """Whether a request may wait for Redis; False while the breaker is open."""
+        return not self.breaker.open
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+    async def check(self) -> None:
+        """Refuse a server that cannot keep the promises: too old, or one that evicts keys."""
+        info = await self._command("INFO", "server")
+        version = str(info.get("redis_version", "0.0"))
+        if tuple(int(part) for part in version.split(".")[:2]) < REDIS_OLDEST:
+            message = f"Redis {version} is too old; 6.2 or newer is needed"
+            raise StoreRefused(message)
+        try:
+            config = await self._redis.config_get("maxmemory-policy")
+        except ResponseError:
+            return  # managed services hide CONFIG; their policy is the operator's promise
+        except RedisError as error:
+            raise StoreUnavailable(str(error)) from error
+        policy = {str(name): str(value) for name, value in config.items()}.get("maxmemory-policy", "noeviction")
+        if policy != "noeviction":
+            message = f"Redis has maxmemory-policy {policy}; set it to noeviction, or counts would be evicted"
+            raise StoreRefused(message)
+
+    async def sync(self, shard: int, message: SyncMessage, reclaim_after_ms: int) -> SyncReply:
+        """Report windows and leases of one writer; renew the leases."""
+        keys = self.keys
+        raw = await self._script(
+            "sync",
+            shard,
+            (keys.writers(shard), keys.writer(shard, message.writer), keys.held(shard, message.writer), keys.dirty(shard)),
+            (reclaim_after_ms, ENCODER.encode(message)),
+        )
+        return SYNC_REPLY.decode(raw)
+
+    async def retire(self, shard: int, writer: str, *, lost: bool = False, most: int = 500) -> int:
+        """Free the leases of a writer that died (or is taken for lost); returns how many may remain."""
+        keys = self.keys
+        remaining = await self._script(
+            "retire",
+            shard,
+            (keys.writers(shard), keys.writer(shard, writer), keys.held(shard, writer)),
+            (writer, most, "1" if lost else "0"),
+        )
+        return int(remaining)
+
+    async def lookup(self, tenant: str, default: tuple[int, bytes, bytes] | None = None) -> Lookup:
+        """A tenant's snapshot; ``default`` (catalogue revision, snapshot, limits as msgpack) is given to one nobody knows."""
+        shard = self.keys.shard_of(tenant)
+        revision, document, limits = default or (-1, b"", b"")
+        state, found, snapshot = await self._script(
+            "lookup", shard, (self.keys.tenant(tenant),), (revision, document, limits)
+        )
+        return Lookup(restored=state == b"open", revision=int(found), document=snapshot or b"")
+
+    async def tenant_of_key(self, sha256: str) -> str | None:
+        """Tenant of an API key, None when there is no such key; StoreUnavailable while Redis is being restored."""
+        shard = self.keys.shard_of(sha256)
+        state, tenant = await self._script("find_key", shard, (self.keys.api_key(sha256),), ())
+        if not tenant and state != b"open":
+            raise StoreUnavailable("Redis is being restored; the API key may not be back yet")
+        return tenant.decode() or None
+
+    async def put_key(self, sha256: str, tenant: str | None) -> None:
+        """Store an API key, or remove a revoked one (tenant None)."""
+        if tenant is None:
+            await self._command("DEL", self.keys.api_key(sha256))
+        else:
+            await self._command("SET", self.keys.api_key(sha256), tenant)
+
+    async def changes(self, last_id: bytes, number: int) -> Changes:
+        """What was announced since ``last_id``, the ``number``-th entry; b"" asks where the stream stands."""
+        raw = await self._call("changes", (self.keys.changes,), (last_id, number, CHANGES_READ_MOST))
+        pairs = [item.decode() for item in raw[3:]]
+        return Changes(
+            last_id=raw[0], number=int(raw[1]), gap=bool(raw[2]), entries=list(zip(pairs[::2], pairs[1::2], strict=True))
+        )
+
+    async def announce(self, changes: Sequence[tuple[str, str]]) -> None:
+        """Tell every sidecar of changed (kind, id); kinds are tenant, key and catalogue."""
+        if changes:
+            flat = [part for change in changes for part in change]
+            await self._call("announce", (self.keys.changes,), (CHANGES_KEPT, *flat))
+
+    async def put_catalogue(self, revision: int, text: str) -> None:
+        """Store the catalogue that sidecars read, with the number of shards they must agree on."""
+        await self._command(
+            "HSET", self.keys.catalogue, "revision", revision, "text", text, "shards", self.keys.shards
+        )
+
+    async def catalogue_revision(self) -> int:
+        """Revision of the catalogue that Redis has; 0 for none."""
+        return int(await self._command("HGET", self.keys.catalogue, "revision") or 0)
+
+    async def catalogue(self) -> tuple[int, str] | None:
+        """Revision and text of the catalogue; StoreRefused when it was made for another number of shards."""
+        revision, text, shards = await self._command("HMGET", self.keys.catalogue, "revision", "text", "shards")
+        if revision is None:
+            return None
+        if int(shards) != self.keys.shards:
+            message = f"Redis was set up with {int(shards)} shards, SIDECAR_SHARDS is {self.keys.shards}; use {int(shards)}"
+            raise StoreRefused(message)
+        return int(revision), text.decode()
+
+    async def collect(self, shard: int, ledger_epoch: int, most: int, reclaim_after_ms: int) -> Collected:
+        """Windows not yet in the ledger, oldest change first; announces the ledger pass."""
+        keys = (self.keys.dirty(shard), self.keys.writers(shard))
+        raw = await self._script("collect", shard, keys, (ledger_epoch, most, reclaim_after_ms))
+        return COLLECTED.decode(raw)
+
+    async def settle(
+        self, shard: int, generation: str, epoch: int, windows: Sequence[tuple[str, str, int, int, int]]
+    ) -> int:
+        """Clear marks of windows (tenant, series, period, hour, version) the ledger has; returns the watermark or -1."""
+        raw = await self._script("settle", shard, (self.keys.dirty(shard),), (generation, epoch, ENCODER.encode(windows)))
+        return int(raw)
+
+    async def merge(
+        self, shard: int, generation: str, rows: Sequence[tuple[str, str, int, int, str, int]]
+    ) -> bool:
+        """Bring rows (tenant, series, period, hour, writer, amount) of the ledger back; False: generation changed."""
+        return int(await self._script("merge", shard, (), (generation, ENCODER.encode(rows)))) == 1
+
+    async def publish(  # noqa: PLR0913 - one message, spelled out
+        self,
+        tenant: str,
+        revision: int,
+        document: bytes,
+        limits: list[tuple[str, str, str, bool, int, int]],
+        *,
+        generation: str,
+        first_direct_hour: int,
+        older: list[str | int],
+    ) -> bool:
+        """Store a snapshot and rebuild what its limits have used; False: state moved on, read the ledger again."""
+        message = ENCODER.encode((tenant, revision, limits, generation, first_direct_hour, older))
+        shard = self.keys.shard_of(tenant)
+        return int(await self._script("publish", shard, (self.keys.tenant(tenant),), (message, document))) >= 0
+
+    async def open(  # noqa: PLR0913 - one message, spelled out
+        self, shard: int, generation: str, *, first: bool, reclaim_after_ms: int, hold: str, writers: Sequence[str]
+    ) -> int:
+        """End a restore; returns when granting resumes (ms), -1 when the generation changed."""
+        raw = await self._script(
+            "open",
+            shard,
+            (self.keys.writers(shard),),
+            (generation, "1" if first else "0", reclaim_after_ms, hold, ENCODER.encode(list(writers))),
+        )
+        return int(raw)
+
+    async def limit(self, tenant: str, limit_id: str, start: int) -> dict[str, str]:
+        """Everything kept of one limit and period, for people and for verify."""
+        raw = await self._command("HGETALL", self.keys.limit(tenant, limit_id, start))
+        return {field.decode(): value.decode() for field, value in raw.items()}
+
+    async def windows(self, tenant: str) -> dict[tuple[str, int, int], dict[str, int]]:
+        """All windows of a tenant that Redis still has: (series, period, hour) -> writer -> cumulative, for verify."""
+        found = {}
+        for member in await self._command("ZRANGE", self.keys.windows(tenant), 0, -1):
+            series, period, hour = member.decode().rsplit(":", 2)
+            fields = await self._command("HGETALL", self.keys.window(tenant, series, int(period), int(hour)))
+            values = {name.decode(): int(value) for name, value in fields.items() if name not in (b"v", b"t")}
+            if values:
+                found[series, int(period), int(hour)] = values
+        return found
+
+    async def mark_all_dirty(self, shard: int) -> int:
+        """After Postgres went back in time: every window Redis has is sent to the ledger again. Scans; rare by nature."""
+        prefix = f"{self.keys.tag(shard)}window:"
+        marked = 0
+        async for raw in self._redis.scan_iter(match=f"{prefix}*", count=1000):
+            tenant, _, member = raw.decode().removeprefix(prefix).partition(":")
+            version = await self._command("HINCRBY", self.keys.epoch(shard), "version", 1)
+            await self._command("HSET", raw, "v", version)
+            await self._command("ZADD", self.keys.dirty(shard), version, f"{tenant}\0{member}")
+            marked += 1
+        return marked
+
+    async def _script(self, name: str, shard: int, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
+        self._generations += 1
+        context = ENCODER.encode((self.keys.tag(shard), self._clock.offset_ms, f"{self._identity}-{self._generations}"))
+        return await self._call(name, (self.keys.epoch(shard), *keys), (context, *arguments))
+
+    async def _call(self, name: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
+        script = self._scripts[name]
+        try:
+            return await self._command("EVALSHA", script.sha, len(keys), *keys, *arguments, verb=name)
+        except NoScriptError:
+            return await self._command("EVAL", script.text, len(keys), *keys, *arguments, verb=name)
+
+    async def _command(self, *words: Any, verb: str = "") -> Any:
+        verb = verb or str(words[0]).lower()
+        now_ms = self._clock.monotonic_ms()
+        if not self.breaker.allows(now_ms):
+            raise StoreUnavailable("Redis is away; the breaker is open")
+        self.calls[verb] = self.calls.get(verb, 0) + 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            raise
+        except ResponseError as error:
+            self._fail(verb)
+            raise StoreRefused(f"Redis refused {verb}: {error}") from error
+        except (RedisError, OSError, TimeoutError) as error:
+            self._fail(verb)
+            raise StoreUnavailable(f"{type(error).__name__} during {verb}: {error}") from error
+        self.breaker.succeeded()
+        return answer
+
+    def _fail(self, verb: str) -> None:
+        self.errors[verb] = self.errors.get(verb, 0) + 1
+        self.breaker.failed(self._clock.monotonic_ms())
+
+
+def pack(value: object) -> bytes:
+    """msgpack form of a value, as scripts read it."""
+    return msgspec.msgpack.encode(value)

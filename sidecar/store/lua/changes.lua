@@ -1,0 +1,20 @@
+-- changes: what was announced since the reader's last look. Stands alone: the stream is no key of a shard.
+-- KEYS[1] changes  ARGV[1] id of the last entry read ('' at first)  ARGV[2] its number  ARGV[3] most entries
+-- Returns {last id, its number, gap, kind, id, kind, id, ...}; gap 1: something was missed, drop what is cached.
+
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if not last[1] then return { '', 0, ARGV[1] ~= '' and 1 or 0 } end
+local last_id, last_number = last[1][1], tonumber(last[1][2][2])
+local seen = tonumber(ARGV[2])
+if ARGV[1] == '' then return { last_id, last_number, 0 } end
+if last_number == seen then return { last_id, last_number, last_id ~= ARGV[1] and 1 or 0 } end
+local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[3])
+if last_number < seen or not entries[1] or tonumber(entries[1][2][2]) ~= seen + 1 then
+  return { last_id, last_number, 1 }
+end
+local reply = { entries[#entries][1], tonumber(entries[#entries][2][2]), 0 }
+for _, entry in ipairs(entries) do
+  reply[#reply + 1] = entry[2][4]
+  reply[#reply + 1] = entry[2][6]
+end
+return reply

@@ -1,0 +1,39 @@
+-- collect: read windows that are not yet in the ledger, oldest change first, and announce the ledger pass.
+-- KEYS[1] {tag}epoch  KEYS[2] {tag}dirty  KEYS[3] {tag}writers
+-- ARGV[2] the ledger's epoch  ARGV[3] most windows, 0 for none  ARGV[4] reclaim_after in ms
+-- A data set whose announced pass is behind the ledger's epoch lost updates: a new generation.
+-- Returns msgpack {generation, state, base, first direct hour, now_ms, epoch, reclaimed, version, silent writers, windows, dirty}
+--   window {tenant, series, period, hour, version, {writer, cumulative, ...}}
+
+load_generation()
+local ledger_epoch, most, reclaim_after = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local marks = redis.call('HMGET', epoch_key, 'intent', 'epoch', 'reclaimed', 'version')
+local intent, epoch = tonumber(marks[1]) or 0, tonumber(marks[2]) or 0
+
+if ledger_epoch > intent then
+  if generation.state == 'open' then start_generation(generation.replid) end
+  redis.call('HSET', epoch_key, 'epoch', integer(ledger_epoch))
+end
+if most > 0 and ledger_epoch + 1 > intent then redis.call('HSET', epoch_key, 'intent', integer(ledger_epoch + 1)) end
+
+local windows = {}
+local entries = most > 0 and redis.call('ZRANGE', KEYS[2], 0, most - 1) or {}
+for index, entry in ipairs(entries) do
+  local tenant, member = string.match(entry, '^(.-)%z(.*)$')
+  local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
+  local fields = redis.call('HGETALL', tag .. 'window:' .. tenant .. ':' .. member)
+  local version, values = 0, {}
+  for position = 1, #fields, 2 do
+    if fields[position] == 'v' then
+      version = tonumber(fields[position + 1])
+    elseif fields[position] ~= 't' then
+      values[#values + 1] = fields[position]
+      values[#values + 1] = tonumber(fields[position + 1])
+    end
+  end
+  windows[index] = { tenant, series, tonumber(period), tonumber(hour), version, values }
+end
+
+local silent = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', integer(now - reclaim_after), 'LIMIT', 0, 16)
+return cmsgpack.pack({ generation.gen, generation.state, generation.base, first_direct_hour(), now, epoch,
+  tonumber(marks[3]) or 0, tonumber(marks[4]) or 0, silent, windows, redis.call('ZCARD', KEYS[2]) })

@@ -1,0 +1,61 @@
+-- publish: a tenant's snapshot, together with what its limits have used so far, in one step (DESIGN 6).
+-- KEYS[1] {tag}epoch  KEYS[2] {tag}tenant:<tenant>
+-- ARGV[2] msgpack {tenant, revision, limits, generation, first direct hour, older}  ARGV[3] snapshot
+--   older {id, start, units, end_ms, ...}: the ledger's totals of windows before the first direct hour, per limit and period
+-- A limit's `spent` becomes that total + the sum of the windows here, never an absolute total alone.
+-- Returns 1 published, 0 an equal or newer revision stood already and was rebuilt, -1 generation or first direct hour
+-- have changed: read the ledger again.
+
+load_generation()
+local message = cmsgpack.unpack(ARGV[2])
+local tenant, revision, limits, older = message[1], message[2], message[3], message[6]
+if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
+
+local own_revision = tonumber(redis.call('HGET', KEYS[2], 'rev')) or -1
+local outcome = 0
+if revision >= own_revision then
+  if revision > own_revision then outcome = 1 end
+  redis.call('HSET', KEYS[2], 'rev', integer(revision), 'doc', ARGV[3], 'lim', cmsgpack.pack(limits))
+  redis.call('HDEL', KEYS[2], 'introduced')
+  redis.call('PERSIST', KEYS[2])
+else
+  limits = cmsgpack.unpack(redis.call('HGET', KEYS[2], 'lim'))
+end
+
+local included, ends, sums = {}, {}, {}
+local included_by_name = {}
+for _, limit in ipairs(limits) do included_by_name[limit[1]] = limit[5] end
+for position = 1, #older, 4 do
+  local key = limit_key(tenant, older[position], older[position + 1])
+  sums[key] = older[position + 2]
+  ends[key] = older[position + 3]
+  included[key] = included_by_name[string.match(older[position], '^[^:]*')]
+end
+local members = redis.call('ZRANGEBYSCORE', tag .. 'windows:' .. tenant, integer(first_direct_hour()), '+inf')
+for _, member in ipairs(members) do
+  local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
+  local total = tonumber(redis.call('HGET', tag .. 'window:' .. tenant .. ':' .. member, 't')) or 0
+  each_fed(limits, series, tonumber(period), tonumber(hour), function(limit, id, start)
+    local key = limit_key(tenant, id, start)
+    sums[key] = (sums[key] or 0) + total
+    included[key] = limit[5]
+    ends[key] = ends[key] or (longest_ttl(limit[3]) and now + longest_ttl(limit[3]) or 1e15)
+  end)
+end
+
+for key, units in pairs(sums) do
+  local ttl = ends[key] + LIMIT_KEPT_MS - now
+  if ttl > 0 then
+    open_limit(key, nil)
+    redis.call('HSET', key, 'spent', integer(units))
+    if included[key] and included[key] >= 0 then
+      if units > included[key] then
+        redis.call('HSETNX', key, 'over', integer(now))
+      else
+        redis.call('HDEL', key, 'over')
+      end
+    end
+    if ends[key] < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
+  end
+end
+return outcome

@@ -1,0 +1,28 @@
+-- retire: a writer has died and its windows are reported; free its leases, a bounded number a call.
+-- KEYS[1] {tag}epoch  KEYS[2] {tag}writers  KEYS[3] {tag}writer:<id>  KEYS[4] {tag}held:<id>
+-- ARGV[2] writer  ARGV[3] most leases freed in this call  ARGV[4] '1' when the writer is taken for lost, not reported
+-- Leases of seconds and minutes stay until their period ends: what was spent of them is in no journal.
+-- Returns how many leases may remain.
+
+load_generation()
+local writer, most, lost = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+local writers_key, writer_key, held_key = KEYS[2], KEYS[3], KEYS[4]
+
+if not lost then
+  redis.call('HSET', writer_key, 'gen', generation.gen, 'dead', '1')
+  redis.call('PEXPIRE', writer_key, integer(WRITER_TTL_MS))
+end
+
+for _, key in ipairs(redis.call('SPOP', held_key, most)) do
+  if redis.call('HGET', key, 'g') == generation.gen and redis.call('HEXISTS', key, 'small') == 0 then
+    local units = tonumber(redis.call('HGET', key, 'l:' .. writer)) or 0
+    if units > 0 then
+      set_lease(key, writer, held_key, units, 0)
+      if lost then redis.call('HINCRBY', epoch_key, 'reclaimed', integer(units)) end
+    end
+  end
+end
+
+local remaining = redis.call('SCARD', held_key)
+if remaining == 0 then redis.call('ZREM', writers_key, writer) end
+return remaining

@@ -1,0 +1,121 @@
+"""What writers and flushers exchange with Redis, as msgpack arrays; the Lua scripts state the same shapes.
+
+Units are integers in a metric's base unit, below 2**53: Redis computes in Lua numbers, which are doubles.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+UNITS_MAX = 2**53 - 1
+
+
+class LeaseReport(Struct, frozen=True, array_like=True):
+    """One limit in a sync: what is left of its lease, what a waiter needs, what would be good to have on top."""
+
+    name: str
+    id: str
+    start: int
+    end_ms: int
+    small: bool
+    left: int
+    need: int
+    want: int
+    cumulative: int
+
+
+class TenantReport(Struct, frozen=True, array_like=True):
+    """One tenant in a sync; windows are (series, period, hour, cumulative)."""
+
+    tenant: str
+    revision: int
+    windows: list[tuple[str, int, int, int]]
+    leases: list[LeaseReport]
+
+
+class SyncMessage(Struct, frozen=True, array_like=True):
+    """A consistent snapshot of one writer for one shard, taken between two requests."""
+
+    writer: str
+    sequence: int
+    generation: str
+    acknowledged: int
+    parts: list[TenantReport]
+
+
+class LeaseReply(Struct, frozen=True, array_like=True):
+    """What Redis says of one limit. ``over_ms``: server time of the first unit beyond the included amount, or 0."""
+
+    units: int
+    spent: int
+    held: int
+    over_ms: int
+    called: bool
+
+
+class TenantReply(Struct, frozen=True, array_like=True):
+    """``revision`` newer than the report's: the part had no effect and ``leases`` is empty. -1: Redis has no snapshot."""
+
+    revision: int
+    leases: list[LeaseReply]
+
+
+class SyncReply(Struct, frozen=True, array_like=True):
+    """Answer to a sync. ``accepted``: the leases were renewed and the writer is known to be alive."""
+
+    generation: str
+    granting: bool
+    watermark: int
+    version: int
+    accepted: bool
+    parts: list[TenantReply]
+
+
+class DirtyWindow(Struct, frozen=True, array_like=True):
+    """A window not yet in the ledger; ``values`` alternates writer and cumulative value."""
+
+    tenant: str
+    series: str
+    period: int
+    hour: int
+    version: int
+    values: list[str | int]
+
+
+class Collected(Struct, frozen=True, array_like=True):
+    """What a ledger pass starts from."""
+
+    generation: str
+    state: str
+    base_hour: int
+    first_direct_hour: int
+    now_ms: int
+    epoch: int
+    reclaimed: int
+    version: int
+    silent: list[str]
+    windows: list[DirtyWindow]
+    dirty: int
+
+
+class Lookup(Struct, frozen=True):
+    """A tenant's stored snapshot; ``revision`` -1 when there is none, ``restored`` False while that may be a loss."""
+
+    restored: bool
+    revision: int
+    document: bytes
+
+
+class Changes(Struct, frozen=True):
+    """What was announced since the last look; ``gap``: something was missed."""
+
+    last_id: bytes
+    number: int
+    gap: bool
+    entries: list[tuple[str, str]]
+
+
+SYNC_REPLY = msgspec.msgpack.Decoder(SyncReply)
+COLLECTED = msgspec.msgpack.Decoder(Collected)
+ENCODER = msgspec.msgpack.Encoder()

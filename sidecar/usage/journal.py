@@ -1,0 +1,153 @@
+"""The journal: 64-bit counters in a memory-mapped file, one cell a window, one file a writer.
+
+Guarantees: what was added before a process was killed is in the file; a key is written before its cell is used; a
+            full disk is an error at growth, never a SIGBUS.
+Gives up:   pages the kernel had not written when the machine lost power.
+
+Layout (little endian): a header page with magic and writer id, then blocks of BLOCK_BYTES that are allocated when they
+are added. A block is a row of records: size u32, crc u32, value u64, key length u16, key; padded to RECORD_GRAIN. A
+size of 0 ends a block's records; a crc of 0 marks a free record of that size. The crc covers the key and is written
+last, so that a record is either whole or free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from sidecar.errors import JournalUnusable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAGIC = b"QSJOURN1"
+HEADER = struct.Struct("<8s16s")
+HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
+RECORD = struct.Struct("<IIQH")
+CRC = struct.Struct("<I")
+BLOCK_BYTES = 1 << 20
+RECORD_GRAIN = 32
+KEY_BYTES_MAX = 4096
+SUFFIX = ".journal"
+
+
+class Cell:
+    """A place in the journal for one counter: ``view[index]`` is its cumulative value, in base units.
+
+    The hot path adds to ``view[index]`` itself; a method call would cost as much again (bench/decision.py).
+    """
+
+    __slots__ = ("block", "index", "size", "view")
+
+    def __init__(self, view: memoryview, block: int, index: int, size: int) -> None:
+        self.view = view
+        self.block = block
+        self.index = index
+        self.size = size
+
+
+def key_crc(key: bytes) -> int:
+    """Checksum of a record's key; never 0, which marks a free record."""
+    return crc32(key) or 1
+
+
+class Journal:
+    """The journal of one writer: hands out cells, takes them back, and grows by whole blocks.
+
+    When the file cannot be written or cannot grow, cells are taken from plain memory: counting goes on, ``durable``
+    is False and ``cause`` says why, until a later growth succeeds.
+    """
+
+    def __init__(self, path: Path, writer: str) -> None:
+        self.path = path
+        self.writer = writer
+        self.durable = True
+        self.cause = ""
+        self.cells = 0
+        self._blocks: list[tuple[mmap.mmap, memoryview]] = []
+        self._file_blocks = 0
+        self._free: dict[int, list[tuple[int, int]]] = {}
+        self._end = BLOCK_BYTES
+        self._fd = -1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(self._fd, 0, HEADER_BYTES)
+            os.pwrite(self._fd, HEADER.pack(MAGIC, writer.encode()), 0)
+        except OSError as error:
+            self._lose(error)
+            self._close_file(delete=True)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all blocks, in the file or in memory."""
+        return len(self._blocks) * BLOCK_BYTES
+
+    def cell(self, key: bytes) -> Cell:
+        """Append a record for ``key`` (at most KEY_BYTES_MAX bytes) and return its cell, at value 0."""
+        if len(key) > KEY_BYTES_MAX:
+            message = f"journal key of {len(key)} bytes; at most {KEY_BYTES_MAX} are possible"
+            raise JournalUnusable(message)
+        size = -(-(RECORD.size + len(key)) // RECORD_GRAIN) * RECORD_GRAIN
+        free = self._free.get(size)
+        if free:
+            block, offset = free.pop()
+        else:
+            if self._end + size > BLOCK_BYTES:
+                self._grow()
+            block, offset = len(self._blocks) - 1, self._end
+            self._end += size
+        mapped, view = self._blocks[block]
+        RECORD.pack_into(mapped, offset, size, 0, 0, len(key))
+        mapped[offset + RECORD.size : offset + RECORD.size + len(key)] = key
+        CRC.pack_into(mapped, offset + 4, key_crc(key))
+        self.cells += 1
+        return Cell(view, block, (offset + 8) >> 3, size)
+
+    def free(self, cell: Cell) -> None:
+        """Take a cell back: the ledger has its value and its hour is over."""
+        offset = (cell.index << 3) - 8
+        CRC.pack_into(self._blocks[cell.block][0], offset + 4, 0)
+        self._free.setdefault(cell.size, []).append((cell.block, offset))
+        self.cells -= 1
+
+    def close(self, *, delete: bool) -> None:
+        """Close the file; ``delete`` it when the ledger has all of it. Cells must not be used afterwards."""
+        for mapped, view in self._blocks:
+            view.release()
+            mapped.close()
+        self._blocks.clear()
+        self._close_file(delete=delete)
+
+    def _grow(self) -> None:
+        self._end = 0
+        if self._fd >= 0:
+            start = HEADER_BYTES + self._file_blocks * BLOCK_BYTES
+            try:
+                os.posix_fallocate(self._fd, start, BLOCK_BYTES)
+                mapped = mmap.mmap(self._fd, BLOCK_BYTES, offset=start)
+            except OSError as error:
+                self._lose(error)
+            else:
+                self._file_blocks += 1
+                self._blocks.append((mapped, memoryview(mapped).cast("Q")))
+                return
+        mapped = mmap.mmap(-1, BLOCK_BYTES)
+        self._blocks.append((mapped, memoryview(mapped).cast("Q")))
+
+    def _lose(self, error: OSError) -> None:
+        self.durable = False
+        self.cause = f"{self.path}: {error.strerror}"
+
+    def _close_file(self, *, delete: bool) -> None:
+        if self._fd < 0:
+            return
+        if delete:
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = -1

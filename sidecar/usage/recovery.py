@@ -1,0 +1,113 @@
+"""Journals of dead writers: found, locked, read, and deleted when the ledger has them.
+
+Guarantees: a journal is adopted by one process at a time; a torn record is dropped, every whole one is read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from sidecar.errors import JournalUnusable
+from sidecar.usage.journal import BLOCK_BYTES, HEADER, HEADER_BYTES, MAGIC, RECORD, RECORD_GRAIN, SUFFIX, key_crc
+from sidecar.usage.window import WindowKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class CountedWindow(NamedTuple):
+    """A window and its writer's cumulative value in base units."""
+
+    key: WindowKey
+    value: int
+
+
+class DeadJournal:
+    """A journal whose process is gone; holding this object holds the file's lock."""
+
+    def __init__(self, path: Path, fd: int, writer: str, windows: list[CountedWindow]) -> None:
+        self.path = path
+        self.writer = writer
+        self.windows = windows
+        self._fd = fd
+
+    def delete(self) -> None:
+        """Delete the file: the ledger has everything in it."""
+        self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let another process adopt it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def adopt(directory: Path) -> Iterator[DeadJournal]:
+    """Lock and read every journal in ``directory`` that no living process holds.
+
+    A file that is no journal is left where it is and skipped; ``inspect`` tells what is wrong with it.
+    """
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another process may have deleted the file between open and lock.
+            if os.fstat(fd).st_nlink == 0:
+                os.close(fd)
+                continue
+            writer, windows = _read(path, fd)
+        except (OSError, JournalUnusable):
+            os.close(fd)
+            continue
+        yield DeadJournal(path, fd, writer, windows)
+
+
+def inspect(path: Path) -> tuple[str, list[CountedWindow]]:
+    """What a journal holds, of a living process too: its writer id and windows.
+
+    Raises JournalUnusable when the file is missing or no journal.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        message = f"{path}: {error.strerror}"
+        raise JournalUnusable(message) from error
+    try:
+        return _read(path, fd)
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path, fd: int) -> tuple[str, list[CountedWindow]]:
+    header = os.pread(fd, HEADER.size, 0)
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        if not header.strip(b"\0"):
+            return path.name.removesuffix(SUFFIX), []  # killed between creating the file and writing its header
+        message = f"{path}: not a journal (it begins with {header[:8]!r}, not {MAGIC!r})"
+        raise JournalUnusable(message)
+    writer = HEADER.unpack(header)[1].decode("ascii", "replace")
+    windows: list[CountedWindow] = []
+    position = HEADER_BYTES
+    while block := os.pread(fd, BLOCK_BYTES, position):
+        windows.extend(_records(block))
+        position += BLOCK_BYTES
+    return writer, windows
+
+
+def _records(block: bytes) -> Iterator[CountedWindow]:
+    offset = 0
+    while offset + RECORD.size <= len(block):
+        size, crc, value, key_bytes = RECORD.unpack_from(block, offset)
+        if size == 0 or size % RECORD_GRAIN or offset + size > len(block) or key_bytes > size - RECORD.size:
+            return
+        key = block[offset + RECORD.size : offset + RECORD.size + key_bytes]
+        if crc and crc == key_crc(key) and value:
+            yield CountedWindow(WindowKey.decode(key), value)
+        offset += size

@@ -1,0 +1,57 @@
+"""Windows: what was counted for one (tenant, series, billing period, hour) by this writer.
+
+A series is a metric, or ``metric@limit:value`` for a limit with a scope of its own. Values are cumulative and only grow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sidecar.usage.journal import Cell
+
+
+class WindowKey(NamedTuple):
+    """Identity of a window. ``period``: start of the billing period (unix s); ``hour``: unix seconds // 3600, UTC."""
+
+    tenant: str
+    series: str
+    period: int
+    hour: int
+
+    def encode(self) -> bytes:
+        """Form of the key in a journal; ids hold no NUL."""
+        return f"{self.tenant}\0{self.series}\0{self.period}\0{self.hour}".encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> WindowKey:
+        """Reverse of ``encode``; raises ValueError for anything else."""
+        tenant, series, period, hour = raw.decode().split("\0")
+        return cls(tenant, series, int(period), int(hour))
+
+
+class Window:
+    """A window's cell in the journal, and how much of it Redis and the ledger are known to have.
+
+    ``acknowledged`` is the value Redis last confirmed in this generation, ``version`` the shard's change counter at
+    that time: once the ledger's watermark reaches it, the ledger has at least that value.
+    """
+
+    __slots__ = ("acknowledged", "cell", "dirty", "index", "key", "version", "view")
+
+    def __init__(self, key: WindowKey, cell: Cell) -> None:
+        self.key = key
+        self.cell = cell
+        self.view = cell.view
+        self.index = cell.index
+        self.dirty = False
+        self.acknowledged = 0
+        self.version = 0
+
+    @property
+    def value(self) -> int:
+        return int(self.view[self.index])
+
+    def in_ledger(self, watermark: int) -> bool:
+        """Whether the ledger has everything counted so far."""
+        return not self.dirty and self.version <= watermark and self.acknowledged == self.value

@@ -1,0 +1,167 @@
+"""What clients say about themselves is not believed: not by the sidecar, not by the application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+from multidict import CIMultiDict
+from yarl import URL
+
+from tests.e2e.gateways import GATEWAYS, Gateway
+from tests.e2e.scripted import Script, ScriptedSidecar
+from tests.servers.upstream import Upstream
+
+FORGED = "forged-by-the-client"
+
+
+@pytest.fixture(scope="module")
+def sidecar() -> Iterator[ScriptedSidecar]:
+    with ScriptedSidecar() as scripted:
+        yield scripted
+
+
+@pytest.fixture(scope="module", params=GATEWAYS)
+def gateway(
+    request: pytest.FixtureRequest,
+    sidecar: ScriptedSidecar,
+    application: Upstream,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    started = GATEWAYS[request.param](
+        tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
+    )
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def script(sidecar: ScriptedSidecar) -> Script:
+    sidecar.script.reset()
+    return sidecar.script
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Who is asking, and spellings that some server takes for the same.
+        "x-tenant-id",
+        "X-TENANT-ID",
+        "x-tenant",
+        "X_Tenant_Id",
+        "x_tenant-id",
+        "x.tenant.id",
+        "x-tenant.id",
+        "x~tenant~id",
+        "x-user-id",
+        "x.user.id",
+        "X_User_Id",
+        "x-jwt-payload",
+        "x-forwarded-client-cert",
+        "x.api.key",
+        "X_Api_Key",
+        # What the sidecar says.
+        "x-quota-tenant",
+        "x-quota-plan",
+        "x-quota-status",
+        "x-quota-feature-support",
+        "x-quota-feature-llm-provider",
+        "x-quota-http-status",
+        "x-quota-problem",
+        "x.quota.tenant",
+        "x-quota.plan",
+        "X_Quota_Tenant",
+        "ratelimit",
+        "ratelimit-policy",
+        # What makes a repeated check count once, and what another gateway's dialect would say.
+        "x-request-id",
+        "x.request.id",
+        "x-original-uri",
+        "x-original-method",
+        "x-original-host",
+        "x-rewrite-url",
+        "x-http-method-override",
+    ],
+)
+async def test_a_forged_header_reaches_neither_the_sidecar_nor_the_application(
+    gateway: Gateway, script: Script, upstream: Upstream, client: aiohttp.ClientSession, name: str
+) -> None:
+    async with client.get(f"{gateway.url}/v1/dear/x", headers={"x-api-key": "soft", name: FORGED}) as answer:
+        pass
+    if answer.status == 400:
+        assert "_" in name, "only names with underscores are refused outright"
+        assert script.asked == []
+        assert upstream.received == []
+        return
+    assert answer.status == 200
+    (asked,) = script.asked
+    assert asked.identity.tenant is None
+    assert asked.identity.user == ""
+    assert asked.route == "dear"
+    assert asked.request_id not in ("", FORGED)
+    assert FORGED not in dict(upstream.last().headers).values()
+    assert FORGED not in answer.headers.values()
+
+
+async def test_a_forged_header_does_not_stand_in_for_a_key(
+    gateway: Gateway, script: Script, upstream: Upstream, client: aiohttp.ClientSession
+) -> None:
+    async with client.get(gateway.url, headers={"x-tenant-id": "acme", "x-quota-tenant": "acme"}) as answer:
+        assert answer.status == 401
+    assert upstream.received == []
+
+
+async def test_of_two_keys_the_application_sees_the_one_that_was_checked(
+    gateway: Gateway, script: Script, upstream: Upstream, client: aiohttp.ClientSession
+) -> None:
+    headers = CIMultiDict([("x-api-key", "good"), ("x-api-key", "over")])
+    async with client.get(gateway.url, headers=headers) as answer:
+        pass
+    if answer.status == 200:
+        assert upstream.last().header("x-api-key") == "good"
+    else:
+        assert answer.status == 401
+        assert upstream.received == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/dear/x",
+        "//v1//dear/x",
+        "/v1/./dear/x",
+        "/v1/cheap/../dear/x",
+        "/v1/cheap/%2e%2e/dear/x",
+        "/v1/%64ear/x",
+        "/v1/dear%2fx",
+        "/v1/dear\\x",
+        "/v1/dear/x?page=/../../cheap",
+        "/v1/dear/x;p=1",
+    ],
+)
+async def test_no_spelling_of_a_path_escapes_its_rule(
+    gateway: Gateway, script: Script, upstream: Upstream, client: aiohttp.ClientSession, path: str
+) -> None:
+    url = URL(gateway.url + path, encoded=True)
+    async with client.get(url, headers={"x-api-key": "good"}, allow_redirects=False) as answer:
+        pass
+    if answer.status == 400:
+        assert upstream.received == []
+        return
+    assert answer.status == 200
+    assert [asked.route for asked in script.asked] == ["dear"]
+
+
+async def test_the_same_client_address_is_no_reason_to_believe_it(
+    gateway: Gateway, script: Script, upstream: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """Loopback and private addresses are "internal" to Envoy by default, and their ids and instructions are kept."""
+    headers = {"x-api-key": "good", "x-forwarded-for": "10.0.0.1", "x-request-id": FORGED, "x-envoy-max-retries": "9"}
+    for _ in range(2):
+        async with client.get(gateway.url, headers=headers) as answer:
+            assert answer.status == 200
+    assert len({asked.request_id for asked in script.asked}) == 2
+    assert FORGED not in {asked.request_id for asked in script.asked}
+    assert "x-envoy-max-retries" not in upstream.last().names() or gateway.kind == "nginx"
