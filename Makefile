@@ -2,7 +2,8 @@
 # make dev       everything on this machine: real Redis and Postgres, demo tenants, all roles
 # make check     format, lint, types, imports
 # make test      check, then every test
-# make bench     the decision rate as a ratio to a constant answer
+# make bench     every question of bench/, such as the decision rate as a ratio to a constant answer
+# make clean     everything that the above made
 # make lock      renew the pins in requirements/
 
 SHELL := bash
@@ -20,7 +21,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 	$(name) -c 'import sys; print("yes" if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(name))))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
-# Options for `sidecar dev`, and for pytest.
+# Options for `sidecar dev` or a benchmark, and for pytest.
 ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 
@@ -32,8 +33,8 @@ $(VENV)/python:
 		echo "Python 3.11 or newer is needed, and none is on PATH. Install one, or name it: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	fi
-	@$(PYTHON) -c 'import sys; ok = sys.version_info >= (3, 11); print("" if ok else "Python 3.11 or newer is needed; this is " \
-		+ sys.version.split()[0], end="", file=sys.stderr); sys.exit(0 if ok else 1)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -72,7 +73,7 @@ test-fast: install-dev
 	@$(BIN)/pytest $(PYTEST_ARGS) -m "not slow"
 
 bench: install-dev
-	@$(BIN)/python -m bench
+	@for question in bench/*.py; do $(BIN)/python "$$question" $(ARGS); done
 
 # Pins for every platform, with hashes and without any address they were fetched from.
 LOCK := $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \

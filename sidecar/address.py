@@ -22,6 +22,7 @@ from sidecar.errors import SettingsInvalid
 BACKLOG = 1024
 PATH_BYTES_MAX = 100  # the kernel takes 107; the rest is for a name of ours
 PORT_MAX = 65_535
+UNIX_MODE = 0o660  # a gateway of the same group may connect, others may not
 
 
 class Address(Struct, frozen=True):
@@ -130,6 +131,7 @@ def _listen_unix(path: str) -> socket.socket:
     try:
         listener.settimeout(0)
         listener.bind(path)
+        Path(path).chmod(UNIX_MODE)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

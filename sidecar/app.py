@@ -143,7 +143,7 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
                 _store(settings, clock, f"b{os.getpid()}", BACKOFFICE_STORE_TIMEOUT_MS)
             )
             ledger = await Ledger.open(
-                settings.postgres_dsn, shards=settings.shards, connections_max=6, prepared=not settings.pgbouncer
+                settings.postgres_dsn, shards=settings.shards, connections_max=8, prepared=not settings.pgbouncer
             )
             stack.push_async_callback(ledger.close)
             flusher = None

@@ -55,7 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     )
     authz_secrets: Annotated[
         tuple[str, ...],
-        _about("list", "Secrets a gateway may send as x-sidecar-secret; several while one is replaced.", secret=True),
+        _about("list", "Secrets a gateway may send as x-quota-secret; several while one is replaced.", secret=True),
     ] = ()
     admin_tokens: Annotated[
         tuple[str, ...],

@@ -117,10 +117,7 @@ class Supervisor:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         if self._ops is not None:
             await self._ops.stop()
-        for claim in self._claims:
-            claim.close()
-        self._claims.clear()
-        self._remove_sockets()
+        self._release()
 
     def kill(self) -> None:
         """End every child by force; for somebody who asks a second time."""
@@ -262,7 +259,13 @@ class Supervisor:
         texts = (*self.settings.authz_listen, self.settings.local_listen, self.settings.control_listen)
         return tuple(int(text.removeprefix("fd:")) for text in texts if text.startswith("fd:"))
 
-    def _remove_sockets(self) -> None:
+    def _release(self) -> None:
+        """Give every address back; nobody serves it any more."""
+        for claim in self._claims:
+            if claim.family == socket.AF_UNIX:
+                Path(claim.getsockname()).unlink(missing_ok=True)
+            claim.close()
+        self._claims.clear()
         for child in self._children:
             child.socket.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from msgspec import Struct, structs
 
-from sidecar import address, logs, settings
+from sidecar import address, child, logs, settings
 from sidecar.cli import demo
 from sidecar.cli.catalogue import default_file
 from sidecar.cli.target import DEV_STATE, show_json
@@ -35,6 +35,7 @@ from sidecar.state import DevServers, State
 from sidecar.supervisor import Supervisor
 
 LOOK_S = 0.5
+FIRST_FLUSH_S = 30
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ async def _run(options: Options, state: State, stop: Stop) -> None:
         stop.insist_with(supervisor.kill)
         stack.push_async_callback(supervisor.stop)
         await supervisor.start()
+        # Ready means that tenants and keys are in Redis too, not only that everybody listens.
+        await child.flush(state.ops_socket("backoffice"), FIRST_FLUSH_S)
         await stack.enter_async_context(_background(file.watch()))
         await _serve(options, state, supervisor, (redis, postgres), secrets, file.path)
 

@@ -121,13 +121,11 @@ class EmbeddedPostgres(EmbeddedServer):
         made = self.directory / "data.new"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(mode=0o700)
-        # The password file must be readable for initdb, which runs as the server's user.
-        assert self.password  # noqa: S101 - makes the file
         if self._user is not None:
             os.chown(made, self._user.uid, self._user.gid)
-            os.chown(self.directory / "password", self._user.uid, self._user.gid)
+            os.chown(self._password_file, self._user.uid, self._user.gid)
         command = [self._program("initdb"), "--pgdata", str(made), "--username", ROLE, "--encoding=UTF8", "--locale=C"]
-        command += ["--pwfile", str(self.directory / "password"), "--auth=scram-sha-256", "--no-instructions"]
+        command += ["--pwfile", str(self._password_file), "--auth=scram-sha-256", "--no-instructions"]
         with self._log_file() as output:
             process = self._spawn_program(command if self.durable else [*command, "--no-sync"], lock, output)
         try:

@@ -47,6 +47,7 @@ class EmbeddedServer(ABC):
         self.durable = durable
         self.log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._password_file = self.directory / "password"
         self._log_start = 0
 
     @property
@@ -61,14 +62,8 @@ class EmbeddedServer(ABC):
 
     @property
     def password(self) -> str:
-        """Made once and kept beside the data: other users of this machine can reach the port, but not in."""
-        path = self.directory / "password"
-        try:
-            return path.read_text(encoding="ascii")
-        except FileNotFoundError:
-            password = secrets.token_hex(16)
-            write_private(path, password)
-            return password
+        """Made at the first start and kept beside the data: others on this machine reach the port, but not in."""
+        return self._password_file.read_text(encoding="ascii")
 
     async def start(self) -> None:
         """Start the server and return once it answers; does nothing when it runs."""
@@ -77,6 +72,8 @@ class EmbeddedServer(ABC):
         self._make_directory()
         lock = await self._locked()
         try:
+            if not self._password_file.exists():
+                write_private(self._password_file, secrets.token_hex(16))
             await self._prepare(lock)
             for _ in range(PORT_TRIES):
                 if await self._started(lock):

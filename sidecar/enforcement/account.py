@@ -22,8 +22,8 @@ CHARGES_MAX = 256
 class Charge:
     """What one kind of request costs a tenant (and its parent), valid until ``until_ms`` (wall).
 
-    ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs of
-    (window, units), with the first request that is allowed.
+    ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs
+    of (window, units), with the first request that is allowed.
     """
 
     __slots__ = ("features_missing", "limits", "owners", "route", "series", "until_ms", "windows")
@@ -41,8 +41,8 @@ class Charge:
 class Account:
     """Everything this writer knows of one tenant.
 
-    ``provisional``: Redis could not be asked who it is. ``withdrawn``: nobody knows it any more; the account stays, with
-    its windows, until they are in the ledger, so that no window is ever counted in two places.
+    ``provisional``: Redis could not be asked who it is. ``withdrawn``: nobody knows it any more; the account stays,
+    with its windows, until they are in the ledger, so that no window is ever counted in two places.
     """
 
     __slots__ = (
@@ -81,7 +81,9 @@ class Account:
         """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
         self.snapshot = snapshot
         self.stale = False
-        self.features = tuple((name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features)
+        self.features = tuple(
+            (name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features
+        )
         self.charges.clear()
         rules = {rule.name: rule for rule in snapshot.limits}
         for limit_id, state in list(self.limits.items()):
@@ -150,9 +152,7 @@ class Account:
             return state
         if state is not None:
             self._depart(limit_id)
-        state = self.limits[limit_id] = LimitState(
-            rule, limit_id, start_s, end_s, leased=self._leased(rule)
-        )
+        state = self.limits[limit_id] = LimitState(rule, limit_id, start_s, end_s, leased=self._leased(rule))
         return state
 
     def _leased(self, rule: LimitRule) -> bool:

@@ -1,7 +1,7 @@
 """Adopts journals of dead writers: reports their windows, then their death, and deletes a file when the ledger has it.
 
-Guarantees: the old writer's id is never continued; its leases are freed after its windows are reported; a file goes only
-            when the ledger, not Redis, has all of it, in the generation in which it was reported.
+Guarantees: the old writer's id is never continued; its leases are freed after its windows are reported; a file goes
+            only when the ledger, not Redis, has all of it, in the generation in which it was reported.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Adoption:
         for window in journal.windows:
             shard = self._store.keys.shard_of(window.key.tenant)
             shards.setdefault(shard, {}).setdefault(window.key.tenant, []).append(window)
-        reported = {shard: await self._insist(self._report, shard, journal.writer, tenants) for shard, tenants in shards.items()}
+        reported = {
+            shard: await self._insist(self._report, shard, journal.writer, tenants) for shard, tenants in shards.items()
+        }
         for shard in range(self._store.keys.shards):
             while await self._insist(self._store.retire, shard, journal.writer):
                 pass

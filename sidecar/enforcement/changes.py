@@ -1,8 +1,8 @@
 """Follows what is announced in Redis: changed tenants and keys, and the catalogue in force.
 
-Guarantees: a change is known within the poll interval; a gap in the stream drops what is cached; a catalogue that cannot
-            be read is refused as a whole and the last good one stays; the last good one is kept on disk, so that a
-            sidecar starts while Redis is away.
+Guarantees: a change is known within the poll interval; a gap in the stream drops what is cached; a catalogue that
+            cannot be read is refused as a whole and the last good one stays; the last good one is kept on disk, so that
+            a sidecar starts while Redis is away.
 """
 
 from __future__ import annotations

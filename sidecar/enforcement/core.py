@@ -45,9 +45,7 @@ class Core:
         terms = Terms(
             settings.lease_ttl_ms, settings.reclaim_after_ms, settings.lease_seconds, settings.lease_units_max
         )
-        self.exchanges = [
-            ShardExchange(shard, self.writer, self.journal, terms) for shard in range(store.keys.shards)
-        ]
+        self.exchanges = [ShardExchange(shard, self.writer, self.journal, terms) for shard in range(store.keys.shards)]
         self.directory = Directory(
             self.exchanges,
             store,

@@ -44,7 +44,7 @@ class Decision(Struct, frozen=True):
     """Allow or deny one request.
 
     ``status`` is the real HTTP status (200 when allowed); ``reason`` one of REASONS; ``quota_status`` the value of
-    x-quota-status; ``limit`` the tightest limit (allowed) or the violated one; ``violated`` the names of violated limits;
+    x-quota-status; ``limit`` the tightest limit, or the violated one; ``violated`` the names of violated limits;
     ``features`` name/value pairs for the upstream; ``retry_after_s`` 0 when there is nothing to wait for;
     ``jitter`` whether Retry-After may be spread.
     """

@@ -38,7 +38,7 @@ EVICTION_LOOKS = 64
 class Directory:
     """Accounts by tenant and tenants by API key. ``policy`` is swapped by whoever reads the catalogue."""
 
-    def __init__(  # noqa: PLR0913 - built once, by name
+    def __init__(
         self,
         exchanges: Sequence[ShardExchange],
         store: Store,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sidecar.enforcement import explanation, verdict
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.directory import ANONYMOUS
-from sidecar.enforcement.verdict import DEGRADED, FINE, SHADOW, Denial
+from sidecar.enforcement.verdict import DEGRADED, FINE, Denial
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.usage.window import Window, WindowKey
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WAIT_MS = 50
 ROUNDS = 3
+NONE_UNLEASED: frozenset[LimitState] = frozenset()
 
 UNKNOWN_TENANT = Decision(allow=False, status=401, reason="tenant_unknown", quota_status="denied")
 UNKNOWN_KEY = Decision(allow=False, status=401, reason="key_unknown", quota_status="denied")
@@ -52,7 +53,7 @@ class Shortage:
 class Enforcer:
     """Decides requests of one worker; the gateway calls ``decide`` and, when that returns None, ``decide_waiting``."""
 
-    def __init__(  # noqa: PLR0913 - built once, by name
+    def __init__(
         self,
         directory: Directory,
         synchroniser: Synchroniser,
@@ -114,7 +115,10 @@ class Enforcer:
             counters.requests_waiting -= 1
 
     async def ensure(self, identity: Identity, route: RouteRule | None = None) -> None:
-        """Have the tenant in memory and, for ``route``, Redis' totals of its limits; failures show in what is read next."""
+        """Have the tenant in memory and, for ``route``, Redis' totals of its limits.
+
+        Failures show in what is read next.
+        """
         try:
             found = await self._account(identity)
             if isinstance(found, Decision) or route is None:
@@ -132,7 +136,13 @@ class Enforcer:
         account = self._directory.account(tenant) if isinstance(tenant, str) else None
         if account is None:
             refused = tenant if isinstance(tenant, Decision) else UNKNOWN_TENANT
-            return {"allow": False, "status": refused.status, "reason": refused.reason, "route": route.name, "limits": []}
+            return {
+                "allow": False,
+                "status": refused.status,
+                "reason": refused.reason,
+                "route": route.name,
+                "limits": [],
+            }
         now_ms, wall_ms = self._clock.monotonic_ms(), self._clock.wall_ms()
         charge = account.charge(route, _key_id(identity), identity.user, wall_ms // 1000)
         checked = [
@@ -189,7 +199,7 @@ class Enforcer:
         return account or UNKNOWN_TENANT
 
     def _without_store(self, identity: Identity) -> Account | Decision:
-        """Redis cannot say who this is: a tenant named by the gateway gets the default plan, a key cannot be trusted."""
+        """Redis cannot say who this is: a named tenant gets the default plan, a key cannot be trusted."""
         tenant = self._tenant(identity)
         if not isinstance(tenant, str):
             return STORE_AWAY
@@ -220,54 +230,40 @@ class Enforcer:
         except TimeoutError:
             return False
 
-    def _examine(  # noqa: PLR0913 - the moment of one decision
+    def _examine(
         self, account: Account, identity: Identity, route: RouteRule, now_ms: int, *, away: bool = False
     ) -> Decision | Shortage:
         """Check everything; spend all of it or none."""
         wall_ms = self._clock.wall_ms()
         wall_s = wall_ms // 1000
         charge = account.charge(route, _key_id(identity), identity.user, wall_s)
-        mark = FINE
-        denials: list[Denial] | None = None
-        short: list[tuple[Account, LimitState, int]] | None = None
-        unleased: set[LimitState] | None = None
-
-        status = verdict.standing(account, wall_s)
-        if isinstance(status, Denial):
-            denials = [status]
-        else:
-            mark = status
-        if charge.features_missing and denials is None:
-            denials = [Denial(403, "feature_missing")]
-
-        for owner, state, units in charge.limits:
-            found = self._check(owner, state, units, now_ms, wall_ms, away=away)
-            if isinstance(found, Denial):
-                if state.rule.shadow:
-                    mark = SHADOW
-                else:
-                    denials = denials or []
-                    denials.append(found)
-            elif isinstance(found, str):
-                short = short or []
-                short.append((owner, state, units))
-            else:
+        mark = verdict.standing(account, wall_s)
+        if isinstance(mark, int) and not charge.features_missing:
+            for owner, state, units in charge.limits:
+                found = self._check(owner, state, units, now_ms, wall_ms, away=away)
+                if not isinstance(found, int) or found >= DEGRADED:
+                    break
                 mark = max(mark, found)
-                if found == DEGRADED:
-                    unleased = unleased or set()
-                    unleased.add(state)
-
-        if denials is not None:
-            if account.snapshot.shadow:
-                mark = SHADOW
             else:
-                return verdict.deny(account, denials, wall_ms, self.policy.catalogue)
-        if short is not None:
-            return Shortage(short)
-        self._spend(charge, unleased, wall_ms)
-        return verdict.allow(account, charge, mark, wall_ms)
+                self._spend(charge, NONE_UNLEASED, wall_ms)
+                return verdict.allow(account, charge, mark, wall_ms)
+        return self._examine_closely(account, charge, now_ms, wall_ms, away=away)
 
-    def _check(  # noqa: PLR0913 - the moment of one decision
+    def _examine_closely(
+        self, account: Account, charge: Charge, now_ms: int, wall_ms: int, *, away: bool
+    ) -> Decision | Shortage:
+        """Something refuses, is short or degraded: look at all of it before anything is spent."""
+        findings = verdict.Findings(account, charge, wall_ms)
+        for owner, state, units in charge.limits:
+            findings.add(owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=away))
+        if findings.denials and not account.snapshot.shadow:
+            return verdict.deny(account, findings.denials, wall_ms, self.policy.catalogue)
+        if findings.short:
+            return Shortage(findings.short)
+        self._spend(charge, findings.unleased, wall_ms)
+        return verdict.allow(account, charge, findings.mark, wall_ms)
+
+    def _check(
         self, owner: Account, state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool
     ) -> Denial | int | str:
         """One limit of a charge: a mark, a Denial, or SHORT. Zero units ask for headroom only."""
@@ -284,7 +280,7 @@ class Enforcer:
         """Whether no lease can be had from this shard at the moment."""
         return not self._store.available or (exchange.held_off and exchange.heard_lately(now_ms))
 
-    def _spend(self, charge: Charge, unleased: set[LimitState] | None, wall_ms: int) -> None:
+    def _spend(self, charge: Charge, unleased: frozenset[LimitState] | set[LimitState], wall_ms: int) -> None:
         windows = charge.windows
         if windows is None:
             windows = charge.windows = self._open_windows(charge, wall_ms // 1000)
@@ -296,7 +292,7 @@ class Enforcer:
                 state.spend_unleased(units)
                 if not state.over_ms and state.rule.included is not None and state.used > state.rule.included:
                     state.over_ms = wall_ms
-            elif unleased is not None and state in unleased:
+            elif state in unleased:
                 state.spend_unleased(units)
                 state.outage_used += units
             else:

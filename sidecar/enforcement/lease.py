@@ -157,7 +157,10 @@ class LimitState:
                 self.left = min(self.left, self.rate_per_s * CALLED_RESERVE_MS // 1000)
 
     def forfeit(self) -> None:
-        """Give up what is left, and say so in the next report: the cap was lowered, the period is over, or Redis may have given it to others."""
+        """Give up what is left, and say so in the next report.
+
+        The cap was lowered, the period is over, or Redis may have given the units to others.
+        """
         self.left = 0
         self.renew_at = 0
         self.known = False

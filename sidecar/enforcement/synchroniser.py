@@ -1,5 +1,6 @@
-"""Drives the exchanges of all shards: one call a shard at a time, at once when somebody waits or a lease runs low, else
-every ``sync_interval``.
+"""Drives the exchanges of all shards, one call a shard at a time.
+
+A shard is synced at once when somebody waits or a lease runs low, else every ``interval_ms``.
 
 Guarantees: waiters for one shard share the first call sent after they joined; a failed call loses nothing.
 Gives up:   a sync while the breaker is open, but for the probe it lets through.
@@ -28,7 +29,7 @@ WATERMARK_POLL_MS = 5_000
 class Synchroniser:
     """Runs syncs of one writer. ``refresh`` is told of accounts whose snapshot is older than Redis'."""
 
-    def __init__(  # noqa: PLR0913 - built once, by name
+    def __init__(
         self,
         exchanges: Sequence[ShardExchange],
         store: Store,

@@ -85,6 +85,41 @@ def headroom(state: LimitState, wall_ms: int) -> Denial | int:
     return FINE
 
 
+class Findings:
+    """What the checks of one charge found together: denials, leases to ask for, limits let through by outage policy."""
+
+    __slots__ = ("denials", "mark", "short", "unleased")
+
+    def __init__(self, account: Account, charge: Charge, wall_ms: int) -> None:
+        self.denials: list[Denial] = []
+        self.short: list[tuple[Account, LimitState, int]] = []
+        self.unleased: set[LimitState] = set()
+        self.mark = FINE
+        status = standing(account, wall_ms // 1000)
+        if isinstance(status, Denial):
+            self.denials.append(status)
+        else:
+            self.mark = status
+        if charge.features_missing and not self.denials:
+            self.denials.append(Denial(403, "feature_missing"))
+        if self.denials and account.snapshot.shadow:
+            self.mark = SHADOW
+
+    def add(self, owner: Account, state: LimitState, units: int, found: Denial | int | str) -> None:
+        """Take note of one check."""
+        if isinstance(found, Denial):
+            if state.rule.shadow or owner.snapshot.shadow:
+                self.mark = SHADOW
+            else:
+                self.denials.append(found)
+        elif isinstance(found, str):
+            self.short.append((owner, state, units))
+        else:
+            self.mark = max(self.mark, found)
+            if found == DEGRADED:
+                self.unleased.add(state)
+
+
 def allow(account: Account, charge: Charge, standing_mark: int, wall_ms: int) -> Decision:
     """The answer to a request that was just spent; describes the tightest limit."""
     mark = standing_mark

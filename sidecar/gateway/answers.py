@@ -33,7 +33,8 @@ _KEPT = b"Connection: keep-alive\r\n"
 _LAST = b"Connection: close\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-Template = tuple[str, str, tuple[tuple[str, str], ...], str, str, int | None, int]
+Key = tuple[str, str, str, str, int | None, int]
+Templates = tuple[tuple[tuple[str, str], ...], bytes, bytes]
 
 
 class AnswerWriter:
@@ -42,27 +43,23 @@ class AnswerWriter:
     def __init__(self, wall_s: Callable[[], int], spread: Callable[[int], int] | None = None) -> None:
         self._wall_s = wall_s
         self._spread = spread or (lambda most: random.randint(0, most))
-        self._templates: dict[Template, tuple[bytes, bytes]] = {}
+        self._templates: dict[Key, Templates] = {}
 
-    def allowed(self, decision: Decision, request_id: bytes) -> bytes:
-        """The answer that lets a request pass."""
+    def write(self, decision: Decision, request_id: bytes, *, nginx: bool) -> bytes:
+        """The answer in the form that the gateway can pass on (see dialects.py)."""
+        if not decision.allow:
+            return self._denied(decision, request_id, nginx=nginx)
         limit = decision.limit or _UNLIMITED
-        key = (
-            decision.tenant,
-            decision.plan,
-            decision.features,
-            decision.quota_status,
-            limit.name,
-            limit.quota,
-            limit.window_s,
-        )
-        templates = self._templates.get(key)
-        if templates is None:
-            templates = remember(self._templates, key, _allowed_templates(decision, limit), TEMPLATES_MAX)
-        return templates[1 if request_id else 0] % (limit.remaining, limit.reset_s, request_id)
+        features = decision.features
+        key = (decision.tenant, decision.plan, decision.quota_status, limit.name, limit.quota, limit.window_s)
+        known = self._templates.get(key)
+        if known is None or known[0] is not features:
+            # A tenant's features are one object until they change; comparing it is cheaper than hashing it.
+            known = (features, *_allowed_templates(decision, limit))
+            remember(self._templates, key, known, TEMPLATES_MAX)
+        return known[2 if request_id else 1] % (limit.remaining, limit.reset_s, request_id)
 
-    def denied(self, decision: Decision, request_id: bytes, *, nginx: bool) -> bytes:
-        """The answer that stops a request, in the form its gateway can pass on (see dialects.py)."""
+    def _denied(self, decision: Decision, request_id: bytes, *, nginx: bool) -> bytes:
         wait_s = self._retry_after_s(decision)
         body = problem.body(decision, request_id.decode("latin-1"), self._wall_s())
         lines = ["x-quota-status: denied\r\n"]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _NO_NAMES: dict[bytes, bytes | None] = {}
 
+_UNAUTHORIZED = Last(refused(403, "The header x-quota-secret is missing or wrong."))
+
 Request = tuple[HeaderIndex, bytes, bytes, Found]
 
 
@@ -45,11 +47,10 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_body_bytes",
-        "_expects",
         "_found",
         "_gate",
-        "_head_open",
         "_ignored",
+        "_in_body",
         "_index",
         "_last",
         "_listener",
@@ -81,9 +82,8 @@ class Connection(asyncio.BufferedProtocol):
         self._found: Found = {}
         self._ignored = 0
         self._open = False  # a request has begun and is not complete
-        self._head_open = True
+        self._in_body = False
         self._special = False
-        self._expects = False
         self._message_bytes = 0
         self._body_bytes = 0
         self._last = False  # the next answer is the last
@@ -124,7 +124,10 @@ class Connection(asyncio.BufferedProtocol):
         if index is not self._index:
             self._index = index
             self._names = index.names
-        self._feed(self._view[:nbytes])
+        try:
+            self._parser.feed_data(self._view[:nbytes])
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self._stop_parsing(error)
 
     def pause_writing(self) -> None:
         self._stalled = True
@@ -161,15 +164,12 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._found[known] = value
 
-    def on_headers_complete(self) -> None:
-        self._head_open = False
-        if self._special:
-            self._names = _NO_NAMES  # so that trailers are not taken for headers
-            if self._expects:
-                self._send(CONTINUE, keep=True)
+    def on_chunk_header(self) -> None:
+        self._in_body = self._special = True
+        self._names = _NO_NAMES  # so that trailers are not taken for headers
 
     def on_body(self, body: bytes) -> None:
-        self._special = True
+        self._in_body = self._special = True
         self._body_bytes += len(body)
         if self._body_bytes > self._listener.limits.body_bytes_max:
             raise _Refused(413, "The body is too large; a check needs none.")
@@ -180,21 +180,24 @@ class Connection(asyncio.BufferedProtocol):
         self._url = b""
         self._found = {}
         self._ignored = 0
-        self._head_open = True
         self._open = False
+        index = self._index
         if self._special:
-            self._special = self._expects = False
+            self._special = self._in_body = False
             self._body_bytes = 0
-            self._names = self._index.names
+            self._names = index.names
         parser = self._parser
-        keep = parser.should_keep_alive() and not self._last
+        keep = parser.should_keep_alive()
         if self._queue:
-            self._queue.append(((self._index, parser.get_method(), url, found), keep))
+            self._queue.append(((index, parser.get_method(), url, found), keep))
             return
-        answer = self._gate.decide(self._index, parser.get_method(), url, found, trusted=self._trusted)
-        if answer.__class__ is bytes and keep:
-            self._transport.write(answer)
-            return
+        if self._trusted or self._gate.admits(found):
+            answer = self._gate.decide(index, parser.get_method(), url, found)
+            if keep and answer.__class__ is bytes and not self._last:
+                self._transport.write(answer)
+                return
+        else:
+            answer = _UNAUTHORIZED
         self._send(answer, keep=keep)
         if self._refusing:
             raise _Stopped
@@ -223,7 +226,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
         elif self._open:
             if elapsed_ms > limits.request_timeout_ms:
-                self._gate.counters.timeouts += 1
                 self._refuse(408, "The request came too slowly.")
         elif elapsed_ms > limits.idle_timeout_ms:
             self._transport.close()
@@ -233,57 +235,58 @@ class Connection(asyncio.BufferedProtocol):
     def _feed(self, data: memoryview) -> None:
         try:
             self._parser.feed_data(data)
-        except HttpParserCallbackError as error:
-            cause = error.__context__
-            if isinstance(cause, _Refused):
-                self._gate.counters.malformed += 1
-                self._refuse(cause.status, str(cause))
-            elif not isinstance(cause, _Stopped):
-                self._gate.fail(error)
-                self._refuse(500, "The request failed.")
-        except HttpParserError as error:
-            if not self._refusing:
-                self._gate.counters.malformed += 1
-                self._refuse(400, f"Malformed HTTP: {error}.")
-        except HttpParserUpgrade:
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self._stop_parsing(error)
+
+    def _stop_parsing(self, error: Exception) -> None:
+        """The parser gave up: because of what it read, or of what was raised in one of the methods above."""
+        cause = error.__context__ if isinstance(error, HttpParserCallbackError) else error
+        if self._refusing or isinstance(cause, _Stopped):
+            return
+        if isinstance(cause, HttpParserUpgrade):
             # CONNECT, or an Upgrade that was answered like any other request: what follows is not HTTP.
+            self._refusing = True
             if self._queue:
                 self._queue[-1] = (self._queue[-1][0], False)
-            elif not self._refusing:
+            else:
                 self._close()
+        elif isinstance(cause, _Refused):
+            self._refuse(cause.status, str(cause))
+        elif isinstance(cause, HttpParserError):
+            self._refuse(400, f"Malformed HTTP: {cause}.")
+        else:
+            self._gate.fail(error)
+            self._refuse(500, "The request failed.")
 
     def _read_on(self, nbytes: int) -> None:
         """Another part of an unfinished request, bounded as a whole."""
         if self._refusing:
             return
         limits = self._listener.limits
-        bound = limits.head_bytes_max if self._head_open else limits.message_bytes_max
+        bound = limits.message_bytes_max if self._in_body else limits.head_bytes_max
         room = max(bound - self._message_bytes, 0)
         self._message_bytes += nbytes
         self._feed(self._view[: min(room, nbytes)])
         if nbytes <= room or self._refusing:
             return
-        if self._open and self._head_open:
-            self._gate.counters.malformed += 1
+        if self._open and not self._in_body:
             self._refuse(431, "The head of the request is too large.")
         elif self._open and self._message_bytes > limits.message_bytes_max:
-            self._gate.counters.malformed += 1
             self._refuse(413, "The request is too large.")
         else:
             self._feed(self._view[room:nbytes])
 
     def _unfamiliar(self, name: bytes, value: bytes) -> bytes | None:
         """A header name in a spelling not seen before, or one that is special."""
-        if not self._head_open:
+        if self._in_body:
             return None  # a trailer
         known = self._index.canonical(name, self._found)
         if known not in SPECIAL:
             return known
-        self._special = True
         if known == EXPECT:
             if value.strip().lower() != b"100-continue":
                 raise _Refused(417, "Only 100-continue can be expected.")
-            self._expects = True
+            self._send(CONTINUE, keep=True)
         elif known == UPGRADE:
             self._last = True  # what follows an upgrade is not HTTP
         return None
@@ -291,6 +294,7 @@ class Connection(asyncio.BufferedProtocol):
     def _refuse(self, status: int, detail: str) -> None:
         """Answer in turn, parse nothing more, and close."""
         self._refusing = True
+        self._gate.counters.malformed += 1
         self.since_ms = self._listener.now_ms
         self._send(Last(refused(status, detail)), keep=False)
 
@@ -309,7 +313,11 @@ class Connection(asyncio.BufferedProtocol):
         queue = self._queue
         while queue:
             entry, keep = queue[0]
-            answer = self._gate.decide(*entry, trusted=self._trusted) if isinstance(entry, tuple) else entry
+            if isinstance(entry, tuple):
+                admitted = self._trusted or self._gate.admits(entry[3])
+                answer = self._gate.decide(*entry) if admitted else _UNAUTHORIZED
+            else:
+                answer = entry
             if isinstance(answer, Question):
                 answer = await self._gate.decide_waiting(answer)
             if not queue:
@@ -321,7 +329,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _write(self, answer: bytes, *, keep: bool) -> None:
-        if keep and not isinstance(answer, Last):
+        if keep and not self._last and not isinstance(answer, Last):
             self._transport.write(answer)
             return
         self._transport.write(last(answer))

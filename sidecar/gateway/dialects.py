@@ -33,15 +33,14 @@ from msgspec import Struct
 
 from sidecar.gateway.identity import Found
 
-ENVOY_PREFIX = b"/envoy"
-ENVOY_PREFIX_BYTES = len(ENVOY_PREFIX)
 HOST = b"host"
-
-# Only these can be asked about: a method is a key of memos, and what is no token is no method.
-_METHODS: dict[bytes, str] = {
-    name: name.decode() for name in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
-}
+NGINX_PATH = b"/nginx"
+FORWARD_PATH = b"/forward"
 METHOD_BYTES_MAX = 32
+
+
+class Improper(Exception):
+    """The check does not say properly which request it is about."""
 
 
 class Dialect(Struct, frozen=True):
@@ -56,37 +55,24 @@ class Dialect(Struct, frozen=True):
 ENVOY = Dialect("envoy")
 NGINX = Dialect("nginx", b"x-original-method", b"x-original-uri", b"x-original-host")
 FORWARD = Dialect("forward", b"x-forwarded-method", b"x-forwarded-uri", b"x-forwarded-host")
-BY_PATH = {b"/nginx": NGINX, b"/forward": FORWARD}
+BY_PATH = {NGINX_PATH: NGINX, FORWARD_PATH: FORWARD}
 
 # Every header that describes the original request; none may be repeated.
 ORIGINAL_HEADERS = frozenset(
     header for dialect in (NGINX, FORWARD) for header in (dialect.method, dialect.uri, dialect.host)
 ) | {HOST}
 
-Original = tuple[str, str, str]
 
-
-def dialect_of(url: bytes) -> Dialect | None:
-    """The dialect that a check's own target belongs to."""
-    if url.startswith(b"/envoy/"):
-        return ENVOY
-    return BY_PATH.get(url.partition(b"?")[0])
-
-
-def original(dialect: Dialect, method: bytes, url: bytes, found: Found) -> Original | None:
-    """Method, host and target (latin-1) of the original request; None when the check does not say them properly."""
-    host = found.get(HOST, b"")
-    if dialect is ENVOY:
-        target = url[ENVOY_PREFIX_BYTES:]
-    else:
-        method = found.get(dialect.method, b"")
-        target = found.get(dialect.uri, b"")
-        host = found.get(dialect.host) or host
-        # A folded host is a repeated one; no host has a comma or a blank.
-        if not target or not _is_method(method) or b"," in host or b" " in host:
-            return None
-    return _METHODS.get(method) or method.decode("latin-1"), host.decode("latin-1"), target.decode("latin-1")
+def original(dialect: Dialect, found: Found) -> tuple[bytes, bytes, bytes]:
+    """Method, host and target of the original request, from the headers of its dialect."""
+    method = found.get(dialect.method, b"").strip()
+    target = found.get(dialect.uri, b"").strip()
+    host = (found.get(dialect.host) or found.get(HOST, b"")).strip()
+    # A folded host is a repeated one; no host has a comma or a blank.
+    if not target or not _is_method(method) or b"," in host or b" " in host:
+        raise Improper
+    return method, host, target
 
 
 def _is_method(method: bytes) -> bool:
-    return method in _METHODS or (len(method) <= METHOD_BYTES_MAX and method.replace(b"-", b"").isalpha())
+    return 0 < len(method) <= METHOD_BYTES_MAX and method.replace(b"-", b"").isalpha()

@@ -2,6 +2,9 @@
 
 Guarantees: never raises. What is wrong with the check is refused, what fails in here is answered 500 (an error to
             every gateway, for which each has a failure mode) and never takes the connection or the process along.
+Gives up:   the latency of every single decision: of those from memory, one in SAMPLED is timed and stands for all.
+
+The memo of routes and the order of lookups are what bench/listener.py pays for.
 """
 
 from __future__ import annotations
@@ -19,9 +22,14 @@ from sidecar.enforcement.decision import Decision, Identity
 from sidecar.errors import StoreUnavailable
 from sidecar.gateway.answers import REQUEST_ID_BYTES_MAX, AnswerWriter, refused
 from sidecar.gateway.counters import LATENCY_NS, GatewayCounters
-from sidecar.gateway.dialects import NGINX, Dialect, dialect_of, original
-from sidecar.gateway.headers import FAULT, IDENTITY_FAULT, REQUEST_ID, SECRET, HeaderIndex
+from sidecar.gateway.dialects import BY_PATH, ENVOY, HOST, NGINX, NGINX_PATH, Dialect, Improper, original
+from sidecar.gateway.headers import FAULT, REQUEST_ID, SECRET, HeaderIndex, faulty
 from sidecar.gateway.identity import CONFLICT, Found
+from sidecar.gateway.memo import remember
+
+SAMPLED = 16
+ROUTES_MAX = 4_096
+ROUTE_BYTES_MAX = 256
 
 
 class Enforcer(Protocol):
@@ -29,7 +37,7 @@ class Enforcer(Protocol):
 
     @property
     def policy(self) -> Policy:
-        """The catalogue in force; swapped in one assignment."""
+        """The catalogue in force; StoreUnavailable while there is none."""
 
     def decide(self, identity: Identity, route: RouteRule, request_id: str) -> Decision | None:
         """The decision from memory, None when it must wait for the store."""
@@ -49,81 +57,52 @@ class Question(Struct, frozen=True):
     route: RouteRule
     request_id: bytes
     dialect: Dialect
-    started_ns: int
+    asked_ns: int
 
 
-_IDENTITY_CONFLICT = Decision(allow=False, status=401, reason="identity_conflict", quota_status="denied")
 _NO_CATALOGUE = Catalogue(metrics={}, plans={}, routes=(), identity=())
-_UNAUTHORIZED = "The header x-quota-secret is missing or wrong."
+_IDENTITY_CONFLICT = Decision(allow=False, status=401, reason="identity_conflict", quota_status="denied")
+_IMPROPER = "The original request is not described properly."
 _UNKNOWN_PATH = refused(404, "Checks go to /envoy/*, /nginx or /forward.")
 _NOT_READY = refused(503, "There is no catalogue yet.")
 _FAILED = refused(500, "The decision failed.")
 
 
 class Gate:
-    """Decides checks for all connections of one listener. Without secrets every peer is trusted."""
+    """Decides checks for all connections of one listener."""
 
     def __init__(
         self, enforcer: Enforcer, answers: AnswerWriter, counters: GatewayCounters, secrets: tuple[bytes, ...]
     ) -> None:
-        self.enforcer = enforcer
-        self.policy: Policy | None = None
-        self.index = HeaderIndex(_NO_CATALOGUE)
         self.counters = counters
         self.failure: Exception | None = None
+        self.index = HeaderIndex(_NO_CATALOGUE)
+        self._enforcer = enforcer
+        self._policy: Policy | None = None
+        self._routes: dict[tuple[bytes, bytes, bytes], RouteRule] = {}
         self._answers = answers
         self._secrets = secrets
-        self._latency = counters.latency
+        self._until_sample = SAMPLED
         self.refresh()
 
     def refresh(self) -> None:
         """Read the headers of coming requests by the catalogue in force, if there is one yet."""
         try:
-            self._adopt(self.enforcer.policy)
+            policy = self._enforcer.policy
         except StoreUnavailable:
             return
-
-    def _adopt(self, policy: Policy) -> None:
-        if policy is not self.policy:
+        if policy is not self._policy:
+            self._policy = policy
             self.index = HeaderIndex(policy.catalogue)
-            self.policy = policy
+            self._routes = {}
 
-    def decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found, *, trusted: bool) -> bytes | Question:
-        """The answer to a check, or the question that it waits for."""
-        started_ns = perf_counter_ns()
+    def decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
+        """The answer to a check, or the question that it waits for. ``found`` was read by ``index``."""
         try:
-            if not trusted and not self._has_secret(found):
-                self.counters.secrets_refused += 1
-                return Last(refused(403, _UNAUTHORIZED))
-            dialect = dialect_of(url)
-            if dialect is None:
-                self.counters.unknown_paths += 1
-                return _UNKNOWN_PATH
-            request_id = found.get(REQUEST_ID, b"")
-            if len(request_id) > REQUEST_ID_BYTES_MAX:
-                request_id = b""
-            asked = original(dialect, method, url, found)
-            identity = index.identity.identify(found)
-            if FAULT in found or asked is None:
-                if asked is None or found[FAULT] is not IDENTITY_FAULT:
-                    self.counters.malformed += 1
-                    return Last(refused(400, "The original request is not described properly.", nginx=dialect is NGINX))
-                identity = CONFLICT
-            if identity is CONFLICT:
-                return self._answer(_IDENTITY_CONFLICT, dialect, request_id, started_ns)
-            enforcer = self.enforcer
-            policy = enforcer.policy
-            if policy is not self.policy:
-                # This request was read by the rules before; that is well for one request, but not without any rules.
-                without = self.policy is None
-                self._adopt(policy)
-                if without:
-                    return _NOT_READY
-            route = policy.routes.match(*asked)
-            decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
-            if decision is None:
-                return Question(identity, route, request_id, dialect, started_ns)
-            return self._answer(decision, dialect, request_id, started_ns)
+            return self._decide(index, method, url, found)
+        except Improper:
+            self.counters.malformed += 1
+            return Last(refused(400, _IMPROPER, nginx=url.startswith(NGINX_PATH)))
         except StoreUnavailable:
             return _NOT_READY
         except Exception as error:  # noqa: BLE001 - the outermost line of a decision
@@ -132,32 +111,81 @@ class Gate:
     async def decide_waiting(self, question: Question) -> bytes:
         """The answer to a question, once the store has answered or the wait is over."""
         try:
-            decision = await self.enforcer.decide_waiting(
+            decision = await self._enforcer.decide_waiting(
                 question.identity, question.route, question.request_id.decode("latin-1")
             )
-            return self._answer(decision, question.dialect, question.request_id, question.started_ns)
+            self.counters.decisions[question.dialect.name][decision.reason] += 1
+            answer = self._answers.write(decision, question.request_id, nginx=question.dialect is NGINX)
+            self._time(perf_counter_ns() - question.asked_ns, 1)
         except Exception as error:  # noqa: BLE001 - the outermost line of a decision
             return self.fail(error)
-
-    def _answer(self, decision: Decision, dialect: Dialect, request_id: bytes, started_ns: int) -> bytes:
-        if decision.allow:
-            answer = self._answers.allowed(decision, request_id)
-        else:
-            answer = self._answers.denied(decision, request_id, nginx=dialect is NGINX)
-        counters = self.counters
-        counters.decisions[dialect.name][decision.reason] += 1
-        elapsed_ns = perf_counter_ns() - started_ns
-        self._latency[bisect_left(LATENCY_NS, elapsed_ns)] += 1
-        counters.latency_ns += elapsed_ns
         return answer
-
-    def _has_secret(self, found: Found) -> bool:
-        offered = found.get(SECRET, b"")
-        # Every secret is compared, so that the time says nothing about which one was nearly right.
-        return sum(hmac.compare_digest(offered, secret) for secret in self._secrets) > 0
 
     def fail(self, error: Exception) -> bytes:
         """Note a failure, which the listener logs once for a series of them."""
         self.counters.failures += 1
         self.failure = error
         return _FAILED
+
+    def admits(self, found: Found) -> bool:
+        """Whether a check brings one of the secrets."""
+        offered = found.get(SECRET, b"")
+        # Every secret is compared, so that the time says nothing about which one was nearly right.
+        if sum(hmac.compare_digest(offered, secret) for secret in self._secrets):
+            return True
+        self.counters.secrets_refused += 1
+        return False
+
+    def _decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
+        started_ns = 0
+        self._until_sample -= 1
+        if not self._until_sample:
+            self._until_sample = SAMPLED
+            started_ns = perf_counter_ns()
+        if url[:7] == b"/envoy/":
+            dialect, host, target = ENVOY, found.get(HOST, b""), url[6:]
+        else:
+            asking = BY_PATH.get(url.partition(b"?")[0])
+            if asking is None:
+                self.counters.unknown_paths += 1
+                return _UNKNOWN_PATH
+            dialect = asking
+            method, host, target = original(dialect, found)
+        identity = CONFLICT if FAULT in found and faulty(found) else index.identity.identify(found)
+        request_id = found.get(REQUEST_ID, b"")
+        if len(request_id) > REQUEST_ID_BYTES_MAX:
+            request_id = b""
+
+        enforcer = self._enforcer
+        if enforcer.policy is not self._policy:
+            # This request was read by the rules before: well for one request, unless there were none at all.
+            self.refresh()
+            if index.catalogue is _NO_CATALOGUE:
+                return _NOT_READY
+        path = target.partition(b"?")[0] if b"?" in target else target
+        route = self._routes.get((method, host, path)) or self._route(method, host, path)
+        if identity is CONFLICT:
+            decision: Decision | None = _IDENTITY_CONFLICT
+        else:
+            decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
+        if decision is None:
+            return Question(identity, route, request_id, dialect, started_ns or perf_counter_ns())
+
+        self.counters.decisions[dialect.name][decision.reason] += 1
+        answer = self._answers.write(decision, request_id, nginx=dialect is NGINX)
+        if started_ns:
+            self._time(perf_counter_ns() - started_ns, SAMPLED)
+        return answer
+
+    def _route(self, method: bytes, host: bytes, path: bytes) -> RouteRule:
+        """The rule of an original request that is not in the memo; without a catalogue there is none."""
+        if self._policy is None:
+            raise StoreUnavailable
+        route = self._policy.routes.match(method.decode("latin-1"), host.decode("latin-1"), path.decode("latin-1"))
+        if len(host) + len(path) <= ROUTE_BYTES_MAX:
+            remember(self._routes, (method, host, path), route, ROUTES_MAX)
+        return route
+
+    def _time(self, elapsed_ns: int, decisions: int) -> None:
+        self.counters.latency[bisect_left(LATENCY_NS, elapsed_ns)] += decisions
+        self.counters.latency_ns += elapsed_ns * decisions

@@ -7,7 +7,7 @@ Guarantees: a header name costs one dictionary lookup; the memory for spellings 
 from __future__ import annotations
 
 from sidecar.catalogue.model import Catalogue
-from sidecar.gateway.dialects import ORIGINAL_HEADERS
+from sidecar.gateway.dialects import ORIGINAL_HEADERS, Improper
 from sidecar.gateway.identity import Found, IdentityReader, alias_of
 from sidecar.gateway.memo import remember
 
@@ -32,6 +32,7 @@ class HeaderIndex:
     """The headers of one catalogue. ``names``: spelling -> canonical name, None for headers that mean nothing."""
 
     def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
         self.identity = IdentityReader(catalogue)
         self._known = {name: name for name in (*self.identity.headers, *ORIGINAL_HEADERS, REQUEST_ID, SECRET)}
         self.names: dict[bytes, bytes | None] = {}
@@ -44,7 +45,7 @@ class HeaderIndex:
             if name in SPECIAL:
                 return name
             if alias_of(name) in self.identity.headers:
-                self.fault(found, IDENTITY_FAULT)
+                found.setdefault(FAULT, IDENTITY_FAULT)
                 return None
         if len(spelling) <= SPELLING_BYTES_MAX:
             remember(self.names, spelling, known, SPELLINGS_MAX)
@@ -55,11 +56,13 @@ class HeaderIndex:
         if name == REQUEST_ID:
             found[name] = b""  # two ids are none: neither can be trusted to tell a retry
         elif name in self.identity.headers:
-            self.fault(found, IDENTITY_FAULT)
+            found.setdefault(FAULT, IDENTITY_FAULT)
         else:
-            self.fault(found, REQUEST_FAULT)
+            found[FAULT] = REQUEST_FAULT
 
-    @staticmethod
-    def fault(found: Found, fault: bytes) -> None:
-        if found.get(FAULT) is not REQUEST_FAULT:
-            found[FAULT] = fault
+
+def faulty(found: Found) -> bool:
+    """Whether the fault of these headers is an identity conflict; Improper when it is worse."""
+    if found[FAULT] == REQUEST_FAULT:
+        raise Improper
+    return True

@@ -40,7 +40,9 @@ def local_app(enforcer: Enforcer) -> web.Application:
         try:
             body = msgspec.json.decode(await request.read(), type=Explain)
         except msgspec.DecodeError as error:
-            return _problem(400, f"the body is not what is expected: {error}; send method, host, path and headers or tenant")
+            return _problem(
+                400, f"the body is not what is expected: {error}; send method, host, path and headers or tenant"
+            )
         identity = Identity(body.tenant) if body.tenant else _identify(enforcer, body.headers)
         if identity is None:
             return _json({"allow": False, "status": 401, "reason": "identity_conflict"})

@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 def remember(memo: dict[K, V], key: K, value: V, entries_max: int) -> V:
     """Keep a value, at the cost of the oldest one when the memo is full."""
-    if len(memo) >= entries_max:
+    if len(memo) >= entries_max and key not in memo:
         del memo[next(iter(memo))]
     memo[key] = value
     return value

@@ -1,7 +1,8 @@
 """The flusher: carries windows from Redis to the ledger, and projects tenants, keys and the catalogue to Redis.
 
-A pass over a shard: read dirty windows -> merge them with max -> raise the epoch -> commit -> clear the marks of windows
-that did not change meanwhile -> move the watermark. Several flushers share the shards by Postgres' advisory locks.
+A pass over a shard: read dirty windows -> merge them with max -> raise the epoch -> commit -> clear the marks of
+windows that did not change meanwhile -> move the watermark. Several flushers share the shards by Postgres' advisory
+locks.
 
 Guarantees: a mark is cleared only after the commit; whatever is lost or repeated in between changes nothing.
 Gives up:   order between shards.

@@ -50,6 +50,11 @@ async def current(tx: Transaction) -> PlanVersion | None:
     return versions[0] if versions else None
 
 
+async def current_revision(tx: Transaction) -> int:
+    """The revision in force, without its document; 0 before the first."""
+    return int(await tx.value("current_revision") or 0)
+
+
 async def get(tx: Transaction, revision: int) -> PlanVersion:
     """One version; NotFound when there is none."""
     versions = [_version(row) for row in await tx.rows("plan_versions", revision, 0, 1)] if revision > 0 else []

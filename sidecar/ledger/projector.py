@@ -1,7 +1,7 @@
 """Projects what the ledger says of tenants, keys and the catalogue to Redis.
 
-Guarantees: a limit that is new or changed starts from what its period has already used: the ledger first, then one script
-            that rebuilds the limit and publishes the revision (DESIGN section 6).
+Guarantees: a limit that is new or changed starts from what its period has already used: the ledger first, then one
+            script that rebuilds the limit and publishes the revision (DESIGN section 6).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sidecar.catalogue.resolve import resolve
 from sidecar.errors import CatalogueInvalid, NotFound, StoreUnavailable
 from sidecar.ledger import plans, tenants
 from sidecar.ledger.spans import Span
+from sidecar.logs import fields
 from sidecar.store import snapshots
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ class Projector:
 
     async def catalogue(self, tx: Transaction) -> list[tuple[str, str]]:
         """Give Redis the catalogue in force, if it has another one; returns what to announce."""
+        if await plans.current_revision(tx) == await self._store.catalogue_revision():
+            return []
         version = await plans.current(tx)
-        if version is None or await self._store.catalogue_revision() == version.revision:
+        if version is None:
             return []
         await self._store.put_catalogue(version.revision, version.document)
         await plans.mark_projected(tx, version.revision)
@@ -152,16 +155,18 @@ class Projector:
         )
 
     async def _current(self, tx: Transaction) -> Catalogue:
+        """The catalogue in force; read again only when its revision changed."""
+        if self._catalogue is not None and await plans.current_revision(tx) == self._revision:
+            return self._catalogue
         version = await plans.current(tx)
         if version is None:
             raise NotFound("no catalogue was applied yet; run `sidecar catalogue apply FILE`")
-        if version.revision != self._revision or self._catalogue is None:
-            try:
-                self._catalogue = parse(version.document, f"revision {version.revision}")
-            except CatalogueInvalid as error:
-                # It was valid when it was applied: a newer program reads it differently. The last one stays in force.
-                if self._catalogue is None:
-                    raise
-                log.error("the applied catalogue cannot be read", extra={"fields": {"cause": str(error)}})  # noqa: TRY400
-            self._revision = version.revision
+        try:
+            self._catalogue = parse(version.document, f"revision {version.revision}")
+        except CatalogueInvalid as error:
+            # It was valid when it was applied: a newer program reads it differently. The last one stays in force.
+            if self._catalogue is None:
+                raise
+            log.warning("the applied catalogue cannot be read", extra=fields(cause=str(error)))
+        self._revision = version.revision
         return self._catalogue

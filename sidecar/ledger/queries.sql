@@ -341,3 +341,7 @@ update tenants set projected_rev = 0 where shard = $1;
 -- name: forget_keys_projected
 -- Makes every API key of a shard pending: Redis lost what was projected.
 update api_keys set projected_rev = 0 where shard = $1;
+
+-- name: current_revision
+-- The catalogue revision in force; null before the first.
+select max(revision) from plan_versions;

@@ -1,4 +1,4 @@
-"""Circuit breaker of the store: after repeated failures nobody waits for Redis; one call at a time finds out whether it is back."""
+"""Circuit breaker of the store: after repeated failures nobody waits for Redis, and probes find out when it is back."""
 
 from __future__ import annotations
 

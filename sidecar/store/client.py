@@ -37,7 +37,7 @@ class Store:
     ``identity`` makes ids of new generations unique to this process.
     """
 
-    def __init__(  # noqa: PLR0913 - built once, in app.py, by name
+    def __init__(
         self, url: str, keys: Keyspace, clock: Clock, *, identity: str, timeout_ms: int, ca_file: str = ""
     ) -> None:
         self.keys = keys
@@ -93,7 +93,12 @@ class Store:
         raw = await self._script(
             "sync",
             shard,
-            (keys.writers(shard), keys.writer(shard, message.writer), keys.held(shard, message.writer), keys.dirty(shard)),
+            (
+                keys.writers(shard),
+                keys.writer(shard, message.writer),
+                keys.held(shard, message.writer),
+                keys.dirty(shard),
+            ),
             (reclaim_after_ms, ENCODER.encode(message)),
         )
         return SYNC_REPLY.decode(raw)
@@ -110,7 +115,7 @@ class Store:
         return int(remaining)
 
     async def lookup(self, tenant: str, default: tuple[int, bytes, bytes] | None = None) -> Lookup:
-        """A tenant's snapshot; ``default`` (catalogue revision, snapshot, limits as msgpack) is given to one nobody knows."""
+        """A tenant's snapshot; one nobody knows is given ``default``: catalogue revision, snapshot, limits as msgpack."""
         shard = self.keys.shard_of(tenant)
         revision, document, limits = default or (-1, b"", b"")
         state, found, snapshot = await self._script(
@@ -138,7 +143,10 @@ class Store:
         raw = await self._call("changes", (self.keys.changes,), (last_id, number, CHANGES_READ_MOST))
         pairs = [item.decode() for item in raw[3:]]
         return Changes(
-            last_id=raw[0], number=int(raw[1]), gap=bool(raw[2]), entries=list(zip(pairs[::2], pairs[1::2], strict=True))
+            last_id=raw[0],
+            number=int(raw[1]),
+            gap=bool(raw[2]),
+            entries=list(zip(pairs[::2], pairs[1::2], strict=True)),
         )
 
     async def announce(self, changes: Sequence[tuple[str, str]]) -> None:
@@ -149,9 +157,7 @@ class Store:
 
     async def put_catalogue(self, revision: int, text: str) -> None:
         """Store the catalogue that sidecars read, with the number of shards they must agree on."""
-        await self._command(
-            "HSET", self.keys.catalogue, "revision", revision, "text", text, "shards", self.keys.shards
-        )
+        await self._command("HSET", self.keys.catalogue, "revision", revision, "text", text, "shards", self.keys.shards)
 
     async def catalogue_revision(self) -> int:
         """Revision of the catalogue that Redis has; 0 for none."""
@@ -163,7 +169,9 @@ class Store:
         if revision is None:
             return None
         if int(shards) != self.keys.shards:
-            message = f"Redis was set up with {int(shards)} shards, SIDECAR_SHARDS is {self.keys.shards}; use {int(shards)}"
+            message = (
+                f"Redis was set up with {int(shards)} shards, SIDECAR_SHARDS is {self.keys.shards}; use {int(shards)}"
+            )
             raise StoreRefused(message)
         return int(revision), text.decode()
 
@@ -176,17 +184,17 @@ class Store:
     async def settle(
         self, shard: int, generation: str, epoch: int, windows: Sequence[tuple[str, str, int, int, int]]
     ) -> int:
-        """Clear marks of windows (tenant, series, period, hour, version) the ledger has; returns the watermark or -1."""
-        raw = await self._script("settle", shard, (self.keys.dirty(shard),), (generation, epoch, ENCODER.encode(windows)))
+        """Clear marks of (tenant, series, period, hour, version) the ledger has; returns the watermark or -1."""
+        raw = await self._script(
+            "settle", shard, (self.keys.dirty(shard),), (generation, epoch, ENCODER.encode(windows))
+        )
         return int(raw)
 
-    async def merge(
-        self, shard: int, generation: str, rows: Sequence[tuple[str, str, int, int, str, int]]
-    ) -> bool:
+    async def merge(self, shard: int, generation: str, rows: Sequence[tuple[str, str, int, int, str, int]]) -> bool:
         """Bring rows (tenant, series, period, hour, writer, amount) of the ledger back; False: generation changed."""
         return int(await self._script("merge", shard, (), (generation, ENCODER.encode(rows)))) == 1
 
-    async def publish(  # noqa: PLR0913 - one message, spelled out
+    async def publish(
         self,
         tenant: str,
         revision: int,
@@ -202,7 +210,7 @@ class Store:
         shard = self.keys.shard_of(tenant)
         return int(await self._script("publish", shard, (self.keys.tenant(tenant),), (message, document))) >= 0
 
-    async def open(  # noqa: PLR0913 - one message, spelled out
+    async def open(
         self, shard: int, generation: str, *, first: bool, reclaim_after_ms: int, hold: str, writers: Sequence[str]
     ) -> int:
         """End a restore; returns when granting resumes (ms), -1 when the generation changed."""
@@ -231,7 +239,7 @@ class Store:
         return found
 
     async def mark_all_dirty(self, shard: int) -> int:
-        """After Postgres went back in time: every window Redis has is sent to the ledger again. Scans; rare by nature."""
+        """After Postgres went back in time: every window Redis has is to be sent again. Scans; rare by nature."""
         prefix = f"{self.keys.tag(shard)}window:"
         marked = 0
         async for raw in self._redis.scan_iter(match=f"{prefix}*", count=1000):
@@ -280,5 +288,5 @@ class Store:
 
 
 def pack(value: object) -> bytes:
-    """msgpack form of a value, as scripts read it."""
+    """Msgpack form of a value, as scripts read it."""
     return msgspec.msgpack.encode(value)

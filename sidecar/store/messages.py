@@ -55,7 +55,7 @@ class LeaseReply(Struct, frozen=True, array_like=True):
 
 
 class TenantReply(Struct, frozen=True, array_like=True):
-    """``revision`` newer than the report's: the part had no effect and ``leases`` is empty. -1: Redis has no snapshot."""
+    """``revision`` newer than the report's: the part had no effect, ``leases`` is empty. -1: Redis has no snapshot."""
 
     revision: int
     leases: list[LeaseReply]

@@ -1,6 +1,7 @@
 """Windows: what was counted for one (tenant, series, billing period, hour) by this writer.
 
-A series is a metric, or ``metric@limit:value`` for a limit with a scope of its own. Values are cumulative and only grow.
+A series is a metric, or ``metric@limit:value`` for a limit with a scope of its own. Values are cumulative and only
+grow.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -59,6 +60,10 @@ class SidecarDev:
         assert self._started is not None, "not started"
         return self._started
 
+    def now(self) -> Started:
+        """The same as it is now: process ids change when the supervisor replaces one."""
+        return convert(json.loads((self.state / "dev.json").read_text()), Started)
+
     @property
     def authz_port(self) -> int:
         port = urlsplit(self.at.authz).port
@@ -104,8 +109,16 @@ class SidecarDev:
         self.cli("tenant", "put", tenant, "--plan", plan)
 
     def create_key(self, tenant: str) -> str:
-        """A new API key; the command shows it once, as the last word it prints."""
-        return self.cli("key", "create", tenant).split()[-1]
+        """A new API key; the command shows it once."""
+        return str(self.cli_json("key", "create", tenant)["key"])
+
+    def new_tenant(self, plan: str) -> tuple[str, str]:
+        """A tenant nobody else uses, and its API key; both are where sidecars look for them."""
+        tenant = f"{plan}-{secrets.token_hex(4)}"
+        self.put_tenant(tenant, plan)
+        key = self.create_key(tenant)
+        self.cli("flush")
+        return tenant, key
 
     def usage(self, tenant: str) -> Any:
         return self.cli_json("usage", tenant)
@@ -133,12 +146,12 @@ class SidecarDev:
             return str(answer.read().decode())
 
     def signal_authz(self, number: signal.Signals) -> None:
-        """To every worker that was named at the start."""
-        for pid in self.at.pids["authz"]:
+        """To every worker there is."""
+        for pid in self.now().pids["authz"]:
             os.kill(pid, number)
 
     def signal_redis(self, number: signal.Signals) -> None:
-        os.kill(self.at.pids["redis"], number)
+        os.kill(self.now().pids["redis"], number)
 
     def log(self) -> str:
         return self._child.tail() if self._child is not None else ""

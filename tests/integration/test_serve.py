@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sidecar.cli.catalogue import default_file
+from sidecar.embedded import free_port
+from tests.servers.child import Child
+
+pytestmark = pytest.mark.timeout(120)
+TOKEN = "admin-token-of-this-test"
+
+
+@pytest.fixture
+def settings(redis_url: str, database: str, tmp_path: Path) -> dict[str, str]:
+    secret = tmp_path / "dsn"
+    secret.write_text(f"{database}\n")
+    return {
+        "SIDECAR_STATE_DIR": str(tmp_path / "state"),
+        "SIDECAR_REDIS_URL": redis_url,
+        "SIDECAR_POSTGRES_DSN_FILE": str(secret),
+        "SIDECAR_CATALOGUE_FILE": str(default_file()),
+        "SIDECAR_ADMIN_TOKENS": TOKEN,
+        "SIDECAR_AUTHZ_LISTEN": f"127.0.0.1:{free_port()},unix:{tmp_path}/authz.sock",
+        "SIDECAR_LOCAL_LISTEN": f"127.0.0.1:{free_port()}",
+        "SIDECAR_OPS_LISTEN": f"127.0.0.1:{free_port()}",
+        "SIDECAR_CONTROL_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+
+
+@contextmanager
+def serving(settings: dict[str, str], *arguments: str) -> Iterator[Child]:
+    child = Child([sys.executable, "-m", "sidecar", "serve", *arguments], env=settings)
+    try:
+        yield child
+    finally:
+        child.stop(signal.SIGTERM, 30)
+
+
+def ready(settings: dict[str, str]) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{settings['SIDECAR_OPS_LISTEN']}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def eventually(condition: Callable[[], bool], child: Child, within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, child.tail()
+        time.sleep(0.02)
+
+
+def ask_unix(path: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(path)
+        client.sendall(b"GET /envoy/v1/things HTTP/1.1\r\nhost: x\r\nx-tenant-id: acme\r\n\r\n")
+        return client.recv(4096)
+
+
+def test_all_roles_serve_from_settings_and_stop_on_sigterm(settings: dict[str, str], tmp_path: Path) -> None:
+    with serving(settings, "--role", "all", "--workers", "2") as child:
+        eventually(lambda: ready(settings), child)
+        path = settings["SIDECAR_AUTHZ_LISTEN"].partition("unix:")[2]
+        eventually(lambda: b" 200 " in ask_unix(path), child)
+        assert child.stop(signal.SIGTERM, 30) == 0
+    assert not Path(path).exists()
+    assert list((tmp_path / "state").rglob("*.journal")) == []
+    assert TOKEN not in child.tail()
+    events = [json.loads(line) for line in child.err]
+    assert {event["role"] for event in events} >= {"authz-0", "authz-1", "backoffice"}
+
+
+def test_every_bad_setting_is_printed_and_nothing_starts(settings: dict[str, str], tmp_path: Path) -> None:
+    bad = {**settings, "SIDECAR_SHARDS": "none", "SIDECAR_REDIS_URI": "x", "SIDECAR_OPS_LISTEN": "nowhere"}
+    command = [sys.executable, "-m", "sidecar", "serve", "--role", "everything"]
+    done = subprocess.run(command, env={**os.environ, **bad}, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    for name in ("SIDECAR_SHARDS", "SIDECAR_REDIS_URI", "SIDECAR_OPS_LISTEN", "SIDECAR_ROLES"):
+        assert name in done.stderr
+    assert not (tmp_path / "state").exists()
