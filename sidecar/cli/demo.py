@@ -86,8 +86,8 @@ Try, as a gateway would ask:
   # denied, with the whole answer: the free plan has no admin API
   curl -isS -H 'authorization: Bearer {free}' '{servers.authz}/envoy/v1/admin/users'
   # denied: 101 executions begin a grace of 24 hours, and then they are over
-  {ask} -X POST '{servers.authz}/envoy/v1/agents/a/run?n=[81-101]' | uniq -c
-  curl -sS -X POST '{servers.ops}/dev/clock' -d '{{"advance": "25h"}}'; sleep 1
+  {ask} -X POST '{servers.authz}/envoy/v1/agents/a/run?n=[81-101]' | uniq -c; sleep 1
+  curl -sS -X POST '{servers.ops}/dev/clock' -d '{{"advance": "25h"}}'
   {ask} -X POST '{servers.authz}/envoy/v1/agents/a/run'
   # what it came to
   sidecar usage demo-free --state {state.path}

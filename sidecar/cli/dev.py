@@ -182,8 +182,11 @@ async def _apply(options: Options, ledger: Ledger) -> CatalogueFile:
 def _settings(options: Options, state: State, admin_token: str) -> Settings:
     """The settings of all roles here; the environment may still set what is not about addresses."""
     ports = options.ports
+    # Here every writer is known: after a restart nobody has to wait a minute for one that may still be out there.
+    hold = os.environ.get("SIDECAR_RESTORE_HOLD", "reported")
     return settings.load(
         os.environ,
+        restore_hold=hold,
         roles=("all",),
         workers=options.workers,
         state_dir=str(state.path),

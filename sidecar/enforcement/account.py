@@ -26,10 +26,20 @@ class Charge:
     of (window, units), with the first request that is allowed.
     """
 
-    __slots__ = ("features_missing", "limits", "owners", "route", "series", "until_ms", "windows")
+    __slots__ = (
+        "features_missing",
+        "limits",
+        "owners",
+        "parent_edition",
+        "route",
+        "series",
+        "until_ms",
+        "windows",
+    )
 
-    def __init__(self, route: RouteRule, until_ms: int) -> None:
+    def __init__(self, route: RouteRule, parent_edition: int, until_ms: int) -> None:
         self.route = route
+        self.parent_edition = parent_edition
         self.until_ms = until_ms
         self.limits: list[tuple[Account, LimitState, int]] = []
         self.series: list[tuple[Account, str, int]] = []
@@ -48,8 +58,10 @@ class Account:
     __slots__ = (
         "charges",
         "departed",
+        "edition",
         "exchange",
         "features",
+        "has_children",
         "limits",
         "parent",
         "provisional",
@@ -69,6 +81,8 @@ class Account:
         self.stale = False
         self.withdrawn = False
         self.touched = False
+        self.edition = 0
+        self.has_children = False
         self.limits: dict[str, LimitState] = {}
         self.departed: list[LimitState] = []
         self.windows: dict[WindowKey, Window] = {}
@@ -84,7 +98,7 @@ class Account:
         self.features = tuple(
             (name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features
         )
-        self.charges.clear()
+        self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
         for limit_id, state in list(self.limits.items()):
             rule = rules.get(limit_id.partition(":")[0])
@@ -99,14 +113,25 @@ class Account:
             state.contended_until_ms = 0
             state.known = False
 
+    def drop_charges(self) -> None:
+        """Work every charge out anew, those of child tenants too: limits or windows they refer to are gone."""
+        self.charges.clear()
+        self.edition += 1
+
     def charge(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge:
         """What a request on ``route`` costs at ``now_s`` (unix s, wall), from the cache or worked out anew."""
         cache_key = (route.name, key_id, user)
         found = self.charges.get(cache_key)
         # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
-        if found is not None and now_s * 1000 < found.until_ms and (found.route is route or found.route == route):
+        edition = self.parent.edition if self.parent is not None else 0
+        if (
+            found is not None
+            and now_s * 1000 < found.until_ms
+            and found.parent_edition == edition
+            and (found.route is route or found.route == route)
+        ):
             return found
-        charge = Charge(route, (now_s - now_s % 3600 + 3600) * 1000)
+        charge = Charge(route, edition, (now_s - now_s % 3600 + 3600) * 1000)
         charge.features_missing = tuple(name for name in route.requires if not self.snapshot.features.get(name))
         self._add(charge, route, key_id, user, now_s)
         if self.parent is not None:

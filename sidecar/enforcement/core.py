@@ -109,6 +109,13 @@ class Core:
         log.info("worker stopped", extra=fields(writer=self.writer, in_ledger=done))
         self.journal.close(delete=done)
 
+    async def abandon(self) -> None:
+        """End as a killed process does: nothing is reported, the journal stays and its lock goes."""
+        await _cancel(self._tasks)
+        self._adoption.close()
+        await self.synchroniser.close()
+        self.journal.close(delete=False)
+
     async def _drain(self) -> bool:
         for exchange in self.exchanges:
             exchange.return_leases()

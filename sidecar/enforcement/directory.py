@@ -72,6 +72,13 @@ class Directory:
         account = self.accounts.get(tenant)
         return None if account is None or account.withdrawn else account
 
+    def readmit(self, account: Account) -> Account:
+        """The account in force for a request that waited: another one, or this one again if it was dropped meanwhile.
+
+        There is never a second account of a tenant in use, since two would count one window in two places.
+        """
+        return self.accounts.setdefault(account.tenant, account)
+
     def tenant_of(self, sha256: str) -> tuple[bool, str | None]:
         """(known, tenant) of an API key; not known means that Redis has to be asked."""
         found = self._keys.get(sha256)
@@ -187,6 +194,8 @@ class Directory:
         parent = None
         if snapshot.parent and snapshot.parent != tenant:
             parent = self.account(snapshot.parent) or await self.load(snapshot.parent)
+            if parent is not None:
+                parent.has_children = True
         return self._admit(snapshot, parent)
 
     def _loaded(self, tenant: str, task: asyncio.Task[Account | None]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sidecar.telemetry import CoreCounters
 
 WAIT_MS = 50
-ROUNDS = 3
+ROUNDS = 8
 NONE_UNLEASED: frozenset[LimitState] = frozenset()
 
 UNKNOWN_TENANT = Decision(allow=False, status=401, reason="tenant_unknown", quota_status="denied")
@@ -178,14 +178,33 @@ class Enforcer:
         deadline_ms = self._clock.monotonic_ms() + WAIT_MS
         for _ in range(ROUNDS):
             now_ms = self._clock.monotonic_ms()
+            found = self._directory.readmit(found)
             outcome = self._examine(found, identity, route, now_ms)
-            if not isinstance(outcome, Shortage):
-                return outcome
+            if isinstance(outcome, Decision):
+                return self._waited(outcome)
             if now_ms >= deadline_ms or not await self._ask(outcome, deadline_ms - now_ms):
-                break
+                return self._unanswered(found, identity, route)
+        # Redis grants, but others who wait here were quicker each time: there is room, so ask again shortly.
+        found = self._directory.readmit(found)
+        outcome = self._examine(found, identity, route, self._clock.monotonic_ms())
+        if isinstance(outcome, Decision):
+            return self._waited(outcome)
+        denials = [verdict.contended(state) for _, state, _ in outcome.limits]
+        return self._waited(verdict.deny(found, denials, self._clock.wall_ms(), self.policy.catalogue))
+
+    def _unanswered(self, account: Account, identity: Identity, route: RouteRule) -> Decision:
+        """The wait is over without an answer: every limit follows its outage policy."""
         self._counters.waits_timed_out += 1
-        outcome = self._examine(found, identity, route, self._clock.monotonic_ms(), away=True)
+        account = self._directory.readmit(account)
+        outcome = self._examine(account, identity, route, self._clock.monotonic_ms(), away=True)
         return outcome if isinstance(outcome, Decision) else STORE_AWAY
+
+    def _waited(self, decision: Decision) -> Decision:
+        if decision.allow:
+            self._counters.waits_answered += 1
+        else:
+            self._counters.waits_refused += 1
+        return decision
 
     async def _account(self, identity: Identity) -> Account | Decision:
         tenant = self._tenant(identity)
@@ -220,7 +239,7 @@ class Enforcer:
         """Have the shards of all short limits synced, with what is needed; returns whether all answered in time."""
         exchanges: dict[ShardExchange, None] = {}
         for account, state, units in shortage.limits:
-            state.need = max(state.need, units)
+            state.wait_for(units)
             account.exchange.touch(account)
             exchanges[account.exchange] = None
         waiters = [self._synchroniser.join(exchange) for exchange in exchanges]

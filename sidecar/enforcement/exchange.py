@@ -131,7 +131,7 @@ class ShardExchange:
 
     def forget(self, account: Account) -> bool:
         """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
-        if account.touched or account.windows or account.departed or account in self._holders:
+        if account.touched or account.windows or account.departed or account.has_children or account in self._holders:
             return False
         return all(state.left == 0 for state in account.limits.values())
 
@@ -221,7 +221,7 @@ class ShardExchange:
             for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
                 state.settle(report, own, lease, now_ms, renewed=renewed)
             account = one.account
-            if any(window.dirty for window, _ in one.windows):
+            if any(window.dirty for window, _ in one.windows) or any(not state.known for state, _, _ in one.limits):
                 self.touch(account)
             if any(state.left for state in account.limits.values()):
                 self._holders[account] = None
@@ -273,7 +273,7 @@ class ShardExchange:
             if window.in_ledger(self.watermark):
                 del account.windows[window.key]
                 # A charge worked out for that hour must not reach the cell again, even if the wall clock steps back.
-                account.charges.clear()
+                account.drop_charges()
                 self._journal.free(window.cell)
             else:
                 self._kept.append((account, window))

@@ -53,6 +53,7 @@ class LimitState:
         "stop",
         "target",
         "used",
+        "waiting",
         "watched",
     )
 
@@ -73,6 +74,7 @@ class LimitState:
         self.over_ms = 0
         self.known = False
         self.need = 0
+        self.waiting = 0
         self.renewing = False
         self.renew_at = 0
         self.target = FIRST_LEASE_UNITS
@@ -92,6 +94,11 @@ class LimitState:
         """Count ``units`` that no lease covers: a counted limit, or one that its outage policy lets through."""
         self.own += units
         self.used += units
+
+    def wait_for(self, units: int) -> None:
+        """A request waits for ``units``: the next report needs the most that one wants, and wants what all do."""
+        self.need = max(self.need, units)
+        self.waiting += units
 
     def spent_out(self, units: int) -> bool:
         """Whether ``units`` cannot fit any more in this period, whoever gives what back."""
@@ -123,8 +130,10 @@ class LimitState:
                 # A lease that is more than half full is not topped up: syncs would grow with the traffic.
                 if self.left * 2 > self.target:
                     want = 0
+                want = max(want, self.waiting - self.left)
         need = max(0, self.need - self.left)
         self.need = 0
+        self.waiting = 0
         self.renewing = want > 0
         self.own_reported = self.own
         self.reported_ms = now_ms
@@ -154,7 +163,10 @@ class LimitState:
             self.contended_until_ms = now_ms + CONTENDED_FOR_MS if asked and short else 0
             if reply.called and not asked:
                 # Somebody is short: keep what the next moment needs and give the rest back with the next report.
-                self.left = min(self.left, self.rate_per_s * CALLED_RESERVE_MS // 1000)
+                reserve = self.rate_per_s * CALLED_RESERVE_MS // 1000
+                if self.left > reserve:
+                    self.left = reserve
+                    self.known = False
 
     def forfeit(self) -> None:
         """Give up what is left, and say so in the next report.

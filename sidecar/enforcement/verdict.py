@@ -73,9 +73,12 @@ def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bo
         if rule.on_outage == "bounded" and state.outage_used + units <= rule.outage_units:
             return DEGRADED
         return Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
-    if state.hold_on(units, now_ms):
-        return Denial(429, "limit_contended", state, CONTENDED_RETRY_S)
-    return SHORT
+    return contended(state) if state.hold_on(units, now_ms) else SHORT
+
+
+def contended(state: LimitState) -> Denial:
+    """Units are held elsewhere and may come back: worth another try in a second."""
+    return Denial(429, "limit_contended", state, CONTENDED_RETRY_S)
 
 
 def headroom(state: LimitState, wall_ms: int) -> Denial | int:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from sidecar.enforcement.decision import Decision, LimitView
 from sidecar.gateway import fields, problem
 from sidecar.gateway.memo import remember
@@ -34,7 +36,14 @@ _LAST = b"Connection: close\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Key = tuple[str, str, str, str, int | None, int]
-Templates = tuple[tuple[tuple[str, str], ...], bytes, bytes]
+
+
+class Templates(Struct, frozen=True):
+    """Formats of (remaining, reset, request id) for one tenant and limit; both take all three."""
+
+    features: tuple[tuple[str, str], ...]
+    with_id: bytes
+    without_id: bytes
 
 
 class AnswerWriter:
@@ -53,11 +62,10 @@ class AnswerWriter:
         features = decision.features
         key = (decision.tenant, decision.plan, decision.quota_status, limit.name, limit.quota, limit.window_s)
         known = self._templates.get(key)
-        if known is None or known[0] is not features:
-            # A tenant's features are one object until they change; comparing it is cheaper than hashing it.
-            known = (features, *_allowed_templates(decision, limit))
-            remember(self._templates, key, known, TEMPLATES_MAX)
-        return known[2 if request_id else 1] % (limit.remaining, limit.reset_s, request_id)
+        # A tenant's features are one object until they change; comparing it is cheaper than hashing it.
+        if known is None or known.features is not features:
+            known = remember(self._templates, key, _allowed_templates(decision, limit), TEMPLATES_MAX)
+        return (known.with_id if request_id else known.without_id) % (limit.remaining, limit.reset_s, request_id)
 
     def _denied(self, decision: Decision, request_id: bytes, *, nginx: bool) -> bytes:
         wait_s = self._retry_after_s(decision)
@@ -113,8 +121,7 @@ _UNLIMITED = LimitView("", None, 0, 0, 0, 0)
 _NOTHING = "%.0r"
 
 
-def _allowed_templates(decision: Decision, limit: LimitView) -> tuple[bytes, bytes]:
-    """Formats of (remaining, reset, request id): one that leaves the id out, and one that shows it."""
+def _allowed_templates(decision: Decision, limit: LimitView) -> Templates:
     lines = [
         f"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{_KEPT.decode()}",
         f"x-quota-status: {fields.visible(decision.quota_status)}\r\n",
@@ -128,7 +135,8 @@ def _allowed_templates(decision: Decision, limit: LimitView) -> tuple[bytes, byt
     )
     numbers = f"{_NOTHING}{_NOTHING}" if limit.quota is None else _ratelimit(limit, limit.quota)
     template = "".join(lines).replace("%", "%%") + numbers
-    return f"{template}{_NOTHING}\r\n".encode(), f"{template}x-request-id: %b\r\n\r\n".encode()
+    with_id, without_id = f"{template}x-request-id: %b\r\n\r\n", f"{template}{_NOTHING}\r\n"
+    return Templates(decision.features, with_id.encode(), without_id.encode())
 
 
 def _ratelimit(limit: LimitView, quota: int) -> str:

@@ -19,11 +19,13 @@ from sidecar.gateway.answers import CONTINUE, last, refused
 from sidecar.gateway.gate import Last, Question
 from sidecar.gateway.headers import EXPECT, SPECIAL, UPGRADE, HeaderIndex
 from sidecar.gateway.identity import Found
+from sidecar.gateway.limits import READ_BYTES_MAX
 
 if TYPE_CHECKING:
     from sidecar.gateway.listener import DecisionListener
 
 _NO_NAMES: dict[bytes, bytes | None] = {}
+_NOTHING = memoryview(b"")
 
 _UNAUTHORIZED = Last(refused(403, "The header x-quota-secret is missing or wrong."))
 
@@ -42,7 +44,7 @@ class _Stopped(Exception):
     """Raised inside a parser callback after the last answer: requests behind it are not decided."""
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.Protocol):
     """The protocol of one connection. ``since_ms`` is when it became idle or its unfinished request began."""
 
     __slots__ = (
@@ -50,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         "_found",
         "_gate",
         "_ignored",
+        "_ignored_max",
         "_in_body",
         "_index",
         "_last",
@@ -65,15 +68,15 @@ class Connection(asyncio.BufferedProtocol):
         "_task",
         "_transport",
         "_trusted",
+        "_unread",
+        "_upgrades",
         "_url",
-        "_view",
         "since_ms",
     )
 
     def __init__(self, listener: DecisionListener, *, trusted: bool) -> None:
         self._listener = listener
         self._gate = listener.gate
-        self._view = listener.view
         self._trusted = trusted
         self._index = self._gate.index
         self._names = self._index.names
@@ -81,15 +84,18 @@ class Connection(asyncio.BufferedProtocol):
         self._url = b""
         self._found: Found = {}
         self._ignored = 0
+        self._ignored_max = listener.limits.headers_max
         self._open = False  # a request has begun and is not complete
         self._in_body = False
         self._special = False
+        self._upgrades = False
         self._message_bytes = 0
         self._body_bytes = 0
         self._last = False  # the next answer is the last
         self._refusing = False  # nothing more is parsed
         self._stalled = False  # the peer does not read
         self._queue: deque[tuple[bytes | Question | Request, bool]] = deque()
+        self._unread = _NOTHING
         self._task: asyncio.Task[None] | None = None
         self.since_ms = listener.now_ms
 
@@ -109,23 +115,19 @@ class Connection(asyncio.BufferedProtocol):
         self._listener.release(self)
         del self._parser  # it refers back to this object
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - one size for all
-        # Filled and parsed within one callback, so that all connections can share it.
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._open or self._refusing:
-            self._read_on(nbytes)
+    def data_received(self, data: bytes) -> None:
+        if self._open or len(data) > READ_BYTES_MAX or self._refusing:
+            self._read_on(memoryview(data))
             return
         self._open = True
-        self._message_bytes = nbytes
+        self._message_bytes = len(data)
         self.since_ms = self._listener.now_ms
         index = self._gate.index
         if index is not self._index:
             self._index = index
             self._names = index.names
         try:
-            self._parser.feed_data(self._view[:nbytes])
+            self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._stop_parsing(error)
 
@@ -137,8 +139,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._stalled = False
         self.since_ms = self._listener.now_ms
-        if self._task is None:
-            self._transport.resume_reading()
+        self._resume()
 
     # What the parser calls.
 
@@ -156,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
             known = self._unfamiliar(name, value)
         if known is None:
             self._ignored += 1
-            if self._ignored > self._listener.limits.headers_max:
+            if self._ignored > self._ignored_max:
                 raise _Refused(431, "The request has too many headers.")
         elif known in self._found:
             self._ignored += 1
@@ -182,12 +183,13 @@ class Connection(asyncio.BufferedProtocol):
         self._ignored = 0
         self._open = False
         index = self._index
-        if self._special:
-            self._special = self._in_body = False
-            self._body_bytes = 0
-            self._names = index.names
         parser = self._parser
         keep = parser.should_keep_alive()
+        if self._special:
+            keep = keep and not self._upgrades
+            self._special = self._in_body = self._upgrades = False
+            self._body_bytes = 0
+            self._names = index.names
         if self._queue:
             self._queue.append(((index, parser.get_method(), url, found), keep))
             return
@@ -198,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
         else:
             answer = _UNAUTHORIZED
-        self._send(answer, keep=keep)
+        self._send(answer, keep=keep and not self._last)
         if self._refusing:
             raise _Stopped
 
@@ -207,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
     def finish(self) -> None:
         """Close after the requests in flight are answered; at once when there are none."""
         self._last = True
-        if not self._open and not self._queue:
+        if not self._queue and (not self._open or self._refusing):
             self._transport.close()
 
     def abort(self) -> None:
@@ -232,11 +234,31 @@ class Connection(asyncio.BufferedProtocol):
 
     # The rarer paths.
 
-    def _feed(self, data: memoryview) -> None:
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            self._stop_parsing(error)
+    def _read_on(self, data: memoryview) -> None:
+        """A long read, or another part of an unfinished request, which is bounded as a whole."""
+        while data and not self._refusing:
+            if self._queue:
+                self._unread = data  # parsed when those before are answered
+                return
+            if not self._open:
+                self._open = True
+                self._message_bytes = 0
+                self.since_ms = self._listener.now_ms
+                self._index = self._gate.index
+                self._names = self._index.names
+            limits = self._listener.limits
+            bound = limits.message_bytes_max if self._in_body else limits.head_bytes_max
+            piece = data[: min(READ_BYTES_MAX, bound - self._message_bytes)]
+            if not piece:
+                status, what = (413, "The request") if self._in_body else (431, "The head of the request")
+                self._refuse(status, f"{what} is too large.")
+                return
+            self._message_bytes += len(piece)
+            data = data[len(piece) :]
+            try:
+                self._parser.feed_data(piece)
+            except (HttpParserError, HttpParserUpgrade) as error:
+                self._stop_parsing(error)
 
     def _stop_parsing(self, error: Exception) -> None:
         """The parser gave up: because of what it read, or of what was raised in one of the methods above."""
@@ -258,24 +280,6 @@ class Connection(asyncio.BufferedProtocol):
             self._gate.fail(error)
             self._refuse(500, "The request failed.")
 
-    def _read_on(self, nbytes: int) -> None:
-        """Another part of an unfinished request, bounded as a whole."""
-        if self._refusing:
-            return
-        limits = self._listener.limits
-        bound = limits.message_bytes_max if self._in_body else limits.head_bytes_max
-        room = max(bound - self._message_bytes, 0)
-        self._message_bytes += nbytes
-        self._feed(self._view[: min(room, nbytes)])
-        if nbytes <= room or self._refusing:
-            return
-        if self._open and not self._in_body:
-            self._refuse(431, "The head of the request is too large.")
-        elif self._open and self._message_bytes > limits.message_bytes_max:
-            self._refuse(413, "The request is too large.")
-        else:
-            self._feed(self._view[room:nbytes])
-
     def _unfamiliar(self, name: bytes, value: bytes) -> bytes | None:
         """A header name in a spelling not seen before, or one that is special."""
         if self._in_body:
@@ -286,9 +290,9 @@ class Connection(asyncio.BufferedProtocol):
         if known == EXPECT:
             if value.strip().lower() != b"100-continue":
                 raise _Refused(417, "Only 100-continue can be expected.")
-            self._send(CONTINUE, keep=True)
+            self._send(CONTINUE, keep=True)  # early for the rest of the head, which the peer is sending anyway
         elif known == UPGRADE:
-            self._last = True  # what follows an upgrade is not HTTP
+            self._special = self._upgrades = True  # what follows an upgrade is not HTTP, so it is answered and closed
         return None
 
     def _refuse(self, status: int, detail: str) -> None:
@@ -320,16 +324,22 @@ class Connection(asyncio.BufferedProtocol):
                 answer = entry
             if isinstance(answer, Question):
                 answer = await self._gate.decide_waiting(answer)
-            if not queue:
-                break  # the connection was lost meanwhile
+                if not queue:
+                    break  # the connection was lost meanwhile
             queue.popleft()
-            self._write(answer, keep=keep)
+            self._write(answer, keep=keep and bool(queue or self._unread or not self._last))
         self._task = None
-        if not self._transport.is_closing() and not self._stalled:
+        unread, self._unread = self._unread, _NOTHING
+        self._read_on(unread)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Read on, unless a decision waits or the peer does not read."""
+        if self._task is None and not self._stalled and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _write(self, answer: bytes, *, keep: bool) -> None:
-        if keep and not self._last and not isinstance(answer, Last):
+        if keep and not isinstance(answer, Last):
             self._transport.write(answer)
             return
         self._transport.write(last(answer))
@@ -342,7 +352,7 @@ class Connection(asyncio.BufferedProtocol):
         too, or its time is over.
         """
         self._queue.clear()
-        if self._refusing and self._transport.can_write_eof():
+        if self._refusing and not self._last and self._transport.can_write_eof():
             self._transport.write_eof()
         else:
             self._refusing = True

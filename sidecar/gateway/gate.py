@@ -79,6 +79,7 @@ class Gate:
         self.index = HeaderIndex(_NO_CATALOGUE)
         self._enforcer = enforcer
         self._policy: Policy | None = None
+        self._hosts_matter = False
         self._routes: dict[tuple[bytes, bytes, bytes], RouteRule] = {}
         self._answers = answers
         self._secrets = secrets
@@ -95,11 +96,52 @@ class Gate:
             self._policy = policy
             self.index = HeaderIndex(policy.catalogue)
             self._routes = {}
+            self._hosts_matter = any(rule.host for rule in policy.catalogue.routes)
 
-    def decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
+    def decide(  # noqa: C901, PLR0912 - one frame for the hot path, see bench/listener.py
+        self, index: HeaderIndex, method: bytes, url: bytes, found: Found
+    ) -> bytes | Question:
         """The answer to a check, or the question that it waits for. ``found`` was read by ``index``."""
         try:
-            return self._decide(index, method, url, found)
+            started_ns = 0
+            self._until_sample -= 1
+            if not self._until_sample:
+                self._until_sample = SAMPLED
+                started_ns = perf_counter_ns()
+            if url[:7] == b"/envoy/":
+                dialect, host, target = ENVOY, found.get(HOST, b""), url[6:]
+            else:
+                asking = BY_PATH.get(url.partition(b"?")[0])
+                if asking is None:
+                    self.counters.unknown_paths += 1
+                    return _UNKNOWN_PATH
+                dialect = asking
+                method, host, target = original(dialect, found)
+            identity = CONFLICT if FAULT in found and faulty(found) else index.identity.identify(found)
+            request_id = found.get(REQUEST_ID, b"")
+            if len(request_id) > REQUEST_ID_BYTES_MAX:
+                request_id = b""
+
+            enforcer = self._enforcer
+            if enforcer.policy is not self._policy:
+                # This request was read by the rules before: well for one request, unless there were none at all.
+                self.refresh()
+                if index.catalogue is _NO_CATALOGUE:
+                    return _NOT_READY
+            path = target.partition(b"?")[0]
+            host = host if self._hosts_matter else b""
+            route = self._routes.get((method, host, path)) or self._route(method, host, path)
+            if identity is CONFLICT:
+                decision: Decision | None = _IDENTITY_CONFLICT
+            else:
+                decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
+            if decision is None:
+                return Question(identity, route, request_id, dialect, started_ns or perf_counter_ns())
+
+            self.counters.decisions[dialect.name][decision.reason] += 1
+            answer = self._answers.write(decision, request_id, nginx=dialect is NGINX)
+            if started_ns:
+                self._time(perf_counter_ns() - started_ns, SAMPLED)
         except Improper:
             self.counters.malformed += 1
             return Last(refused(400, _IMPROPER, nginx=url.startswith(NGINX_PATH)))
@@ -107,6 +149,7 @@ class Gate:
             return _NOT_READY
         except Exception as error:  # noqa: BLE001 - the outermost line of a decision
             return self.fail(error)
+        return answer
 
     async def decide_waiting(self, question: Question) -> bytes:
         """The answer to a question, once the store has answered or the wait is over."""
@@ -135,47 +178,6 @@ class Gate:
             return True
         self.counters.secrets_refused += 1
         return False
-
-    def _decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
-        started_ns = 0
-        self._until_sample -= 1
-        if not self._until_sample:
-            self._until_sample = SAMPLED
-            started_ns = perf_counter_ns()
-        if url[:7] == b"/envoy/":
-            dialect, host, target = ENVOY, found.get(HOST, b""), url[6:]
-        else:
-            asking = BY_PATH.get(url.partition(b"?")[0])
-            if asking is None:
-                self.counters.unknown_paths += 1
-                return _UNKNOWN_PATH
-            dialect = asking
-            method, host, target = original(dialect, found)
-        identity = CONFLICT if FAULT in found and faulty(found) else index.identity.identify(found)
-        request_id = found.get(REQUEST_ID, b"")
-        if len(request_id) > REQUEST_ID_BYTES_MAX:
-            request_id = b""
-
-        enforcer = self._enforcer
-        if enforcer.policy is not self._policy:
-            # This request was read by the rules before: well for one request, unless there were none at all.
-            self.refresh()
-            if index.catalogue is _NO_CATALOGUE:
-                return _NOT_READY
-        path = target.partition(b"?")[0] if b"?" in target else target
-        route = self._routes.get((method, host, path)) or self._route(method, host, path)
-        if identity is CONFLICT:
-            decision: Decision | None = _IDENTITY_CONFLICT
-        else:
-            decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
-        if decision is None:
-            return Question(identity, route, request_id, dialect, started_ns or perf_counter_ns())
-
-        self.counters.decisions[dialect.name][decision.reason] += 1
-        answer = self._answers.write(decision, request_id, nginx=dialect is NGINX)
-        if started_ns:
-            self._time(perf_counter_ns() - started_ns, SAMPLED)
-        return answer
 
     def _route(self, method: bytes, host: bytes, path: bytes) -> RouteRule:
         """The rule of an original request that is not in the memo; without a catalogue there is none."""

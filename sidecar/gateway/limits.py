@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-READ_BYTES_MAX = 16_384  # of one read; all connections share one buffer of this size
+READ_BYTES_MAX = 16_384  # a longer read is parsed in parts of this size, so that each can be bounded
 
 
 class ListenerLimits(Struct, frozen=True, kw_only=True):
     """Bounds of a listener.
 
-    A head is counted in reads: one that begins behind another request in the same read may be that much longer.
+    A head or target below READ_BYTES_MAX that comes in one read is taken whole, whatever its bound.
+    A head is measured from the read that it begins with: behind another request it may be longer by that read.
     """
 
     connections_max: int = 20_000  # closed at accept

@@ -24,7 +24,7 @@ from sidecar.gateway.answers import AnswerWriter
 from sidecar.gateway.connection import Connection
 from sidecar.gateway.counters import GatewayCounters
 from sidecar.gateway.gate import Enforcer, Gate
-from sidecar.gateway.limits import READ_BYTES_MAX, ListenerLimits
+from sidecar.gateway.limits import ListenerLimits
 
 # Connections are swept in rows, one row a tick, so that many of them cannot hold up a decision.
 ROWS = 8
@@ -72,7 +72,6 @@ class DecisionListener:
         self._require_secret = require_secret
         self._tls = tls
         self.gate = Gate(enforcer, AnswerWriter(self._clock.wall_s), self.counters, self._secrets)
-        self.view = memoryview(bytearray(READ_BYTES_MAX))
         self.now_ms = self._clock.monotonic_ms()
         self._servers: list[asyncio.Server] = []
         self._addresses: list[Address] = []
@@ -104,6 +103,7 @@ class DecisionListener:
                 opened.close()
             raise
         self._stopping = False
+        self.gate.refresh()  # the first request is already read by the catalogue that came while nobody listened
         loop = asyncio.get_running_loop()
         for where, opened in sockets:
             trusted = not self._asks_secret(where)

@@ -39,6 +39,7 @@ SHARDS_AT_ONCE = 4
 PROJECT_INTERVAL_S = 0.2
 PARTITIONS_INTERVAL_S = 3_600
 RETRY_S = 0.2
+WRITERS_REMEMBERED = 10_000
 
 
 class FlushTerms(Struct, frozen=True):
@@ -65,6 +66,9 @@ class Flusher:
         self._locks = [asyncio.Lock() for _ in range(self._shards)]
         self._epochs = [-1] * self._shards
         self._opening = [0] * self._shards
+        self._awaited: list[list[str]] = [[] for _ in range(self._shards)]
+        self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
+        self._started_ms = clock.monotonic_ms()
         self._reclaimed = [0] * self._shards
         self._backlog = [0] * self._shards
         self._state = Transition(log, "flushing")
@@ -74,11 +78,12 @@ class Flusher:
         """Pass over all shards every interval, and project changes as they come."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every(self._terms.interval_ms / 1000, self._pass_all))
-            tasks.create_task(self._every(PROJECT_INTERVAL_S, self._project))
+            tasks.create_task(self._every(PROJECT_INTERVAL_S, self.project))
             tasks.create_task(self._every(PARTITIONS_INTERVAL_S, self._partitions))
 
     async def flush(self) -> None:
         """Pass until everything that was dirty at the call is in the ledger. Raises what a pass raises."""
+        await self.project()
         for shard in range(self._shards):
             while await self._pass(shard, full=True):
                 pass
@@ -118,11 +123,12 @@ class Flusher:
         self.cause = ""
         self._state.good()
 
-    async def _project(self) -> None:
+    async def project(self) -> None:
+        """Give Redis the catalogue in force, and every tenant and key that changed."""
         async with self._ledger.transaction() as tx:
-            announced = await self._projector.catalogue(tx)
+            # Announced before the commit that marks it as done: what was not announced is projected again.
+            await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
-        await self._store.announce(announced)
         for shard in pending:
             while await self._pass(shard, full=True):
                 pass
@@ -142,52 +148,72 @@ class Flusher:
             return await self._locked_pass(shard, full=full)
 
     async def _locked_pass(self, shard: int, *, full: bool) -> bool:
-        store, terms = self._store, self._terms
-        announced: list[tuple[str, str]] = []
+        store = self._store
         async with self._ledger.shard(shard) as tx:
             if tx is None:
                 if full:
                     await asyncio.sleep(RETRY_S)
                 return full
             state = await tx.state()
-            collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, terms.reclaim_after_ms)
+            collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
             if collected.epoch > state.epoch:
                 await self._ledger_went_back(shard, state.epoch, collected.epoch)
+                collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
             epoch = await self._merge(tx, collected, state.epoch)
             drained = len(collected.windows) >= collected.dirty
-            held = collected.state == "held"
-            writers: list[str] = []
-            if held and drained:
-                writers = await restore(tx, store, collected)
-            restored = not held
-            if drained:
-                try:
-                    announced = await self._projector.shard(tx, collected, _aged(collected))
-                    restored = True
-                except NotFound:
-                    # Without a catalogue there are no plans yet: whatever is counted is kept, nothing is granted.
-                    restored = False
-            if held and restored:
-                await tx.set_generation(collected.generation)
+            restored = drained and await self._project_shard(tx, collected)
         self._epochs[shard] = epoch
         if collected.windows:
             marks = [(w.tenant, w.series, w.period, w.hour, w.version) for w in collected.windows]
             await store.settle(shard, collected.generation, epoch, marks)
-        await store.announce(announced)
-        if restored and (held or self._opening[shard] > collected.now_ms):
-            await self._open(shard, collected, writers, first=held and not state.generation)
+        if restored and (collected.state == "held" or self._opening[shard] > collected.now_ms):
+            await self._open(shard, collected, first=not state.generation)
         await self._retire_silent(shard, collected)
         self._backlog[shard] = max(0, collected.dirty - len(collected.windows))
         return not drained
 
+    async def _project_shard(self, tx: ShardTransaction, collected: Collected) -> bool:
+        """Bring Redis up to what the ledger says; returns whether the shard may grant (again)."""
+        held = collected.state == "held"
+        if held:
+            counted = await restore(tx, self._store, collected)
+            self._awaited[tx.shard] = self._lately_seen(tx.shard, counted)
+        try:
+            # Announced before the commit that marks it as done: what was not announced is projected again.
+            await self._store.announce(await self._projector.shard(tx, collected, _aged(collected)))
+        except NotFound:
+            return False  # without a catalogue there are no plans yet: whatever is counted is kept, nothing is granted
+        if held:
+            await tx.set_generation(collected.generation)
+        return True
+
+    def _lately_seen(self, shard: int, counted: list[str]) -> list[str]:
+        """Writers that must report before a hold may end early.
+
+        Those this flusher saw within ``reclaim_after``; if it has not run for so long, all that counted lately.
+        """
+        since_ms = self._clock.monotonic_ms() - self._terms.reclaim_after_ms
+        if self._started_ms > since_ms:
+            return counted
+        return [writer for writer, seen_ms in self._seen[shard].items() if seen_ms >= since_ms]
+
+    def _note_seen(self, shard: int, collected: Collected) -> None:
+        now_ms = self._clock.monotonic_ms()
+        seen = self._seen[shard]
+        seen.update((str(writer), now_ms) for window in collected.windows for writer in window.values[::2])
+        if len(seen) > WRITERS_REMEMBERED:
+            since_ms = now_ms - self._terms.reclaim_after_ms
+            self._seen[shard] = {writer: seen_ms for writer, seen_ms in seen.items() if seen_ms >= since_ms}
+
     async def _merge(self, tx: ShardTransaction, collected: Collected, epoch: int) -> int:
         if not collected.windows and collected.epoch <= epoch:
             return epoch
+        self._note_seen(tx.shard, collected)
         rows = counter_rows(collected.windows)
         self._counters.rows += await tx.merge(rows, await self._projector.default_plan(tx))
         return await tx.raise_epoch(collected.epoch)
 
-    async def _open(self, shard: int, collected: Collected, writers: Sequence[str], *, first: bool) -> None:
+    async def _open(self, shard: int, collected: Collected, *, first: bool) -> None:
         terms = self._terms
         self._opening[shard] = await self._store.open(
             shard,
@@ -195,7 +221,7 @@ class Flusher:
             first=first,
             reclaim_after_ms=terms.reclaim_after_ms,
             hold=terms.hold,
-            writers=writers,
+            writers=self._awaited[shard],
         )
         if collected.state == "held" and not first:
             self._counters.restores += 1

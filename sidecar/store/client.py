@@ -116,6 +116,7 @@ class Store:
 
     async def lookup(self, tenant: str, default: tuple[int, bytes, bytes] | None = None) -> Lookup:
         """A tenant's snapshot; one nobody knows is given ``default``: catalogue revision, snapshot, limits as msgpack."""
+        self._refuse_while_open()
         shard = self.keys.shard_of(tenant)
         revision, document, limits = default or (-1, b"", b"")
         state, found, snapshot = await self._script(
@@ -125,6 +126,7 @@ class Store:
 
     async def tenant_of_key(self, sha256: str) -> str | None:
         """Tenant of an API key, None when there is no such key; StoreUnavailable while Redis is being restored."""
+        self._refuse_while_open()
         shard = self.keys.shard_of(sha256)
         state, tenant = await self._script("find_key", shard, (self.keys.api_key(sha256),), ())
         if not tenant and state != b"open":
@@ -281,6 +283,11 @@ class Store:
             raise StoreUnavailable(f"{type(error).__name__} during {verb}: {error}") from error
         self.breaker.succeeded()
         return answer
+
+    def _refuse_while_open(self) -> None:
+        """A request never serves as the probe: it would wait for nothing."""
+        if self.breaker.open:
+            raise StoreUnavailable("Redis is away; the breaker is open")
 
     def _fail(self, verb: str) -> None:
         self.errors[verb] = self.errors.get(verb, 0) + 1

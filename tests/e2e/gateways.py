@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or "nginx"
 ENVOY = Path(sysconfig.get_path("scripts")) / "envoy"
 Mode = Literal["closed", "open"]
+Replace = dict[str, dict[str, str]]
 
 
 class Counts(Struct, frozen=True):
@@ -86,8 +87,31 @@ class Gateway(ABC):
             self.child.stop()
             self.child = None
 
+    def start(self, mode: Mode = "closed", *, socket_path: Path | None = None, replace: Replace | None = None) -> None:
+        """Start it as shipped, in a variant, or with texts of its files replaced (by file name)."""
+        for source in self.sources():
+            text = source.read_text()
+            for old, new in (replace or {}).get(source.name, {}).items():
+                assert old in text, old
+                text = text.replace(old, new)
+            if mode == "open" and "# variant open: " in text:
+                text = variant(text, "open")
+            if socket_path is not None and "# variant unix-socket: " in text:
+                text = variant(text, "unix-socket").replace("/run/sidecar/authz.sock", str(socket_path))
+            (self.folder / source.name).write_text(self.with_ports(text))
+        self.run()
+
     @abstractmethod
-    def start(self, mode: Mode = "closed", *, socket_path: Path | None = None) -> None: ...
+    def sources(self) -> list[Path]:
+        """The shipped files."""
+
+    @abstractmethod
+    def with_ports(self, text: str) -> str:
+        """The text with the default ports replaced, and nothing else."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Start the program on the files in the folder and wait until it accepts."""
 
     @abstractmethod
     def counts(self, requests: int) -> Counts:
@@ -97,27 +121,28 @@ class Gateway(ABC):
 class Envoy(Gateway):
     kind = "envoy"
 
-    def start(self, mode: Mode = "closed", *, socket_path: Path | None = None) -> None:
-        self.start_with((ROOT / "envoy" / "envoy.yaml").read_text(), mode, socket_path=socket_path)
+    def sources(self) -> list[Path]:
+        return [ROOT / "envoy" / "envoy.yaml"]
 
-    def start_with(self, text: str, mode: Mode = "closed", *, socket_path: Path | None = None) -> None:
-        """The same with a configuration from elsewhere, such as a ConfigMap."""
+    def with_ports(self, text: str) -> str:
         self.admin_port = free_port()
-        if mode == "open":
-            text = variant(text, "open")
-        if socket_path is not None:
-            text = variant(text, "unix-socket").replace("/run/sidecar/authz.sock", str(socket_path))
         ports = {9000: self.authz_port, 8080: self.upstream_port, 10000: self.port, 9901: self.admin_port}
         for default, port in ports.items():
             text = text.replace(f"port_value: {default} ", f"port_value: {port} ")
-        path = self.folder / "envoy.yaml"
-        path.write_text(text)
+        return text
+
+    def run(self) -> None:
         # The access log would come ten seconds late.
         options = ["--concurrency", "1", "--use-dynamic-base-id", "--file-flush-interval-msec", "20"]
-        self.child = Child([str(ENVOY), "-c", str(path), *options])
+        self.child = Child([str(ENVOY), "-c", str(self.folder / "envoy.yaml"), *options])
         self.child.wait_line("starting workers")
         while self.stat("listener_manager.workers_started") == 0:  # until then nothing accepts
             assert self.child.running(), self.child.tail()
+
+    def run_text(self, text: str) -> None:
+        """The same with a configuration from elsewhere."""
+        (self.folder / "envoy.yaml").write_text(self.with_ports(text))
+        self.run()
 
     def stat(self, name: str) -> int:
         url = f"http://127.0.0.1:{self.admin_port}/stats?format=json&filter=^{name}$"
@@ -134,27 +159,16 @@ class Envoy(Gateway):
 class Nginx(Gateway):
     kind = "nginx"
 
-    def start(self, mode: Mode = "closed", *, socket_path: Path | None = None) -> None:
-        self.start_with({}, mode, socket_path=socket_path)
+    def sources(self) -> list[Path]:
+        return sorted((ROOT / "nginx").glob("*.conf"))
 
-    def start_with(
-        self, replacements: dict[str, str], mode: Mode = "closed", *, socket_path: Path | None = None
-    ) -> None:
-        """The same with lines of nginx.conf replaced, for locations that a test adds."""
-        for source in (ROOT / "nginx").glob("*.conf"):
-            text = source.read_text()
-            if source.name == "nginx.conf":
-                for old, new in replacements.items():
-                    assert old in text
-                    text = text.replace(old, new)
-            if mode == "open" and "# variant open: " in text:
-                text = variant(text, "open")
-            if socket_path is not None and "# variant unix-socket: " in text:
-                text = variant(text, "unix-socket").replace("/run/sidecar/authz.sock", str(socket_path))
-            text = text.replace("127.0.0.1:9000;", f"127.0.0.1:{self.authz_port};")
-            text = text.replace("127.0.0.1:8080;", f"127.0.0.1:{self.upstream_port};")
-            text = text.replace("listen 10000;", f"listen 127.0.0.1:{self.port};")
-            (self.folder / source.name).write_text(text)
+    def with_ports(self, text: str) -> str:
+        text = text.replace("127.0.0.1:9000;", f"127.0.0.1:{self.authz_port};")
+        text = text.replace("127.0.0.1:8080;", f"127.0.0.1:{self.upstream_port};")
+        return text.replace("listen 10000;", f"listen 127.0.0.1:{self.port};")
+
+    def run(self) -> None:
+        assert shutil.which(NGINX), "nginx is needed: apt-get install nginx-light"
         # Nginx started by root would give its workers to a user who may not enter a test's folder.
         globals_ = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
         config = self.folder / "nginx.conf"

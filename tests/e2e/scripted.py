@@ -119,9 +119,10 @@ class Script:
 class ScriptedSidecar(Background):
     """The listener with its script, on a free port or a unix socket; the address stays the same over restarts."""
 
-    def __init__(self, socket_path: Path | None = None) -> None:
+    def __init__(self, socket_path: Path | None = None, *, secret: str = "") -> None:
         super().__init__()
         self.script = Script()
+        self._secrets = (secret,) if secret else ()
         self._address = f"unix:{socket_path}" if socket_path else "127.0.0.1:0"
         self.port = 0
 
@@ -130,7 +131,7 @@ class ScriptedSidecar(Background):
         return self._listener.counters.connections
 
     async def open(self) -> None:
-        self._listener = DecisionListener(self.script)
+        self._listener = DecisionListener(self.script, secrets=self._secrets, require_secret=bool(self._secrets))
         await self._listener.start([self._address])
         if not self._address.startswith("unix:"):
             self._address = self._listener.addresses[0]

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from multidict import CIMultiDict
 from yarl import URL
 
-from tests.e2e.gateways import GATEWAYS, Gateway
+from tests.e2e.gateways import GATEWAYS, ROOT, Gateway
 from tests.e2e.scripted import Script, ScriptedSidecar
 from tests.servers.upstream import Upstream
 
 FORGED = "forged-by-the-client"
+SECRET = "a-long-random-secret"
+# The line of the guide, the line it goes below, and its file.
+SECRET_LINES = {
+    "envoy": (
+        f'authorization_request: {{ headers_to_add: [{{ key: x-quota-secret, value: "{SECRET}" }}] }}',
+        "path_prefix: /envoy\n                       ",
+        "envoy.yaml",
+    ),
+    "nginx": (
+        f'proxy_set_header X-Quota-Secret "{SECRET}";',
+        "proxy_pass_request_headers off;",
+        "quota-server.conf",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +85,7 @@ def script(sidecar: ScriptedSidecar) -> Script:
         "x-quota-feature-llm-provider",
         "x-quota-http-status",
         "x-quota-problem",
+        "x-quota-secret",
         "x.quota.tenant",
         "x-quota.plan",
         "X_Quota_Tenant",
@@ -165,3 +181,25 @@ async def test_the_same_client_address_is_no_reason_to_believe_it(
     assert len({asked.request_id for asked in script.asked}) == 2
     assert FORGED not in {asked.request_id for asked in script.asked}
     assert "x-envoy-max-retries" not in upstream.last().names() or gateway.kind == "nginx"
+
+
+@pytest.mark.parametrize("kind", GATEWAYS)
+async def test_a_sidecar_that_asks_for_a_secret_takes_it_from_the_gateway_alone(
+    kind: str, upstream: Upstream, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    line, below, file = SECRET_LINES[kind]
+    assert line in (ROOT / "docs" / "gateways" / f"{kind}.md").read_text()
+    with ScriptedSidecar(secret=SECRET) as guarded:
+        for knows in (False, True):
+            folder = tmp_path / str(knows)
+            folder.mkdir()
+            gateway = GATEWAYS[kind](folder, authz_port=guarded.port, upstream_port=upstream.port)
+            gateway.start(replace={file: {below: f"{below} {line}"}} if knows else {})
+            try:
+                upstream.received.clear()
+                async with client.get(gateway.url, headers={"x-api-key": "good", "x-quota-secret": SECRET}) as answer:
+                    assert answer.status == (200 if knows else 403)
+                assert len(upstream.received) == knows
+                assert all("x-quota-secret" not in received.names() for received in upstream.received)
+            finally:
+                gateway.stop()

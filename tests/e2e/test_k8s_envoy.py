@@ -32,7 +32,7 @@ def test_envoy_accepts_it_as_it_is(tmp_path: Path) -> None:
 async def test_it_enforces(upstream: Upstream, client: aiohttp.ClientSession, tmp_path: Path) -> None:
     with ScriptedSidecar() as sidecar:
         gateway = Envoy(tmp_path, authz_port=sidecar.port, upstream_port=upstream.port)
-        gateway.start_with(configuration())
+        gateway.run_text(configuration())
         try:
             for key, status in (("good", 200), ("over", 429), ("nobody", 401)):
                 async with client.get(gateway.url, headers={"x-api-key": key}) as answer:

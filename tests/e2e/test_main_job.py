@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.gateways import GATEWAYS, ROOT, Counts, Envoy, Gateway, Nginx
+from tests.e2e.gateways import GATEWAYS, Counts, Envoy, Gateway, Nginx
 from tests.servers.sidecar_dev import SidecarDev
 from tests.servers.upstream import Upstream
 
@@ -202,7 +202,7 @@ async def test_a_request_that_nginx_starts_over_is_counted_once(
             proxy_pass http://application;
         }
 """
-    gateway.start_with({marker: again + marker})
+    gateway.start(replace={"nginx.conf": {marker: again + marker}})
     try:
         assert await statuses(client, f"{gateway.url}/try/x", key, 5) == [200] * 5
     finally:
@@ -216,8 +216,8 @@ async def test_a_request_that_envoy_redirects_inside_is_counted_once(
     tenant, key = dev.new_tenant("hard")
     gateway = Envoy(tmp_path, authz_port=dev.authz_port, upstream_port=upstream.port)
     route = "route: { cluster: application, timeout: 60s }"
-    text = (ROOT / "envoy" / "envoy.yaml").read_text()
-    gateway.start_with(text.replace(route, f"{route[:-2]}, internal_redirect_policy: {{}} }}"))
+    redirecting = f"{route[:-2]}, internal_redirect_policy: {{}} }}"
+    gateway.start(replace={"envoy.yaml": {route: redirecting}})
     try:
         assert await statuses(client, f"{gateway.url}/redirect?to=/v1/after", key, 5) == [200] * 5
         assert len(upstream.received) == 10
@@ -285,6 +285,7 @@ async def test_while_redis_hangs_soft_caps_go_on_and_hard_ones_never_pass_too_mu
     assert dev.ledger(soft, "api_calls") == 22
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GATEWAYS)
 async def test_a_whole_installation_stopped_and_started_goes_on_where_it_was(
     kind: str, servers_directory: Path, upstream: Upstream, client: aiohttp.ClientSession, tmp_path: Path
@@ -309,7 +310,7 @@ async def test_a_whole_installation_stopped_and_started_goes_on_where_it_was(
         _, seen = await until(client, gateway.url, key, 429)
         assert seen[200] == 0
         assert own.ledger(tenant, "api_calls") == 20
-        assert own.cli("verify") == own.cli("verify"), "nothing moves any more"
+        own.cli("verify")
     finally:
         gateway.stop()
         own.stop()

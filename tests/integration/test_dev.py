@@ -267,3 +267,26 @@ def test_the_guide_of_dev_shows_what_to_try(servers_directory: Path) -> None:
     assert outputs[2].startswith("HTTP/1.1 403")
     assert "200 grace" in outputs[3]
     assert outputs[5] == "429 denied\n"
+
+
+def test_what_a_killed_worker_counted_is_in_the_ledger_after_a_flush(dev: SidecarDev) -> None:
+    dev.put_tenant("survivor", "standard")
+    for _ in range(20):
+        assert ask(dev, "survivor")[0] == 200
+    pid = json.loads((dev.state / "dev.json").read_text())["pids"]["authz"][0]
+    os.kill(pid, signal.SIGKILL)
+    assert dev.ledger("survivor", "api_calls") == 20
+    assert 'sidecar_restarts_total{kind="authz"} 1.0' in dev.metrics()
+    assert json.loads(dev.cli("verify", "--json")) == []
+
+
+def test_a_killed_dev_leaves_no_process_and_starts_again(servers_directory: Path) -> None:
+    state = servers_directory / "killed"
+    with SidecarDev(state) as first:
+        for _ in range(3):
+            assert ask(first, "demo-standard")[0] == 200
+        pids = [*first.at.pids["authz"], first.at.pids["redis"], first.at.pids["postgres"]]
+        first.stop(signal.SIGKILL)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    with SidecarDev(state) as second:
+        assert second.ledger("demo-standard", "api_calls") == 3

@@ -1,0 +1,174 @@
+"""The flusher between a real Redis and a real Postgres: nothing is cleared too early, nothing is lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.embedded import EmbeddedRedis
+from sidecar.ledger import keys, tenants
+from sidecar.store.messages import SyncMessage, TenantReport
+from tests.servers.installation import CATALOGUE, Installation, installation
+
+WRITER = "00000000000000aa"
+OTHER = "00000000000000bb"
+
+
+@pytest.fixture
+async def place(
+    redis_server: EmbeddedRedis, redis_prefix: str, database: str, tmp_path: Path
+) -> AsyncIterator[Installation]:
+    async with installation(redis_server.url, redis_prefix, database, tmp_path) as opened:
+        yield opened
+
+
+async def report(place: Installation, tenant: str, amount: int, *, writer: str = WRITER, hours_ago: int = 0) -> int:
+    """Report a window as a writer would, without leases; returns the version after which the ledger has it."""
+    hour = place.clock.wall_s() // 3600 - hours_ago
+    period = 1_793_491_200
+    shard = place.keys.shard_of(tenant)
+    part = TenantReport(tenant, 2**40, [("api_calls", period, hour, amount)], [])
+    reply = await place.store.sync(shard, SyncMessage(writer, 0, "", 0, [part]), 60_000)
+    return reply.version
+
+
+async def watermark(place: Installation, tenant: str) -> int:
+    reply = await place.store.sync(place.keys.shard_of(tenant), SyncMessage(WRITER, 0, "", 0, []), 60_000)
+    return reply.watermark
+
+
+async def spent(place: Installation, tenant: str) -> int:
+    """What Redis holds against the monthly limit of the tenant."""
+    now_s = place.clock.wall_s()
+    from sidecar.catalogue.period import bounds  # noqa: PLC0415 - next to its only use
+
+    return int((await place.store.limit(tenant, "api_calls", bounds("month", now_s)[0])).get("spent", 0))
+
+
+async def test_a_window_reaches_the_ledger_and_the_watermark_says_so(place: Installation) -> None:
+    await place.catalogue()
+    version = await report(place, "t", 7)
+    assert await watermark(place, "t") < version
+    await place.flusher().flush()
+    assert await watermark(place, "t") >= version
+    assert await place.counted("t") == 7
+
+
+async def test_a_window_that_grew_after_it_was_read_stays_dirty(place: Installation) -> None:
+    await place.catalogue()
+    await report(place, "t", 7)
+    shard = place.keys.shard_of("t")
+    read = await place.store.collect(shard, 0, 100, 60_000)
+    version = await report(place, "t", 9)
+    marks = [(w.tenant, w.series, w.period, w.hour, w.version) for w in read.windows]
+    settled = await place.store.settle(shard, read.generation, 1, marks)
+    assert settled < version
+    await place.flusher().flush()
+    assert await place.counted("t") == 9
+    assert await watermark(place, "t") >= version
+
+
+async def test_reports_of_two_writers_add_up_and_repeats_change_nothing(place: Installation) -> None:
+    await place.catalogue()
+    flusher = place.flusher()
+    for _ in range(2):
+        await report(place, "t", 5)
+        await report(place, "t", 8, writer=OTHER)
+        await report(place, "t", 3)
+        await flusher.flush()
+    assert await place.counted("t") == 13
+
+
+async def test_two_flushers_share_the_shards(place: Installation) -> None:
+    await place.catalogue()
+    one, two = place.flusher(), place.flusher()
+    names = [f"tenant-{number}" for number in range(40)]
+    for name in names:
+        await report(place, name, 1)
+    import asyncio  # noqa: PLC0415 - only here
+
+    await asyncio.gather(one.flush(), two.flush())
+    assert [await place.counted(name) for name in names] == [1] * len(names)
+
+
+async def test_a_tenant_nobody_put_is_introduced_with_what_it_counted(place: Installation) -> None:
+    await place.catalogue()
+    await report(place, "stranger", 4)
+    await place.flusher().flush()
+    async with place.ledger.transaction() as tx:
+        found = await tenants.show(tx, "stranger")
+    assert (found.origin, found.plan) == ("introduced", "free")
+
+
+async def test_a_new_limit_starts_from_what_its_period_has_used(place: Installation) -> None:
+    await place.catalogue(CATALOGUE.replace("period: month", "period: day"))
+    flusher = place.flusher()
+    await place.tenant("t", "plus")
+    await flusher.flush()
+    await report(place, "t", 40)
+    await flusher.flush()
+    await place.catalogue()
+    await flusher.flush()
+    assert await spent(place, "t") == 40
+
+
+async def test_an_old_window_moves_spent_through_the_ledger_and_once(place: Installation) -> None:
+    """Its hash in Redis may have expired: what it adds is only known to the ledger."""
+    await place.catalogue(CATALOGUE.replace("period: month", "period: lifetime"))
+    flusher = place.flusher()
+    await place.tenant("t", "plus")
+    await flusher.flush()
+    for _ in range(2):
+        await report(place, "t", 30, hours_ago=100)
+        await report(place, "t", 2)
+        await flusher.flush()
+    found = await place.store.limit("t", "api_calls", 0)
+    assert int(found["spent"]) == 32
+    assert await place.counted("t") == 32
+
+
+async def test_what_happened_two_days_ago_still_counts_after_a_plan_change(place: Installation) -> None:
+    await place.catalogue(CATALOGUE.replace("period: month", "period: lifetime"))
+    flusher = place.flusher()
+    await place.tenant("t", "plus")
+    await flusher.flush()
+    await report(place, "t", 30)
+    await flusher.flush()
+    place.clock.advance(49 * 3_600_000)
+    await report(place, "t", 5)
+    await flusher.flush()
+    async with place.ledger.transaction() as tx:
+        await tenants.change_plan(tx, "t", "free", actor="test")
+    await flusher.flush()
+    assert int((await place.store.limit("t", "api_calls", 0))["spent"]) == 35
+
+
+async def test_a_revoked_key_is_gone_and_a_created_one_is_known(place: Installation) -> None:
+    await place.catalogue()
+    flusher = place.flusher()
+    await place.tenant("t", "plus")
+    async with place.ledger.transaction() as tx:
+        created = await keys.create(tx, "t", actor="test")
+    await flusher.flush()
+    assert await place.store.tenant_of_key(created.row.sha256) == "t"
+    async with place.ledger.transaction() as tx:
+        await keys.revoke(tx, created.row.sha256, actor="test")
+    await flusher.flush()
+    assert await place.store.tenant_of_key(created.row.sha256) is None
+
+
+async def test_a_ledger_restored_from_a_backup_gets_everything_again(place: Installation) -> None:
+    await place.catalogue()
+    flusher = place.flusher()
+    await report(place, "t", 7)
+    await flusher.flush()
+    async with place.ledger.transaction() as tx:
+        connection = tx._connection  # noqa: SLF001 - stands for a restore of an older state
+        await connection.execute("delete from usage_windows")
+        await connection.execute("delete from usage_counters")
+        await connection.execute("update shards set epoch = 0")
+    assert await place.counted("t") == 0
+    await place.flusher().flush()
+    assert await place.counted("t") == 7

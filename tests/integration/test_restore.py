@@ -1,0 +1,161 @@
+"""Lost state: Redis wiped, wound back or restarted; what was counted and what caps allow survive it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from sidecar.catalogue.period import bounds
+from sidecar.embedded import EmbeddedRedis
+from sidecar.enforcement.core import Core
+from sidecar.ledger.flusher import Flusher
+from tests.servers.installation import Installation, installation
+
+DEADLINE_S = 15
+
+
+@pytest.fixture
+async def wipeable(
+    fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], redis_prefix: str, database: str, tmp_path: Path
+) -> AsyncIterator[tuple[Installation, redis.asyncio.Redis]]:
+    server = await fresh_redis()
+    async with (
+        installation(server.url, redis_prefix, database, tmp_path) as place,
+        redis.asyncio.Redis.from_url(server.url) as direct,
+    ):
+        await place.catalogue()
+        yield place, direct
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def settled(place: Installation, core: Core, flusher: Flusher, tenant: str, amount: int) -> None:
+    """Wait until the ledger has counted ``amount``."""
+
+    async def there() -> bool:
+        await core.flush()
+        await flusher.flush()
+        return await place.counted(tenant) == amount
+
+    await until(there)
+
+
+async def allowed_in_all(place: Installation, core: Core, flusher: Flusher, tenant: str) -> int:
+    """Ask until the answer says that the period's units are spent; returns how often it was allowed."""
+    allowed = 0
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            decision = await place.ask(core, tenant)
+            if decision.allow:
+                allowed += 1
+            elif decision.reason == "limit_reached":
+                return allowed
+            else:
+                await flusher.flush()
+                await asyncio.sleep(0.02)
+
+
+async def test_a_cap_is_exact_across_a_wipe_in_the_middle(
+    wipeable: tuple[Installation, redis.asyncio.Redis],
+) -> None:
+    place, direct = wipeable
+    flusher = place.flusher(reclaim_after_ms=1_000)
+    await flusher.flush()
+    core = await place.core(reclaim_after_ms=1_000, lease_ttl_ms=500)
+    first = sum([(await place.ask(core, "t")).allow for _ in range(40)])
+    await settled(place, core, flusher, "t", first)
+    await direct.flushall()
+    second = await allowed_in_all(place, core, flusher, "t")
+    assert first + second == 100
+    await settled(place, core, flusher, "t", 100)
+    month = bounds("month", place.clock.wall_s())[0]
+    await core.stop(5)
+    assert int((await place.store.limit("t", "api_calls", month))["spent"]) == 100
+
+
+async def test_what_the_ledger_never_saw_comes_back_from_the_journal(
+    wipeable: tuple[Installation, redis.asyncio.Redis],
+) -> None:
+    place, direct = wipeable
+    flusher = place.flusher(reclaim_after_ms=1_000)
+    await flusher.flush()
+    core = await place.core(reclaim_after_ms=1_000, lease_ttl_ms=500)
+    allowed = sum([(await place.ask(core, "t")).allow for _ in range(30)])
+    await core.flush()
+    await direct.flushall()  # Redis had it, the ledger did not
+    await settled(place, core, flusher, "t", allowed)
+    await core.stop(5)
+    assert not list((place.directory / "one" / "journals").iterdir())
+
+
+async def test_nothing_is_granted_until_writers_that_may_still_spend_have_run_out(
+    wipeable: tuple[Installation, redis.asyncio.Redis],
+) -> None:
+    place, direct = wipeable
+    flusher = place.flusher(hold="full", reclaim_after_ms=2_000)
+    await flusher.flush()
+    core = await place.core(reclaim_after_ms=2_000, lease_ttl_ms=500)
+    assert (await place.ask(core, "t")).allow
+    await settled(place, core, flusher, "t", 1)
+    await direct.flushall()
+    await flusher.flush()
+    other = await place.core("two", reclaim_after_ms=2_000, lease_ttl_ms=500)
+    refused = await place.ask(other, "t")
+    assert (refused.allow, refused.reason, refused.status) == (False, "store_unavailable", 503)
+
+    async def granted_again() -> bool:
+        await flusher.flush()
+        return (await place.ask(other, "t")).allow
+
+    await until(granted_again)
+    await core.stop(5)
+    await other.stop(5)
+
+
+async def test_keys_tenants_and_the_catalogue_come_back_after_a_wipe(
+    wipeable: tuple[Installation, redis.asyncio.Redis],
+) -> None:
+    from sidecar.ledger import keys  # noqa: PLC0415 - only here
+
+    place, direct = wipeable
+    flusher = place.flusher()
+    await place.tenant("t", "plus")
+    async with place.ledger.transaction() as tx:
+        created = await keys.create(tx, "t", actor="test")
+    await flusher.flush()
+    await direct.flushall()
+    await flusher.project()
+    await flusher.flush()
+    assert await place.store.tenant_of_key(created.row.sha256) == "t"
+    assert (await place.store.lookup("t")).revision > 0
+    found = await place.store.catalogue()
+    assert found is not None
+    assert found[0] == 1
+
+
+async def test_a_journal_of_a_dead_writer_counts_once(wipeable: tuple[Installation, redis.asyncio.Redis]) -> None:
+    place, _ = wipeable
+    flusher = place.flusher()
+    await flusher.flush()
+    core = await place.core()
+    allowed = sum([(await place.ask(core, "t")).allow for _ in range(25)])
+    await core.abandon()  # as kill -9 leaves it
+    heir = await place.core()
+
+    async def adopted() -> bool:
+        await flusher.flush()
+        return len(list((place.directory / "one" / "journals").iterdir())) == 1
+
+    await until(adopted)
+    assert await place.counted("t") == allowed
+    rest = await allowed_in_all(place, heir, flusher, "t")
+    assert allowed + rest == 100
+    await heir.stop(5)
