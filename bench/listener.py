@@ -140,24 +140,36 @@ def measure(mode: str, seconds: int, connections: int) -> tuple[float, float]:
     )
     assert server.stdout is not None
     try:
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}{PATH}"
-        with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-            script.writelines(f'wrk.headers["{name}"] = "{value}"\n' for name, value in HEADERS.items())
-            script.flush()
-            load = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-s", script.name, url]
-            load = ["taskset", "-c", str(cpus[-1]), *load]
-            report = subprocess.run(load, capture_output=True, text=True, check=True).stdout
+        rate, requests = drive(
+            f"http://127.0.0.1:{int(server.stdout.readline())}{PATH}", headers(), seconds, connections
+        )
     finally:
         server.terminate()
         spent_ns = int(server.stdout.read())
         server.wait()
+    return rate, spent_ns / requests / 1_000
+
+
+def headers(named: dict[str, str] = HEADERS) -> str:
+    """Headers of every request, as a script for wrk."""
+    return "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in named.items())
+
+
+def drive(url: str, script: str, seconds: int, connections: int) -> tuple[float, int]:
+    """Load a server with wrk on the last core; requests a second, and requests in all. Every answer must be a 2xx."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        load = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-s", file.name, url]
+        load = ["taskset", "-c", str(max(os.sched_getaffinity(0))), *load]
+        report = subprocess.run(load, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in report or "Socket errors" in report:
         raise SystemExit(report)
     requests = re.search(r"(\d+) requests in", report)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", report)
     assert requests
     assert rate
-    return float(rate[1]), spent_ns / int(requests[1]) / 1_000
+    return float(rate[1]), int(requests[1])
 
 
 def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:

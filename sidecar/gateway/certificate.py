@@ -15,8 +15,8 @@ import re
 XFCC = "x-forwarded-client-cert"
 
 _PAIR = re.compile(r'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^",;]*)(?:;|$)')
-_COMMON_NAME = re.compile(r"(?:^|[,/+])\s*CN\s*=\s*((?:[^,/+\\]|\\.)+)", re.IGNORECASE)
-_ESCAPED = re.compile(r"\\(.)")
+_ATTRIBUTE = re.compile(r"(?:[^,+\\]|\\.)+")
+_ESCAPED = re.compile(r"\\([^0-9A-Fa-f])")
 
 
 def field_of(value: bytes, field: str) -> str | None:
@@ -44,9 +44,17 @@ def field_of(value: bytes, field: str) -> str | None:
 
 
 def _unquoted(text: str) -> str:
-    return _ESCAPED.sub(r"\1", text[1:-1]) if text.startswith('"') else text
+    return text[1:-1].replace('\\"', '"') if text.startswith('"') else text
 
 
 def _common_name(subject: str) -> str | None:
-    names = _COMMON_NAME.findall(subject)
-    return _ESCAPED.sub(r"\1", names[0]).strip() if len(names) == 1 else None
+    """CN of a subject in the form of RFC 2253; escaped separators belong to the attribute that they are in."""
+    names = [
+        value.strip()
+        for attribute, _, value in (part.partition("=") for part in _ATTRIBUTE.findall(subject))
+        if attribute.strip().upper() == "CN"
+    ]
+    if len(names) != 1:
+        return None
+    name = _ESCAPED.sub(r"\1", names[0])
+    return None if names[0].startswith('"') or "\\" in _ESCAPED.sub("", names[0]) else name

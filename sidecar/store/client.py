@@ -115,7 +115,7 @@ class Store:
         return int(remaining)
 
     async def lookup(self, tenant: str, default: tuple[int, bytes, bytes] | None = None) -> Lookup:
-        """A tenant's snapshot; one nobody knows is given ``default``: catalogue revision, snapshot, limits as msgpack."""
+        """A tenant's snapshot; one nobody knows gets ``default``: catalogue revision, snapshot, limits as msgpack."""
         self._refuse_while_open()
         shard = self.keys.shard_of(tenant)
         revision, document, limits = default or (-1, b"", b"")

@@ -165,7 +165,7 @@ async def test_a_ledger_restored_from_a_backup_gets_everything_again(place: Inst
     await report(place, "t", 7)
     await flusher.flush()
     async with place.ledger.transaction() as tx:
-        connection = tx._connection  # noqa: SLF001 - stands for a restore of an older state
+        connection = tx._connection
         await connection.execute("delete from usage_windows")
         await connection.execute("delete from usage_counters")
         await connection.execute("update shards set epoch = 0")

@@ -86,7 +86,7 @@ class Installation:
     async def counted(self, tenant: str, metric: str = "api_calls", scope: str = "") -> int:
         """What the ledger has counted for a tenant in all."""
         async with self.ledger.transaction() as tx:
-            connection = tx._connection  # noqa: SLF001 - a test may look where the program need not
+            connection = tx._connection
             found = await connection.fetchval(
                 "select coalesce(sum(amount), 0) from usage_windows where tenant = $1 and metric = $2 and scope = $3",
                 tenant,

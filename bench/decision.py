@@ -1,0 +1,204 @@
+"""Ratio of the real worker's decision rate to a constant answer of the same listener.
+
+Compares, on one core and in the same run:
+
+* ``floor``: the listener's floor (see listener.py), which reads nothing and writes one constant answer;
+* ``decision``: a worker of `sidecar dev` with a real Redis and Postgres behind it: identity by header, 200 route rules,
+  three limits (one leased for the month, one leased for the minute, one soft), the journal, all answer headers;
+* ``varied``: the same, when every request has an id of its own and one of 10,000 paths, which is more than the route
+  memo holds.
+
+The load (wrk) runs on another core, together with everything that is not the worker. Rounds alternate, and the median
+counts. Afterwards the ledger must have what wrk saw answered, or there are no numbers.
+
+    python bench/decision.py [--seconds 3] [--rounds 3] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench import listener
+from tests.servers.sidecar_dev import SidecarDev
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+TENANT = "tenant-123"
+VERSIONS = ("uvloop", "httptools", "msgspec")
+# As long as the floor's headers. Its constant request id would make all requests repeats of one.
+HEADERS = {name.replace("x-request-id", "x-request-no"): value for name, value in listener.HEADERS.items()}
+VARIED = """
+local number, prefix = 0, "%s"
+local head = " HTTP/1.1\\r\\nHost: localhost\\r\\n%s"
+request = function()
+  number = number + 1
+  local path = "GET /envoy/v1/agents/" .. number %% 10000 .. "/run?mode=fast"
+  return path .. head .. "x-request-id: " .. prefix .. number .. "\\r\\n\\r\\n"
+end
+"""
+
+
+def catalogue() -> str:
+    """Two hundred rules in front of the one that fits, and three limits on what it costs."""
+    rules = "".join(f"  - {{name: rule-{n}, match: GET /v1/things-{n}/*}}\n" for n in range(199))
+    return f"""
+identity:
+  - header: x-tenant-id
+  - api_key: authorization
+metrics: {{api_calls: {{}}}}
+plans:
+  standard:
+    limits:
+      api_calls: {{included: 1_000_000_000_000, period: month, cap: hard}}
+      burst: {{metric: api_calls, included: 1_000_000_000, period: minute, cap: hard}}
+      fair_use: {{metric: api_calls, included: 1_000_000_000_000, period: day, cap: soft}}
+    features: {{branding: custom, llm: large}}
+    forward: [branding, llm]
+routes:
+{rules}  - {{name: run, match: /v1/agents/*/run}}
+"""
+
+
+def varied(run: int) -> str:
+    """A script for wrk in which no request is like another."""
+    fixed = "".join(f"{name}: {value}\\r\\n" for name, value in HEADERS.items() if name != "x-request-no")
+    return VARIED % (f"{run:08d}-5a9e-4f38-9d6e-", fixed)
+
+
+@contextmanager
+def installation() -> Iterator[SidecarDev]:
+    """A `sidecar dev` whose worker has the first core for itself; all else of it shares the last one with the load."""
+    cpus = os.sched_getaffinity(0)
+    directory = Path(tempfile.mkdtemp(prefix="quota-bench-"))
+    directory.chmod(0o755)  # Postgres runs as somebody else when we are root
+    try:
+        (directory / "catalogue.yaml").write_text(catalogue())
+        dev = SidecarDev(directory / "dev", directory / "catalogue.yaml")
+        os.sched_setaffinity(0, {max(cpus)})
+        try:
+            dev.start()
+        finally:
+            os.sched_setaffinity(0, cpus)
+        try:
+            for thread in Path(f"/proc/{worker(dev)}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {min(cpus)})
+            dev.put_tenant(TENANT, "standard")
+            dev.cli("flush")
+            yield dev
+        finally:
+            dev.stop()
+    finally:
+        shutil.rmtree(directory)
+
+
+def worker(dev: SidecarDev) -> int:
+    """Process id of the only worker."""
+    return int(dev.now().pids["authz"][0])
+
+
+def cpu_us(pid: int) -> int:
+    """CPU time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def syncs(dev: SidecarDev) -> float:
+    """Script calls by which the worker reported and asked for leases."""
+    found = re.search(r'^sidecar_store_calls_total\{verb="sync"\} (\S+)', dev.metrics(), re.MULTILINE)
+    return float(found[1]) if found else 0
+
+
+def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
+    """Medians of alternating rounds, and ratios to the floor."""
+    rates: dict[str, list[float]] = {"floor": [], "decision": [], "varied": []}
+    cpu: dict[str, list[float]] = {"floor": [], "decision": [], "varied": []}
+    answered = 0
+    with installation() as dev:
+        url, pid = f"{dev.at.authz}{listener.PATH}", worker(dev)
+        answered += listener.drive(url, listener.headers(HEADERS), 1, connections)[1]  # the first lease, a warm memo
+        syncs_before, answered_before = syncs(dev), answered
+        for run in range(rounds):
+            rate, floor_us = listener.measure("floor", seconds, connections)
+            rates["floor"].append(rate)
+            cpu["floor"].append(floor_us)
+            for mode, script in (("decision", listener.headers(HEADERS)), ("varied", varied(run))):
+                used_us = cpu_us(pid)
+                rate, requests = listener.drive(url, script, seconds, connections)
+                rates[mode].append(rate)
+                cpu[mode].append((cpu_us(pid) - used_us) / requests)
+                answered += requests
+        asked = syncs(dev) - syncs_before
+        if worker(dev) != pid:
+            raise SystemExit("the worker was replaced during the run")
+        counted = dev.ledger(TENANT, "api_calls")
+        # wrk hangs up on what is in flight at the end of a run.
+        if not answered <= counted <= answered + (2 * rounds + 1) * connections:
+            raise SystemExit(f"{answered} requests were answered, but the ledger has {counted}")
+    found: dict[str, Any] = {}
+    for mode, prefix in (("floor", "floor_"), ("decision", ""), ("varied", "varied_")):
+        found[f"{prefix}rps"] = round(statistics.median(rates[mode]))
+        found[f"{prefix}cpu_us"] = round(statistics.median(cpu[mode]), 2)
+        found[f"{prefix}ratio"] = round(found[f"{prefix}rps"] / found["floor_rps"], 3)
+        found[f"{prefix}cpu_ratio"] = round(found["floor_cpu_us"] / found[f"{prefix}cpu_us"], 3)
+    found["syncs_per_1000"] = round(asked * 1_000 / (answered - answered_before), 4)
+    return found | {"seconds": seconds, "rounds": rounds, "connections": connections}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "cores": os.cpu_count(),
+        "cpu": models[0] if models else platform.machine(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONS},
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    """The same for people."""
+    found, on = result["decision"], result["machine"]
+    versions = ", ".join(f"{name} {on[name]}" for name in ("python", *VERSIONS))
+    lines = [
+        f"{on['cores']} cores, {on['cpu']}, load {on['load']} before; {versions}, wrk -t1 -c{found['connections']}"
+    ]
+    for mode, prefix in (("floor", "floor_"), ("decision", ""), ("varied", "varied_")):
+        rate, cpu = found[f"{prefix}rps"], found[f"{prefix}cpu_us"]
+        ratios = (
+            f"  ratio {found[f'{prefix}ratio']:.2f} (CPU {found[f'{prefix}cpu_ratio']:.2f})" if mode != "floor" else ""
+        )
+        lines.append(f"{mode:10} {rate:>8,} requests/s  {cpu:6.2f} us CPU a request{ratios}")
+    lines.append(f"{found['syncs_per_1000']} calls of Redis per 1,000 decisions")
+    lines.append("The ratio is what to compare. On a machine with other work even that is only indicative.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if not shutil.which("wrk") or not shutil.which("taskset"):
+        raise SystemExit("this benchmark needs wrk and taskset; install the Debian packages wrk and util-linux")
+    result = {"machine": machine(), "decision": compare(given.seconds, given.rounds, given.connections)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result) if given.json else text(result))
+
+
+if __name__ == "__main__":
+    main()

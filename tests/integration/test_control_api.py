@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from sidecar.clock import Clock
+from sidecar.control.api import control_app
+from sidecar.embedded import free_port
+from sidecar.ledger.connection import Ledger
+
+TOKEN = "admin-token-of-this-test"
+
+
+async def test_while_postgres_is_away_the_answer_is_503_with_a_time_to_come_back() -> None:
+    ledger = await Ledger.open(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", timeout_s=2)
+    async with TestClient(TestServer(control_app(ledger, (TOKEN,), Clock()))) as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with client.get("/api/v1/tenants/acme", headers=headers) as answer:
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.content_type == "application/problem+json"
+        async with client.get("/healthz") as answer:
+            assert answer.status == 200
+    await ledger.close()
+
+
+async def test_any_of_several_tokens_is_good_while_one_is_replaced() -> None:
+    ledger = await Ledger.open(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", timeout_s=2)
+    app = control_app(ledger, (TOKEN, TOKEN + "-new"), Clock())
+    async with TestClient(TestServer(app)) as client:
+        for token, status in ((TOKEN, 503), (TOKEN + "-new", 503), (TOKEN + "-old", 401), ("", 401)):
+            async with client.get("/api/v1/tenants/acme", headers={"authorization": f"Bearer {token}"}) as answer:
+                assert answer.status == status
+    await ledger.close()
