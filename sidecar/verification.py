@@ -16,9 +16,8 @@ from msgspec import Struct
 from sidecar.catalogue import period
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
-from sidecar.control.report import snapshot_of
 from sidecar.errors import JournalUnusable
-from sidecar.ledger import tenants, usage
+from sidecar.ledger import projection, tenants, usage
 from sidecar.ledger.shard import CounterRow
 from sidecar.ledger.tenants import TenantRow
 from sidecar.ledger.transaction import Transaction
@@ -73,7 +72,7 @@ class Verifier:
         return sorted(found)
 
     async def _tenant(self, tx: Transaction, row: TenantRow, journal: Windows) -> list[Difference]:
-        snapshot = snapshot_of(self._catalogue, row)
+        snapshot = projection.snapshot(self._catalogue, row)
         limits = [(rule, *self._bounds(snapshot, rule)) for rule in snapshot.limits if _in_ledger(rule)]
         redis = await self._store.windows(row.tenant)
         this_hour = self._now_s // 3600

@@ -28,7 +28,7 @@ def usage(tenant: str, state: str | None, *, as_json: bool) -> None:
             limit.limit,
             f"{limit.used:f}",
             _bound(limit.included),
-            _bound(limit.cap),
+            limit.cap,
             _date(limit.period_end),
             limit.status,
         )

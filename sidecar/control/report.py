@@ -14,10 +14,8 @@ from msgspec import Struct
 from sidecar.catalogue import period
 from sidecar.catalogue.amount import to_decimal
 from sidecar.catalogue.model import Catalogue
-from sidecar.catalogue.resolve import resolve
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
-from sidecar.ledger import tenants, usage
-from sidecar.ledger.tenants import TenantRow
+from sidecar.ledger import projection, tenants, usage
 from sidecar.ledger.transaction import Transaction
 
 NEAR_PERCENT = 80
@@ -25,13 +23,13 @@ ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
 class LimitUsage(Struct, frozen=True, kw_only=True):
-    """One limit now; ``included`` and ``cap`` (the amount at which it stops) are null when there is none."""
+    """One limit now; ``included`` is null when it is unlimited, ``cap`` "hard" or "soft"."""
 
     limit: str
     metric: str
     used: Decimal
     included: Decimal | None
-    cap: Decimal | None
+    cap: str
     period_start: int
     period_end: int
     status: str
@@ -46,27 +44,10 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     ledger: dict[str, Decimal]
 
 
-def snapshot_of(catalogue: Catalogue, row: TenantRow) -> Snapshot:
-    """The snapshot that a row of the ledger amounts to; overrides that no longer fit are left out."""
-    return resolve(
-        catalogue,
-        tenant=row.tenant,
-        rev=row.rev,
-        plan=row.plan,
-        status=row.status,
-        status_until_s=row.status_until_s,
-        parent=row.parent,
-        anchor_s=row.anchor_s,
-        shadow=row.shadow,
-        overrides=row.overrides,
-        strict=False,
-    )
-
-
 async def usage_report(tx: Transaction, catalogue: Catalogue, tenant: str, now_s: int) -> UsageReport:
     """Read the ledger; NotFound when there is no such tenant."""
     row = await tenants.show(tx, tenant)
-    snapshot = snapshot_of(catalogue, row)
+    snapshot = projection.snapshot(catalogue, row)
     start_s, _ = period.bounds("billing", now_s, snapshot.anchor_s, snapshot.interval_months)
     totals = {total.metric: total.amount for total in await usage.by_period(tx, tenant, start_s)}
     scales = {name: metric.scale for name, metric in catalogue.metrics.items()}
@@ -91,7 +72,7 @@ async def _limit(tx: Transaction, snapshot: Snapshot, rule: LimitRule, now_s: in
         metric=rule.metric,
         used=to_decimal(used, scale),
         included=decimal(rule.included),
-        cap=decimal(rule.stop),
+        cap="hard" if rule.beyond == "deny" else "soft",
         period_start=start_s,
         period_end=end_s,
         status=standing(rule, used, shadow=snapshot.shadow),

@@ -142,7 +142,7 @@ class Flusher:
             if not full and self._epochs[shard] >= 0:
                 glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
                 self._backlog[shard] = glance.dirty
-                opening = self._terms.hold == "reported" and self._opening[shard] > glance.now_ms
+                opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
                 if not glance.dirty and not glance.silent and glance.state == "open" and not opening:
                     return False
             return await self._locked_pass(shard, full=full)
@@ -166,7 +166,7 @@ class Flusher:
         if collected.windows:
             marks = [(w.tenant, w.series, w.period, w.hour, w.version) for w in collected.windows]
             await store.settle(shard, collected.generation, epoch, marks)
-        if restored and (collected.state == "held" or self._opening[shard] > collected.now_ms):
+        if restored and (collected.state == "held" or self._opening[shard] > collected.real_ms):
             await self._open(shard, collected, first=not state.generation)
         await self._retire_silent(shard, collected)
         self._backlog[shard] = max(0, collected.dirty - len(collected.windows))

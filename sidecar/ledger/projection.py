@@ -8,9 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sidecar.catalogue.model import Catalogue
+from sidecar.catalogue.resolve import resolve
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.ledger.tenants import TenantRow, by_ids
 from sidecar.ledger.transaction import Transaction
+
+
+def snapshot(catalogue: Catalogue, row: TenantRow) -> Snapshot:
+    """The snapshot that a tenant's row amounts to; overrides that no longer fit are left out."""
+    return resolve(
+        catalogue,
+        tenant=row.tenant,
+        rev=row.rev,
+        plan=row.plan,
+        status=row.status,
+        status_until_s=row.status_until_s,
+        parent=row.parent,
+        anchor_s=row.anchor_s,
+        shadow=row.shadow,
+        overrides=row.overrides,
+        strict=False,
+    )
 
 
 async def pending(tx: Transaction, shard: int, most: int) -> list[TenantRow]:

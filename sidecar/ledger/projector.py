@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.period import bounds
-from sidecar.catalogue.resolve import resolve
 from sidecar.errors import CatalogueInvalid, NotFound, StoreUnavailable
-from sidecar.ledger import plans, tenants
+from sidecar.ledger import plans, projection, tenants
 from sidecar.ledger.spans import Span
 from sidecar.logs import fields
 from sidecar.store import snapshots
@@ -93,7 +92,7 @@ class Projector:
 
     async def _publish(self, tx: ShardTransaction, collected: Collected, rows: Sequence[TenantRow]) -> list[Snapshot]:
         catalogue = await self._current(tx)
-        found = [self._snapshot(catalogue, row) for row in rows]
+        found = [projection.snapshot(catalogue, row) for row in rows]
         older = await self._older(tx, found, collected.first_direct_hour)
         limit = asyncio.Semaphore(PUBLISHED_AT_ONCE)
 
@@ -138,21 +137,6 @@ class Projector:
             if total.amount:
                 older.setdefault(tenant, []).extend((total.scope or name, start_s, total.amount, end_ms))
         return older
-
-    def _snapshot(self, catalogue: Catalogue, row: TenantRow) -> Snapshot:
-        return resolve(
-            catalogue,
-            tenant=row.tenant,
-            rev=row.rev,
-            plan=row.plan,
-            status=row.status,
-            status_until_s=row.status_until_s,
-            parent=row.parent,
-            anchor_s=row.anchor_s,
-            shadow=row.shadow,
-            overrides=row.overrides,
-            strict=False,
-        )
 
     async def _current(self, tx: Transaction) -> Catalogue:
         """The catalogue in force; read again only when its revision changed."""

@@ -90,7 +90,7 @@ class Collected(Struct, frozen=True, array_like=True):
     state: str
     base_hour: int
     first_direct_hour: int
-    now_ms: int
+    real_ms: int
     epoch: int
     reclaimed: int
     version: int

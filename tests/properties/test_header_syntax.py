@@ -155,7 +155,9 @@ def test_every_answer_is_one_response_with_the_headers_it_was_meant_to_have(
     if decision.allow and decision.tenant:
         assert unquote(answer.one("x-quota-tenant") or "") == surviving(decision.tenant)
     if decision.allow:
-        assert len([name for name, _ in answer.headers if name.startswith("x-quota-feature-")]) == len(decision.features)
+        assert len([name for name, _ in answer.headers if name.startswith("x-quota-feature-")]) == len(
+            decision.features
+        )
 
 
 @given(DECISIONS)

@@ -26,7 +26,9 @@ ROUTES = (
 class Recorder:
     """An enforcer that keeps what it was asked and gives a prepared answer."""
 
-    def __init__(self, answer: Decision | Exception | None = ALLOWED, *, routes: tuple[RouteRule, ...] = ROUTES) -> None:
+    def __init__(
+        self, answer: Decision | Exception | None = ALLOWED, *, routes: tuple[RouteRule, ...] = ROUTES
+    ) -> None:
         rules = (IdentityRule(kind="header", header="x-tenant-id"),)
         self.in_force: Policy | None = Policy(
             Catalogue(metrics={}, plans={}, routes=routes, identity=rules), RouteTable(routes), 1
@@ -84,7 +86,9 @@ def test_envoy_asks_about_its_own_method_host_and_path() -> None:
     assert asked(b"/envoy//v1/../v1/%72un", {b"host": b"API.example.com"}, b"POST") == "run"
 
 
-@pytest.mark.parametrize(("url", "prefix"), [(b"/nginx", "original"), (b"/nginx?x", "original"), (b"/forward", "forwarded")])
+@pytest.mark.parametrize(
+    ("url", "prefix"), [(b"/nginx", "original"), (b"/nginx?x", "original"), (b"/forward", "forwarded")]
+)
 def test_the_others_name_the_original_in_headers(url: bytes, prefix: str) -> None:
     assert asked(url, original(prefix, b"POST", b"/v1/run?x=y", b"api.example.com")) == "run"
     assert asked(url, original(prefix, b"POST", b"/v1/run")) == "read"
@@ -132,7 +136,9 @@ def test_an_improper_check_is_400_elsewhere() -> None:
     assert status(answer) == 400
 
 
-@pytest.mark.parametrize("url", [b"/", b"/envoy", b"/envoyx/", b"/nginx/", b"/forwarded", b"*", b"http://x/envoy/", b"/NGINX"])
+@pytest.mark.parametrize(
+    "url", [b"/", b"/envoy", b"/envoyx/", b"/nginx/", b"/forwarded", b"*", b"http://x/envoy/", b"/NGINX"]
+)
 def test_other_paths_are_404(url: bytes) -> None:
     gate = gate_of(Recorder())
     assert status(gate.decide(gate.index, b"GET", url, {})) == 404

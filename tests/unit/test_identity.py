@@ -95,7 +95,9 @@ def test_tenants_may_have_128_bytes_of_utf8() -> None:
 
 
 def test_the_user_goes_along_with_whoever_was_found() -> None:
-    assert identify(HEADER, user_header="x-user-id", x_tenant_id=b"acme", x_user_id=b"ann") == Identity("acme", None, "ann")
+    assert identify(HEADER, user_header="x-user-id", x_tenant_id=b"acme", x_user_id=b"ann") == Identity(
+        "acme", None, "ann"
+    )
     assert identify(KEY, user_header="x-user-id", authorization=b"Bearer k", x_user_id=b"ann").user == "ann"
     assert identify(HEADER, user_header="x-user-id", x_tenant_id=b"acme", x_user_id=b"") == Identity("acme")
     assert identify(HEADER, user_header="x-user-id", x_tenant_id=b"acme", x_user_id=b"ann,bob") is CONFLICT
@@ -179,7 +181,19 @@ class TestTokens:
 
     @pytest.mark.parametrize(
         "value",
-        [b"", b"!!!!", b"e30", b"a.b", b"a.b.c.d", b"Basic e30", payload([]), payload("x"), b"[" * 9000, b"\xff\xfe", b"a"],
+        [
+            b"",
+            b"!!!!",
+            b"e30",
+            b"a.b",
+            b"a.b.c.d",
+            b"Basic e30",
+            payload([]),
+            payload("x"),
+            b"[" * 9000,
+            b"\xff\xfe",
+            b"a",
+        ],
     )
     def test_what_cannot_be_read_names_nobody(self, value: bytes) -> None:
         assert claim_of(value, "sub") is None
@@ -215,7 +229,15 @@ class TestCertificates:
 
     @pytest.mark.parametrize(
         "subject",
-        [r"O=x\,CN=victim", r"CN=a,CN=victim", r"CN=\76ictim", r"O=x", r'CN=\"victim\",CN=me', r"O=x+CN=a+CN=victim", ""],
+        [
+            r"O=x\,CN=victim",
+            r"CN=a,CN=victim",
+            r"CN=\76ictim",
+            r"O=x",
+            r"CN=\"victim\",CN=me",
+            r"O=x+CN=a+CN=victim",
+            "",
+        ],
     )
     def test_a_common_name_cannot_be_smuggled_in(self, subject: str) -> None:
         assert field_of(f'Subject="{subject}"'.encode(), "CN") is None

@@ -2,7 +2,7 @@
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}dirty  KEYS[3] {tag}writers
 -- ARGV[2] the ledger's epoch  ARGV[3] most windows, 0 for none  ARGV[4] reclaim_after in ms
 -- A data set whose announced pass is behind the ledger's epoch lost updates: a new generation.
--- Returns msgpack {generation, state, base, first direct hour, now_ms, epoch, reclaimed, version, silent writers, windows, dirty}
+-- Returns msgpack {generation, state, base, first direct hour, real_ms, epoch, reclaimed, version, silent writers, windows, dirty}
 --   window {tenant, series, period, hour, version, {writer, cumulative, ...}}
 
 load_generation()
@@ -34,6 +34,6 @@ for index, entry in ipairs(entries) do
   windows[index] = { tenant, series, tonumber(period), tonumber(hour), version, values }
 end
 
-local silent = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', integer(now - reclaim_after), 'LIMIT', 0, 16)
-return cmsgpack.pack({ generation.gen, generation.state, generation.base, first_direct_hour(), now, epoch,
+local silent = silent_writers(KEYS[3], reclaim_after, 16)
+return cmsgpack.pack({ generation.gen, generation.state, generation.base, first_direct_hour(), real, epoch,
   tonumber(marks[3]) or 0, tonumber(marks[4]) or 0, silent, windows, redis.call('ZCARD', KEYS[2]) })

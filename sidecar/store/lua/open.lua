@@ -22,9 +22,9 @@ local function all_reported()
 end
 
 if ARGV[3] == '1' then
-  open_at = now
-elseif ARGV[5] == 'reported' and now < open_at and all_reported() then
-  open_at = now
+  open_at = real
+elseif ARGV[5] == 'reported' and real < open_at and all_reported() then
+  open_at = real
 end
 redis.call('HSET', epoch_key, 'state', 'open', 'open_at', integer(open_at))
 return open_at

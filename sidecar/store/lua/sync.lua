@@ -32,7 +32,7 @@ local accepted = known_generation == generation.gen and sequence > stored_sequen
 if accepted then
   redis.call('HSET', writer_key, 'gen', generation.gen, 'seq', integer(sequence))
   redis.call('PEXPIRE', writer_key, integer(WRITER_TTL_MS))
-  redis.call('ZADD', writers_key, integer(now), writer)
+  redis.call('ZADD', writers_key, integer(real), writer)
 end
 
 local version
@@ -69,8 +69,7 @@ local function report_small(key, limit, cumulative)
 end
 
 local function reclaim_silent(key)
-  local silent = redis.call('ZRANGEBYSCORE', writers_key, '-inf', integer(now - reclaim_after), 'LIMIT', 0, RECLAIM_MOST)
-  for _, other in ipairs(silent) do
+  for _, other in ipairs(silent_writers(writers_key, reclaim_after, RECLAIM_MOST)) do
     local units = tonumber(redis.call('HGET', key, 'l:' .. other)) or 0
     if units > 0 then
       set_lease(key, other, tag .. 'held:' .. other, units, 0)
@@ -93,7 +92,7 @@ local function grant(key, stop, current, need, want)
     reclaim_silent(key)
     room = room_of(key, stop)
   end
-  if room < need and need > 0 then redis.call('HSET', key, 'called', integer(now)) end
+  if room < need and need > 0 then redis.call('HSET', key, 'called', integer(real)) end
   if room <= 0 then return current end
   local sharers = tonumber(redis.call('HGET', key, 'n')) or 0
   if current <= 0 then sharers = sharers + 1 end
@@ -133,7 +132,7 @@ local function report_lease(tenant, limits, lease, current_revision)
     end
   end
   local found = redis.call('HMGET', key, 'spent', 'held', 'over', 'called')
-  local called = (tonumber(found[4]) or 0) > now - CALLED_MS
+  local called = (tonumber(found[4]) or 0) > real - CALLED_MS
   return { current, tonumber(found[1]) or 0, tonumber(found[2]) or 0, tonumber(found[3]) or 0, called }
 end
 
