@@ -2,7 +2,8 @@
 
 Compares, on one core and in the same run:
 
-* ``floor``: the listener's floor (see listener.py), which reads nothing and writes one constant answer;
+* ``floor``: a bare protocol on the same parser, which reads nothing and writes one constant answer (see listener.py);
+* ``constant``: the decision listener with all its bounds, but one constant answer in place of a decision;
 * ``decision``: a worker of `sidecar dev` with a real Redis and Postgres behind it: identity by header, 200 route rules,
   three limits (one leased for the month, one leased for the minute, one soft), the journal, all answer headers;
 * ``varied``: the same, when every request has an id of its own and one of 10,000 paths, which is more than the route
@@ -33,6 +34,8 @@ from typing import Any
 from bench import listener
 from tests.servers.sidecar_dev import SidecarDev
 
+# What is measured, and how its keys begin in the result.
+PREFIXES = {"floor": "floor_", "constant": "constant_", "decision": "", "varied": "varied_"}
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 TENANT = "tenant-123"
 VERSIONS = ("uvloop", "httptools", "msgspec")
@@ -121,17 +124,18 @@ def syncs(dev: SidecarDev) -> float:
 
 def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
     """Medians of alternating rounds, and ratios to the floor."""
-    rates: dict[str, list[float]] = {"floor": [], "decision": [], "varied": []}
-    cpu: dict[str, list[float]] = {"floor": [], "decision": [], "varied": []}
+    rates: dict[str, list[float]] = {mode: [] for mode in PREFIXES}
+    cpu: dict[str, list[float]] = {mode: [] for mode in PREFIXES}
     answered = 0
     with installation() as dev:
         url, pid = f"{dev.at.authz}{listener.PATH}", worker(dev)
         answered += listener.drive(url, listener.headers(HEADERS), 1, connections)[1]  # the first lease, a warm memo
         syncs_before, answered_before = syncs(dev), answered
         for run in range(rounds):
-            rate, floor_us = listener.measure("floor", seconds, connections)
-            rates["floor"].append(rate)
-            cpu["floor"].append(floor_us)
+            for mode in ("floor", "constant"):
+                rate, used = listener.measure(mode, seconds, connections)
+                rates[mode].append(rate)
+                cpu[mode].append(used)
             for mode, script in (("decision", listener.headers(HEADERS)), ("varied", varied(run))):
                 used_us = cpu_us(pid)
                 rate, requests = listener.drive(url, script, seconds, connections)
@@ -146,11 +150,13 @@ def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
         if not answered <= counted <= answered + (2 * rounds + 1) * connections:
             raise SystemExit(f"{answered} requests were answered, but the ledger has {counted}")
     found: dict[str, Any] = {}
-    for mode, prefix in (("floor", "floor_"), ("decision", ""), ("varied", "varied_")):
+    for mode, prefix in PREFIXES.items():
         found[f"{prefix}rps"] = round(statistics.median(rates[mode]))
         found[f"{prefix}cpu_us"] = round(statistics.median(cpu[mode]), 2)
         found[f"{prefix}ratio"] = round(found[f"{prefix}rps"] / found["floor_rps"], 3)
         found[f"{prefix}cpu_ratio"] = round(found["floor_cpu_us"] / found[f"{prefix}cpu_us"], 3)
+    found["listener_ratio"] = round(found["rps"] / found["constant_rps"], 3)
+    found["listener_cpu_ratio"] = round(found["constant_cpu_us"] / found["cpu_us"], 3)
     found["syncs_per_1000"] = round(asked * 1_000 / (answered - answered_before), 4)
     return found | {"seconds": seconds, "rounds": rounds, "connections": connections}
 
@@ -174,12 +180,13 @@ def text(result: dict[str, Any]) -> str:
     lines = [
         f"{on['cores']} cores, {on['cpu']}, load {on['load']} before; {versions}, wrk -t1 -c{found['connections']}"
     ]
-    for mode, prefix in (("floor", "floor_"), ("decision", ""), ("varied", "varied_")):
+    for mode, prefix in PREFIXES.items():
         rate, cpu = found[f"{prefix}rps"], found[f"{prefix}cpu_us"]
         ratios = (
             f"  ratio {found[f'{prefix}ratio']:.2f} (CPU {found[f'{prefix}cpu_ratio']:.2f})" if mode != "floor" else ""
         )
         lines.append(f"{mode:10} {rate:>8,} requests/s  {cpu:6.2f} us CPU a request{ratios}")
+    lines.append(f"decision to constant: ratio {found['listener_ratio']:.2f} (CPU {found['listener_cpu_ratio']:.2f})")
     lines.append(f"{found['syncs_per_1000']} calls of Redis per 1,000 decisions")
     lines.append("The ratio is what to compare. On a machine with other work even that is only indicative.")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ Compares, on one core and in the same run:
 
 * ``floor``: a bare asyncio protocol on uvloop and httptools that reads no headers and writes one constant answer;
 * ``headers``: the same, but every header reaches Python: what any server pays that looks at them;
+* ``constant``: the decision listener with all its bounds, but a constant answer in place of a decision;
 * ``decision``: the decision listener with all its bounds and a trivial enforcer that allows from memory.
 
 The load (wrk where there is one) runs on another core. Next to requests/s stands the CPU time per request of the
@@ -40,7 +41,7 @@ from sidecar.catalogue.routes import RouteTable
 from sidecar.enforcement.decision import Decision, Identity, LimitView
 from sidecar.gateway.listener import DecisionListener
 
-MODES = ("floor", "headers", "decision")
+MODES = ("floor", "headers", "constant", "decision")
 # As long as an allowed answer, which the kernel has to carry and the load generator to read in both cases.
 CONSTANT = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\nx-quota-status: ok\r\n"
@@ -120,8 +121,10 @@ async def serve(mode: str) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    if mode == "decision":
+    if mode in {"constant", "decision"}:
         listener = DecisionListener(Trivial())
+        if mode == "constant":
+            listener.gate.decide = lambda _index, _method, _url, _found: CONSTANT  # type: ignore[method-assign, assignment]
         await listener.start(["127.0.0.1:0"])
         port = int(listener.addresses[0].rpartition(":")[2])
     else:
@@ -188,6 +191,8 @@ def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
     for mode in MODES[1:]:
         result[mode]["rps_ratio"] = round(result[mode]["rps"] / result["floor"]["rps"], 3)
         result[mode]["cpu_ratio"] = round(result["floor"]["cpu_us"] / result[mode]["cpu_us"], 3)
+    result["decision"]["listener_rps_ratio"] = round(result["decision"]["rps"] / result["constant"]["rps"], 3)
+    result["decision"]["listener_cpu_ratio"] = round(result["constant"]["cpu_us"] / result["decision"]["cpu_us"], 3)
     result["machine"] = {
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
@@ -219,6 +224,8 @@ def main() -> None:
         numbers = result[mode]
         ratios = f"  ratio {numbers['rps_ratio']:.2f} (CPU {numbers['cpu_ratio']:.2f})" if mode != "floor" else ""
         print(f"{mode:10} {numbers['rps']:>8,} requests/s  {numbers['cpu_us']:5.2f} us CPU a request{ratios}")
+    own = result["decision"]
+    print(f"decision to constant: ratio {own['listener_rps_ratio']:.2f} (CPU {own['listener_cpu_ratio']:.2f})")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sidecar.child import Component, OpsSocket
 from sidecar.clock import Clock
 from sidecar.control.api import control_app
 from sidecar.enforcement.core import Core
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, StoreRefused, StoreUnavailable
 from sidecar.gateway.listener import DecisionListener
 from sidecar.gateway.local import local_app
 from sidecar.ledger.connection import Ledger
@@ -117,7 +117,7 @@ async def _worker(settings: Settings, index: int) -> None:
     with Stop() as stop:
         async with _store(settings, clock, f"w{os.getpid()}", settings.redis_timeout_ms) as store:
             worker = Worker(settings, store, clock, counters)
-            check = asyncio.create_task(_check(store))
+            check = await _checked(store)
             try:
                 async with _ops_socket(settings, str(index), worker):
                     if not await _unless(stop, worker.core.start()):
@@ -150,7 +150,7 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
             if "flusher" in roles:
                 terms = FlushTerms(settings.flush_interval_ms, settings.reclaim_after_ms, settings.restore_hold)
                 flusher = Flusher(ledger, store, clock, counters, terms)
-                await stack.enter_async_context(_task(_check(store)))
+                stack.callback((await _checked(store)).cancel)
                 await stack.enter_async_context(_task(flusher.run()))
             await stack.enter_async_context(_ops_socket(settings, "backoffice", Backoffice(flusher, counters, clock)))
             if "control" in roles:
@@ -181,16 +181,23 @@ async def _store(settings: Settings, clock: Clock, name: str, timeout_ms: int) -
         await store.close()
 
 
+async def _checked(store: Store) -> asyncio.Task[None]:
+    """Refuse to start on a Redis that cannot keep the promises (StoreRefused); look later at one that is away."""
+    with contextlib.suppress(StoreUnavailable):
+        await store.check()
+    return asyncio.create_task(_check(store))
+
+
 async def _check(store: Store) -> None:
-    """Say once what is wrong with the Redis at hand; try again while it is away."""
+    """Say what is wrong with a Redis that came after the start; deciding goes on by what is in force."""
     while True:
         try:
             await store.check()
-        except SidecarError as error:
-            if not error.transient:
-                log.critical("Redis cannot be used as it is set up", extra=fields(cause=str(error)))
-                return
+        except StoreUnavailable:
             await asyncio.sleep(STORE_CHECK_RETRY_S)
+        except StoreRefused as error:
+            log.critical("Redis cannot be used as it is set up", extra=fields(cause=str(error)))
+            return
         else:
             return
 

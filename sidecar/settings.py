@@ -20,7 +20,6 @@ from sidecar.errors import SettingsInvalid
 PREFIX = "SIDECAR_"
 ROLES = ("authz", "flusher", "control")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-REDIS_MODES = ("single", "cluster", "sentinel")
 ELSEWHERE = ("SIDECAR_STATE",)  # read by the command line to find a `sidecar dev`
 MONTH_S = 31 * 86_400
 SECRET_LENGTH_MIN = 16
@@ -64,10 +63,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     redis_url: Annotated[
         str, _about("url", "redis://, rediss:// or unix://, with user and password where needed.", secret=True)
     ] = "redis://127.0.0.1:6379/0"
-    redis_mode: Annotated[str, _about("word", "single, cluster or sentinel.")] = "single"
-    redis_sentinel_name: Annotated[str, _about("name", "The primary's name at the sentinels that redis_url lists.")] = (
-        ""
-    )
     redis_ca_file: Annotated[str, _about("path", "Certificate authority for rediss://; empty uses the system's.")] = ""
     redis_prefix: Annotated[str, _about("word", "First part of every Redis key.")] = "sc"
     redis_timeout_ms: Annotated[int, _about("ms", "How long one store call may take.", 5, 5_000)] = 50
@@ -170,8 +165,6 @@ def check(settings: Settings) -> list[str]:
         problems.append("SIDECAR_LEASE_TTL_MS must be below SIDECAR_RECLAIM_AFTER_MS, or units could be spent twice")
     if settings.sync_interval_ms * 4 > settings.lease_ttl_ms:
         problems.append("SIDECAR_SYNC_INTERVAL_MS must be at most a quarter of SIDECAR_LEASE_TTL_MS")
-    if settings.redis_mode == "sentinel" and not settings.redis_sentinel_name:
-        problems.append("SIDECAR_REDIS_SENTINEL_NAME is needed with SIDECAR_REDIS_MODE=sentinel")
     problems += [
         f"SIDECAR_POSTGRES_DSN (or _FILE) is needed for the role {role}"
         for role in ("flusher", "control")
@@ -199,7 +192,6 @@ def _bad_numbers(settings: Settings) -> list[str]:
 def _bad_words(settings: Settings) -> list[str]:
     allowed = {
         "roles": (*ROLES, "all"),
-        "redis_mode": REDIS_MODES,
         "restore_hold": ("full", "reported"),
         "log_level": LOG_LEVELS,
     }

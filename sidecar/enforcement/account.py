@@ -185,6 +185,7 @@ class Account:
 
     def _depart(self, limit_id: str) -> None:
         state = self.limits.pop(limit_id)
+        self.drop_charges()
         state.forfeit()
         self.departed.append(state)
         self.exchange.touch(self)

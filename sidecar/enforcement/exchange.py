@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReport
+from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
 from sidecar.usage.window import Window, WindowKey
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TENANTS_PER_SYNC = 200
 WINDOWS_EXAMINED = 256
+# A cell whose hour came back with a step of the clock would start from 0 again, below what Redis has.
+HOURS_KEPT = 1
 # A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
 HEARD_MS = 1_000
 ACKNOWLEDGED_KEPT_MS = 86_400_000
@@ -178,8 +180,11 @@ class ShardExchange:
     def _report(self, account: Account, now_ms: int) -> Sent:
         account.touched = False
         self._touched.pop(account, None)
-        # Rotate, so that holders beyond one message get their turn.
-        self._holders.pop(account, None)
+        # Rotate, so that holders beyond one message get their turn. It stays a holder meanwhile: what it holds may have
+        # to be forfeited before the reply comes.
+        if account in self._holders:
+            del self._holders[account]
+            self._holders[account] = None
         windows = [(window, window.value) for window in account.windows.values() if window.dirty]
         departed, account.departed = account.departed, []
         limits: list[tuple[LimitState, LeaseReport, int]] = []
@@ -203,34 +208,42 @@ class ShardExchange:
         self.watermark = reply.watermark
         self.granting = reply.granting
         renewed = reply.accepted and reply.generation == self.generation
-        if reply.generation == self.generation:
+        if renewed:
+            # Only what Redis took note of: a sequence it refused must not look like one it lost.
             self._acknowledged = message.sequence
             self._replied_ms = now_ms
-        if renewed:
             self.valid_until_ms = sent_ms + self.terms.lease_ttl_ms
             self.gone_after_ms = sent_ms + self.terms.reclaim_after_ms
         for one, part in zip(sent, reply.parts, strict=True):
-            if part.revision > one.revision:
-                self._reject(one)
+            if part.revision != one.revision:
+                # A newer snapshot is there, or Redis does not know the tenant any more: a look-up brings it.
                 self.stale.append(one.account)
-                continue
-            for window, value in one.windows:
-                window.acknowledged = value
-                window.version = reply.version
-                window.dirty = window.value != value
-            for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
-                state.settle(report, own, lease, now_ms, renewed=renewed)
-            account = one.account
-            if any(window.dirty for window, _ in one.windows) or any(not state.known for state, _, _ in one.limits):
-                self.touch(account)
-            if any(state.left for state in account.limits.values()):
-                self._holders[account] = None
-            if not renewed and one.departed:
-                account.departed += one.departed
-                self.touch(account)
+            if part.revision > one.revision or one.account.snapshot.rev != one.revision:
+                # Without effect, or from before a snapshot that came meanwhile and may have lowered a cap.
+                self._reject(one)
+            else:
+                self._take_over(one, part, reply.version, now_ms, renewed=renewed)
         if reply.generation != self.generation:
             self._start_over(reply.generation)
         self._release_windows()
+
+    def _take_over(self, one: Sent, part: TenantReply, version: int, now_ms: int, *, renewed: bool) -> None:
+        account = one.account
+        for window, value in one.windows:
+            window.acknowledged = value
+            window.version = version
+            window.dirty = window.value != value
+        for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
+            state.settle(report, own, lease, now_ms, renewed=renewed)
+        if any(window.dirty for window, _ in one.windows) or any(not state.known for state, _, _ in one.limits):
+            self.touch(account)
+        if any(state.left for state in account.limits.values()):
+            self._holders[account] = None
+        else:
+            self._holders.pop(account, None)
+        if not renewed and one.departed:
+            account.departed += one.departed
+            self.touch(account)
 
     def undo(self, sent: list[Sent]) -> None:
         """The message may or may not have arrived: everything it said is to be said again."""
@@ -264,10 +277,10 @@ class ShardExchange:
                 state.known = False
 
     def _release_windows(self) -> None:
-        """Free cells whose hour is over and whose value the ledger has."""
+        """Free cells whose hour is over, and the one after it, and whose value the ledger has."""
         for _ in range(min(len(self._kept), WINDOWS_EXAMINED)):
             account, window = self._kept[0]
-            if window.key.hour >= self.hour:
+            if window.key.hour >= self.hour - HOURS_KEPT:
                 return
             self._kept.popleft()
             if window.in_ledger(self.watermark):

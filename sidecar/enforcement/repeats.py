@@ -53,9 +53,13 @@ class Repeats:
 
     async def once(self, key: RequestKey, decide: Callable[[], Awaitable[Decision]]) -> Decision:
         """Decide, or share the answer of the same request that is being decided."""
-        pending = self._pending.get(key)
-        if pending is not None and self._kept_ms:
-            return await asyncio.shield(pending)
+        if not self._kept_ms:
+            return await decide()
+        while (pending := self._pending.get(key)) is not None:
+            # If the one that was deciding went away with its connection, the next one decides.
+            await asyncio.wait([pending])
+            if not pending.cancelled():
+                return pending.result()
         future = self._pending[key] = asyncio.get_running_loop().create_future()
         try:
             decision = await decide()

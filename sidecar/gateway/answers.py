@@ -29,6 +29,8 @@ HOUR_S = 3_600
 JITTER_PARTS = 20  # of the wait: 5 percent
 JITTER_S_MIN = 60
 JITTER_S_MAX = 900
+# Denials that last until a period ends; contended units or the store may be back in a moment.
+PERIOD_REASONS = frozenset({"limit_reached", "grace_over"})
 
 # HTTP/1.0 clients must be told that the connection stays; `last` turns this into "close".
 _KEPT = b"Connection: keep-alive\r\n"
@@ -93,7 +95,7 @@ class AnswerWriter:
         """Seconds to wait: never before the reset of a spent limit, and spread for long periods against herds."""
         wait_s = decision.retry_after_s
         limit = decision.limit
-        if not wait_s or limit is None or decision.reason == "limit_contended":
+        if not wait_s or limit is None or decision.reason not in PERIOD_REASONS:
             return wait_s
         if decision.reason == "limit_reached":
             wait_s = max(wait_s, limit.reset_s)

@@ -218,8 +218,8 @@ class Connection(asyncio.Protocol):
 
     def sweep(self, now_ms: int) -> None:
         """Close the connection if its time is over."""
-        if self._task is not None:
-            return  # a decision waits, which has a bound of its own
+        if self._task is not None or self._transport.is_closing():
+            return  # a waiting decision has a bound of its own
         limits = self._listener.limits
         elapsed_ms = now_ms - self.since_ms
         if self._stalled or self._refusing:
@@ -299,7 +299,6 @@ class Connection(asyncio.Protocol):
         """Answer in turn, parse nothing more, and close."""
         self._refusing = True
         self._gate.counters.malformed += 1
-        self.since_ms = self._listener.now_ms
         self._send(Last(refused(status, detail)), keep=False)
 
     def _send(self, answer: bytes | Question, *, keep: bool) -> None:
@@ -324,8 +323,8 @@ class Connection(asyncio.Protocol):
                 answer = entry
             if isinstance(answer, Question):
                 answer = await self._gate.decide_waiting(answer)
-                if not queue:
-                    break  # the connection was lost meanwhile
+                if not queue or self._transport.is_closing():
+                    return  # the connection was lost meanwhile
             queue.popleft()
             self._write(answer, keep=keep and bool(queue or self._unread or not self._last))
         self._task = None
@@ -342,6 +341,9 @@ class Connection(asyncio.Protocol):
         if keep and not isinstance(answer, Last):
             self._transport.write(answer)
             return
+        if isinstance(answer, Last):
+            self._refusing = True
+            self.since_ms = self._listener.now_ms
         self._transport.write(last(answer))
         self._close()
 

@@ -58,5 +58,8 @@ class GatewayCounters:
             },
             "sidecar_decision_seconds": {(): [*self.latency, self.latency_ns // 1_000]},
             "sidecar_requests_malformed_total": {(): [self.malformed + self.timeouts]},
+            "sidecar_requests_refused_total": {("secret",): [self.secrets_refused], ("path",): [self.unknown_paths]},
+            "sidecar_decisions_failed_total": {(): [self.failures]},
+            "sidecar_connections_refused_total": {(): [self.connections_refused]},
             "sidecar_connections": {(): [self.connections]},
         }

@@ -191,8 +191,8 @@ class DecisionListener:
         self._failing = failing
 
     def _tick(self) -> None:
-        self.sweep(next(self._turns))
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self.sweep(next(self._turns))
 
     def _connections(self) -> list[Connection]:
         return [connection for row in self._rows for connection in row]

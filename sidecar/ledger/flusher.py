@@ -232,7 +232,7 @@ class Flusher:
         lost.lease_units_lost += max(0, collected.reclaimed - self._reclaimed[shard])
         self._reclaimed[shard] = collected.reclaimed
         for writer in collected.silent:
-            while await self._store.retire(shard, writer, lost=True):
+            while await self._store.retire(shard, writer, lost_after_ms=self._terms.reclaim_after_ms):
                 pass
 
     async def _ledger_went_back(self, shard: int, ledger_epoch: int, redis_epoch: int) -> None:

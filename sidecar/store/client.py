@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.breaker import Breaker
+from sidecar.store.keys import unescaped
 from sidecar.store.messages import COLLECTED, ENCODER, SYNC_REPLY, Changes, Collected, Lookup, SyncMessage, SyncReply
 from sidecar.store.scripts import load
 
@@ -103,14 +104,17 @@ class Store:
         )
         return SYNC_REPLY.decode(raw)
 
-    async def retire(self, shard: int, writer: str, *, lost: bool = False, most: int = 500) -> int:
-        """Free the leases of a writer that died (or is taken for lost); returns how many may remain."""
+    async def retire(self, shard: int, writer: str, *, lost_after_ms: int = 0, most: int = 500) -> int:
+        """Free the leases of a writer that died; returns how many may remain.
+
+        ``lost_after_ms``: it is taken for lost, if it still has been silent for so long when the call arrives.
+        """
         keys = self.keys
         remaining = await self._script(
             "retire",
             shard,
             (keys.writers(shard), keys.writer(shard, writer), keys.held(shard, writer)),
-            (writer, most, "1" if lost else "0"),
+            (writer, most, lost_after_ms),
         )
         return int(remaining)
 
@@ -248,7 +252,8 @@ class Store:
             tenant, _, member = raw.decode().removeprefix(prefix).partition(":")
             version = await self._command("HINCRBY", self.keys.epoch(shard), "version", 1)
             await self._command("HSET", raw, "v", version)
-            await self._command("ZADD", self.keys.dirty(shard), version, f"{tenant}\0{member}")
+            # A mark that stands keeps its version: the watermark must not pass what the ledger does not have.
+            await self._command("ZADD", self.keys.dirty(shard), "NX", version, f"{unescaped(tenant)}\0{member}")
             marked += 1
         return marked
 
@@ -274,6 +279,7 @@ class Store:
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
         except NoScriptError:
+            self.breaker.succeeded()  # Redis is back, only its scripts are gone; EVAL follows and must not be refused
             raise
         except ResponseError as error:
             self._fail(verb)

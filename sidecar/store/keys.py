@@ -5,7 +5,18 @@ All keys of a tenant carry the hash tag of its shard, so that one script touches
 
 from __future__ import annotations
 
+from urllib.parse import unquote
 from zlib import crc32
+
+
+def escaped(tenant: str) -> str:
+    """A tenant as part of a key: without colons, or tenant "a:b" could name a key of tenant "a" (lua/prelude.lua)."""
+    return tenant.replace("%", "%25").replace(":", "%3A")
+
+
+def unescaped(name: str) -> str:
+    """Reverse of ``escaped``."""
+    return unquote(name)
 
 
 class Keyspace:
@@ -44,16 +55,16 @@ class Keyspace:
         return f"{self._tags[shard]}held:{writer}"
 
     def tenant(self, tenant: str) -> str:
-        return f"{self._tags[self.shard_of(tenant)]}tenant:{tenant}"
+        return f"{self._tags[self.shard_of(tenant)]}tenant:{escaped(tenant)}"
 
     def windows(self, tenant: str) -> str:
-        return f"{self._tags[self.shard_of(tenant)]}windows:{tenant}"
+        return f"{self._tags[self.shard_of(tenant)]}windows:{escaped(tenant)}"
 
     def window(self, tenant: str, series: str, period: int, hour: int) -> str:
-        return f"{self._tags[self.shard_of(tenant)]}window:{tenant}:{series}:{period}:{hour}"
+        return f"{self._tags[self.shard_of(tenant)]}window:{escaped(tenant)}:{series}:{period}:{hour}"
 
     def limit(self, tenant: str, limit_id: str, start: int) -> str:
-        return f"{self._tags[self.shard_of(tenant)]}limit:{tenant}:{limit_id}:{start}"
+        return f"{self._tags[self.shard_of(tenant)]}limit:{escaped(tenant)}:{limit_id}:{start}"
 
     def api_key(self, sha256: str) -> str:
         return f"{self._tags[self.shard_of(sha256)]}key:{sha256}"

@@ -12,6 +12,8 @@ last, so that a record is either whole or free.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -28,11 +30,14 @@ MAGIC = b"QSJOURN1"
 HEADER = struct.Struct("<8s16s")
 HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
 RECORD = struct.Struct("<IIQH")
+SIZE = struct.Struct("<I")
 CRC = struct.Struct("<I")
+KEY_LENGTH = struct.Struct("<H")
 BLOCK_BYTES = 1 << 20
 RECORD_GRAIN = 32
 KEY_BYTES_MAX = 4096
 SUFFIX = ".journal"
+UNNAMED_SUFFIX = ".new"
 
 
 class Cell:
@@ -59,29 +64,48 @@ class Journal:
     """The journal of one writer: hands out cells, takes them back, and grows by whole blocks.
 
     When the file cannot be written or cannot grow, cells are taken from plain memory: counting goes on, ``durable``
-    is False and ``cause`` says why, until a later growth succeeds.
+    is False and ``cause`` says why, until a later growth succeeds and every cell in memory was taken back.
     """
 
     def __init__(self, path: Path, writer: str) -> None:
         self.path = path
         self.writer = writer
-        self.durable = True
-        self.cause = ""
         self.cells = 0
+        self._cause = ""
+        self._losing = False
+        self._cells_in_memory = 0
+        self._memory_blocks: set[int] = set()
         self._blocks: list[tuple[mmap.mmap, memoryview]] = []
         self._file_blocks = 0
         self._free: dict[int, list[tuple[int, int]]] = {}
         self._end = BLOCK_BYTES
         self._fd = -1
+        # It gets its name when it is whole and locked, so that nobody adopts it before.
+        unnamed = path.with_suffix(UNNAMED_SUFFIX)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._fd, 0, HEADER_BYTES)
             os.pwrite(self._fd, HEADER.pack(MAGIC, writer.encode()), 0)
+            unnamed.rename(path)
         except OSError as error:
             self._lose(error)
-            self._close_file(delete=True)
+            self._close_file(delete=False)
+            with contextlib.suppress(OSError):
+                unnamed.unlink()
+
+    @property
+    def durable(self) -> bool:
+        """Whether everything counted would survive a kill of this process."""
+        return not self._losing and not self._cells_in_memory
+
+    @property
+    def cause(self) -> str:
+        """Why it is not durable; empty when it is."""
+        return "" if self.durable else self._cause
 
     @property
     def size_bytes(self) -> int:
@@ -97,17 +121,23 @@ class Journal:
         free = self._free.get(size)
         if free:
             block, offset = free.pop()
+            mapped, view = self._blocks[block]
         else:
             if self._end + size > BLOCK_BYTES:
                 self._grow()
             block, offset = len(self._blocks) - 1, self._end
             self._end += size
-        mapped, view = self._blocks[block]
-        RECORD.pack_into(mapped, offset, size, 0, 0, len(key))
+            mapped, view = self._blocks[block]
+            # A record's size is written once: while it is rewritten it may read 0, which would end the block there.
+            SIZE.pack_into(mapped, offset, size)
+        index = (offset + 8) >> 3
+        view[index] = 0
+        KEY_LENGTH.pack_into(mapped, offset + 16, len(key))
         mapped[offset + RECORD.size : offset + RECORD.size + len(key)] = key
         CRC.pack_into(mapped, offset + 4, key_crc(key))
         self.cells += 1
-        return Cell(view, block, (offset + 8) >> 3, size)
+        self._cells_in_memory += block in self._memory_blocks
+        return Cell(view, block, index, size)
 
     def free(self, cell: Cell) -> None:
         """Take a cell back: the ledger has its value and its hour is over."""
@@ -115,6 +145,7 @@ class Journal:
         CRC.pack_into(self._blocks[cell.block][0], offset + 4, 0)
         self._free.setdefault(cell.size, []).append((cell.block, offset))
         self.cells -= 1
+        self._cells_in_memory -= cell.block in self._memory_blocks
 
     def close(self, *, delete: bool) -> None:
         """Close the file; ``delete`` it when the ledger has all of it. Cells must not be used afterwards."""
@@ -135,14 +166,16 @@ class Journal:
                 self._lose(error)
             else:
                 self._file_blocks += 1
+                self._losing = False
                 self._blocks.append((mapped, memoryview(mapped).cast("Q")))
                 return
         mapped = mmap.mmap(-1, BLOCK_BYTES)
+        self._memory_blocks.add(len(self._blocks))
         self._blocks.append((mapped, memoryview(mapped).cast("Q")))
 
     def _lose(self, error: OSError) -> None:
-        self.durable = False
-        self.cause = f"{self.path}: {error.strerror}"
+        self._losing = True
+        self._cause = f"{self.path}: {error.strerror}"
 
     def _close_file(self, *, delete: bool) -> None:
         if self._fd < 0:

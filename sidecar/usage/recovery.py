@@ -88,16 +88,21 @@ def inspect(path: Path) -> tuple[str, list[CountedWindow]]:
 def _read(path: Path, fd: int) -> tuple[str, list[CountedWindow]]:
     header = os.pread(fd, HEADER.size, 0)
     if len(header) < HEADER.size or not header.startswith(MAGIC):
-        if not header.strip(b"\0"):
-            return path.name.removesuffix(SUFFIX), []  # killed between creating the file and writing its header
-        message = f"{path}: not a journal (it begins with {header[:8]!r}, not {MAGIC!r})"
-        raise JournalUnusable(message)
-    writer = HEADER.unpack(header)[1].decode("ascii", "replace")
+        if header.strip(b"\0"):
+            message = f"{path}: not a journal (it begins with {header[:8]!r}, not {MAGIC!r})"
+            raise JournalUnusable(message)
+        writer = path.name.removesuffix(SUFFIX)  # the header was lost with the machine's power; its blocks may be there
+    else:
+        writer = HEADER.unpack(header)[1].decode("ascii", "replace")
     windows: list[CountedWindow] = []
     position = HEADER_BYTES
-    while block := os.pread(fd, BLOCK_BYTES, position):
-        windows.extend(_records(block))
-        position += BLOCK_BYTES
+    try:
+        while block := os.pread(fd, BLOCK_BYTES, position):
+            windows.extend(_records(block))
+            position += BLOCK_BYTES
+    except ValueError as error:
+        message = f"{path}: a whole record has a key that no version known here writes"
+        raise JournalUnusable(message) from error
     return writer, windows
 
 

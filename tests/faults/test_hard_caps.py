@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.servers.accounts import put_tenant
 from tests.servers.load_client import LoadClient, Tally, crowd
 from tests.servers.sidecar_dev import SidecarDev
 
@@ -26,29 +26,23 @@ def dev(servers_directory: Path) -> Iterator[SidecarDev]:
         yield running
 
 
-def tenant_of(dev: SidecarDev, plan: str, *options: str) -> str:
-    tenant = f"{plan}-{secrets.token_hex(4)}"
-    dev.cli("tenant", "put", tenant, "--plan", plan, *options)
-    dev.cli("flush")  # what is asked before sidecars know the tenant counts under the default plan
-    return tenant
-
-
 async def until_spent(client: LoadClient, tally: Tally, path: str = "/v1/things") -> bool:
     """One request, as a client makes it that comes back after Retry-After until the period is over."""
     answer = await client.ask(path)
     tally.add(answer)
     if answer is None or answer.allowed:
         return True
-    assert answer.status == 429, answer
     if answer.reason == "limit_reached":
         return False
-    assert (answer.reason, answer.header("retry-after")) == ("limit_contended", "1")
+    # On a busy machine Redis may take longer than a request waits for it, which is no reason to go away either.
+    again = {"limit_contended": (429, "1"), "store_unavailable": (503, "2")}
+    assert (answer.status, answer.header("retry-after")) == again[answer.reason]
     await asyncio.sleep(RETRY_S)
     return True
 
 
 async def test_200_clients_over_four_workers_get_exactly_what_the_cap_allows(dev: SidecarDev) -> None:
-    tenant = tenant_of(dev, "capped")
+    tenant = put_tenant(dev, "capped")
     allowed_at_first_end: list[int] = []
 
     async def turn(client: LoadClient, tally: Tally) -> bool:
@@ -66,7 +60,7 @@ async def test_200_clients_over_four_workers_get_exactly_what_the_cap_allows(dev
 
 
 async def test_the_last_one_is_allowed_when_only_one_client_is_left(dev: SidecarDev) -> None:
-    tenant = tenant_of(dev, "capped")
+    tenant = put_tenant(dev, "capped")
 
     async def leaves_early(client: LoadClient, tally: Tally) -> bool:
         return tally.allowed < CAP - 2 * CLIENTS and await until_spent(client, tally)
@@ -79,7 +73,7 @@ async def test_the_last_one_is_allowed_when_only_one_client_is_left(dev: Sidecar
 
 
 async def test_two_caps_at_once_are_both_exact(dev: SidecarDev) -> None:
-    tenant = tenant_of(dev, "capped_twice")
+    tenant = put_tenant(dev, "capped_twice")
     tallies = {"/v1/things": Tally(), "/v1/dear/one": Tally()}
 
     async def run(path: str) -> None:
@@ -98,7 +92,7 @@ async def test_two_caps_at_once_are_both_exact(dev: SidecarDev) -> None:
 
 
 async def test_the_cap_of_a_route_is_exact_below_the_cap_of_the_tenant(dev: SidecarDev) -> None:
-    tenant = tenant_of(dev, "capped_twice")
+    tenant = put_tenant(dev, "capped_twice")
 
     async def turn(client: LoadClient, tally: Tally) -> bool:
         return await until_spent(client, tally, "/v1/dear/one")
@@ -109,8 +103,8 @@ async def test_the_cap_of_a_route_is_exact_below_the_cap_of_the_tenant(dev: Side
 
 
 async def test_members_of_an_organization_share_its_cap_exactly(dev: SidecarDev) -> None:
-    parent = tenant_of(dev, "organization")
-    members = [tenant_of(dev, "member", "--parent", parent) for _ in range(2)]
+    parent = put_tenant(dev, "organization")
+    members = [put_tenant(dev, "member", parent=parent) for _ in range(2)]
     tallies: dict[str, Tally] = {}
 
     async def run(member: str) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import random
 import socket
 import string
@@ -138,7 +140,7 @@ async def test_a_slow_sender_is_told_and_closed(peer: Peer, listener: DecisionLi
     times.ms += 5_000
     listener.sweep()
     peer.send("x-more: and more\r\n")
-    await until(lambda: any(connection._message_bytes > 40 for connection in listener._connections()))
+    await until(lambda: any(connection._message_bytes > 30 for connection in listener._connections()))
     times.ms += 2
     listener.sweep()
     assert (await peer.answer()).status == 408
@@ -252,19 +254,21 @@ PIECES = st.sampled_from(
 
 
 @settings(max_examples=FUZZ_EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(PIECES | st.binary(max_size=50), max_size=12), st.randoms(use_true_random=False))
-async def test_garbage_never_stops_the_listener(pieces: list[bytes], chance: random.Random) -> None:
+@given(st.lists(PIECES | st.binary(max_size=50), max_size=12), st.lists(st.integers(1, 300), min_size=1, max_size=20))
+async def test_garbage_never_stops_the_listener(pieces: list[bytes], sizes: list[int]) -> None:
     judge = Judge()
     judge.released.set()
     async with listening(judge) as listener:
         garbage = await connect(listener.addresses[0])
         data = b"".join(pieces)
-        while data:
-            size = chance.randint(1, len(data))
-            garbage.send(data[:size])
-            data = data[size:]
-            await asyncio.sleep(0)
-        garbage.writer.write_eof()
+        with contextlib.suppress(RuntimeError):  # the listener may close at any time
+            for size in itertools.cycle(sizes):
+                if not data:
+                    break
+                garbage.send(data[:size])
+                data = data[size:]
+                await asyncio.sleep(0)
+            garbage.writer.write_eof()
         received = await garbage.closed()
         assert not received or received.startswith(b"HTTP/1.1 ")
         sane = await connect(listener.addresses[0])

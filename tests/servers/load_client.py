@@ -21,6 +21,7 @@ ALLOWED = 200
 CONNECT_S = 10.0
 ANSWER_S = 20.0
 RECONNECT_PAUSE_S = 0.01
+RETRY_S = 0.05
 
 
 class Answer(Struct, frozen=True):
@@ -149,6 +150,16 @@ class LoadClient:
             if answer is not None:
                 return answer
 
+    async def decided(self, path: str = "/v1/things", method: str = "GET", within_s: float = 15) -> Answer:
+        """Ask until a limit decides: not while the store is away, nor while units are held elsewhere."""
+        deadline = time.monotonic() + within_s
+        while True:
+            answer = await self.insist(path, method)
+            if answer.reason not in {"store_unavailable", "limit_contended"}:
+                return answer
+            assert time.monotonic() < deadline, f"still {answer.reason} after {within_s} s"
+            await asyncio.sleep(RETRY_S)
+
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()
@@ -184,7 +195,7 @@ class Tally:
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
         self.marks: Counter[str] = Counter()
-        self.slowest_ms = 0.0
+        self.elapsed_ms: list[float] = []
         self.lost = 0
 
     @property
@@ -202,15 +213,19 @@ class Tally:
             return
         self.reasons[answer.reason] += 1
         self.marks[answer.mark] += 1
-        self.slowest_ms = max(self.slowest_ms, answer.elapsed_ms)
+        self.elapsed_ms.append(answer.elapsed_ms)
+
+    def percentile_ms(self, percent: int) -> float:
+        """The latency that so many percent of the answers did not exceed."""
+        return sorted(self.elapsed_ms)[len(self.elapsed_ms) * percent // 100]
 
 
 Turn = Callable[[LoadClient, Tally], Awaitable[bool]]
 
 
-async def crowd(port: int, clients: int, tenants: list[str], turn: Turn) -> Tally:
+async def crowd(port: int, clients: int, tenants: list[str], turn: Turn, tally: Tally | None = None) -> Tally:
     """Let many clients take turns until each has had enough (its turn returned False); what they saw."""
-    tally = Tally()
+    tally = tally or Tally()
 
     async def one(number: int) -> None:
         async with LoadClient(port, tenants[number % len(tenants)]) as client:

@@ -65,6 +65,12 @@ class SidecarDev:
         return convert(json.loads((self.state / "dev.json").read_text()), Started)
 
     @property
+    def pid(self) -> int:
+        """The process of `sidecar dev` itself."""
+        assert self._child is not None, "not running"
+        return self._child.pid
+
+    @property
     def authz_port(self) -> int:
         port = urlsplit(self.at.authz).port
         assert port is not None

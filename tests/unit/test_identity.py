@@ -176,7 +176,8 @@ class TestTokens:
 
     def test_an_integer_is_an_id_and_nothing_else_is(self) -> None:
         assert claim_of(payload({"sub": 42}), "sub") == "42"
-        for other in (True, None, 1.5, [], {}, ["acme"]):
+        others: tuple[Any, ...] = (True, None, 1.5, [], {}, ["acme"])
+        for other in others:
             assert claim_of(payload({"sub": other}), "sub") is None
 
     @pytest.mark.parametrize(

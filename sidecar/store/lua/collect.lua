@@ -14,14 +14,16 @@ if ledger_epoch > intent then
   if generation.state == 'open' then start_generation(generation.replid) end
   redis.call('HSET', epoch_key, 'epoch', integer(ledger_epoch))
 end
-if most > 0 and ledger_epoch + 1 > intent then redis.call('HSET', epoch_key, 'intent', integer(ledger_epoch + 1)) end
+-- The pass raises the ledger's epoch beyond Redis' own, which is ahead when the ledger was restored from a backup.
+local announced = math.max(ledger_epoch, epoch) + 1
+if most > 0 and announced > intent then redis.call('HSET', epoch_key, 'intent', integer(announced)) end
 
 local windows = {}
 local entries = most > 0 and redis.call('ZRANGE', KEYS[2], 0, most - 1) or {}
 for index, entry in ipairs(entries) do
   local tenant, member = string.match(entry, '^(.-)%z(.*)$')
   local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
-  local fields = redis.call('HGETALL', tag .. 'window:' .. tenant .. ':' .. member)
+  local fields = redis.call('HGETALL', window_key(tenant, member))
   local version, values = 0, {}
   for position = 1, #fields, 2 do
     if fields[position] == 'v' then

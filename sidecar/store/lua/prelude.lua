@@ -71,6 +71,11 @@ local function silent_writers(writers_key, reclaim_after, most)
   return redis.call('ZRANGEBYSCORE', writers_key, '-inf', integer(real - reclaim_after), 'LIMIT', 0, most)
 end
 
+local function is_silent(writers_key, writer, reclaim_after)
+  if real - generation.calm < reclaim_after then return false end
+  return (tonumber(redis.call('ZSCORE', writers_key, writer)) or 0) <= real - reclaim_after
+end
+
 local function first_direct_hour()
   return math.max(generation.base, this_hour - HOURS_DIRECT)
 end
@@ -117,18 +122,35 @@ local function each_fed(limits, series, period, hour, visit)
   end
 end
 
-local function limit_key(tenant, id, start)
-  return tag .. 'limit:' .. tenant .. ':' .. id .. ':' .. integer(start)
+-- A tenant as part of a key: with its colons escaped, or tenant "a:b" could name a key of tenant "a" (store/keys.py).
+local function escaped(tenant)
+  return (string.gsub(tenant, '[%%:]', { ['%'] = '%25', [':'] = '%3A' }))
 end
 
--- Opens a limit's hash in this generation: what an earlier one left is dropped, its leases are reported anew.
+local function limit_key(tenant, id, start)
+  return tag .. 'limit:' .. escaped(tenant) .. ':' .. id .. ':' .. integer(start)
+end
+
+local function window_key(tenant, member)
+  return tag .. 'window:' .. escaped(tenant) .. ':' .. member
+end
+
+local function windows_key(tenant)
+  return tag .. 'windows:' .. escaped(tenant)
+end
+
+-- Opens a limit's hash in this generation: what an earlier one left is dropped, its leases are reported anew. So is
+-- what was spent of another metric before the limit changed; metric nil: the caller does not know it.
 -- ttl_ms nil leaves the expiry to a caller that knows the period's end.
-local function open_limit(key, ttl_ms)
-  if redis.call('HGET', key, 'g') ~= generation.gen then
+local function open_limit(key, metric, ttl_ms)
+  local found = redis.call('HMGET', key, 'g', 'm')
+  if found[1] ~= generation.gen or (metric and found[2] and found[2] ~= metric) then
     redis.call('DEL', key)
     redis.call('HSET', key, 'g', generation.gen)
+    found[2] = nil
     if ttl_ms then redis.call('PEXPIRE', key, integer(ttl_ms)) end
   end
+  if metric and not found[2] then redis.call('HSET', key, 'm', metric) end
 end
 
 -- How long a limit's hash lives that is first seen through a window, when its period's end is not at hand.
@@ -141,7 +163,7 @@ end
 
 local function spend(tenant, limit, id, start, units)
   local key = limit_key(tenant, id, start)
-  open_limit(key, longest_ttl(limit[3]))
+  open_limit(key, limit[2], longest_ttl(limit[3]))
   local spent = redis.call('HINCRBY', key, 'spent', integer(units))
   if limit[5] >= 0 and spent > limit[5] then redis.call('HSETNX', key, 'over', integer(now)) end
 end
@@ -149,7 +171,7 @@ end
 -- Merges one writer's cumulative value into a window with max; returns the growth and whether the window was unknown.
 local function merge_window(tenant, series, period, hour, writer, value)
   local member = series .. ':' .. integer(period) .. ':' .. integer(hour)
-  local key = tag .. 'window:' .. tenant .. ':' .. member
+  local key = window_key(tenant, member)
   local known = redis.call('HGET', key, writer)
   local growth = value - (tonumber(known) or 0)
   if growth <= 0 then return 0, key end
@@ -157,8 +179,8 @@ local function merge_window(tenant, series, period, hour, writer, value)
   local total = redis.call('HINCRBY', key, 't', integer(growth))
   if total == growth then
     redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
-    redis.call('ZADD', tag .. 'windows:' .. tenant, integer(hour), member)
-    redis.call('PEXPIRE', tag .. 'windows:' .. tenant, integer(WINDOW_TTL_MS))
+    redis.call('ZADD', windows_key(tenant), integer(hour), member)
+    redis.call('PEXPIRE', windows_key(tenant), integer(WINDOW_TTL_MS))
   end
   return growth, key
 end

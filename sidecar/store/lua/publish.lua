@@ -22,34 +22,35 @@ else
   limits = cmsgpack.unpack(redis.call('HGET', KEYS[2], 'lim'))
 end
 
-local included, ends, sums = {}, {}, {}
-local included_by_name = {}
-for _, limit in ipairs(limits) do included_by_name[limit[1]] = limit[5] end
+local of_key, ends, sums = {}, {}, {}
+local by_name = {}
+for _, limit in ipairs(limits) do by_name[limit[1]] = limit end
 for position = 1, #older, 4 do
   local key = limit_key(tenant, older[position], older[position + 1])
   sums[key] = older[position + 2]
   ends[key] = older[position + 3]
-  included[key] = included_by_name[string.match(older[position], '^[^:]*')]
+  of_key[key] = by_name[string.match(older[position], '^[^:]*')]
 end
-local members = redis.call('ZRANGEBYSCORE', tag .. 'windows:' .. tenant, integer(first_direct_hour()), '+inf')
+local members = redis.call('ZRANGEBYSCORE', windows_key(tenant), integer(first_direct_hour()), '+inf')
 for _, member in ipairs(members) do
   local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
-  local total = tonumber(redis.call('HGET', tag .. 'window:' .. tenant .. ':' .. member, 't')) or 0
+  local total = tonumber(redis.call('HGET', window_key(tenant, member), 't')) or 0
   each_fed(limits, series, tonumber(period), tonumber(hour), function(limit, id, start)
     local key = limit_key(tenant, id, start)
     sums[key] = (sums[key] or 0) + total
-    included[key] = limit[5]
+    of_key[key] = limit
     ends[key] = ends[key] or (longest_ttl(limit[3]) and now + longest_ttl(limit[3]) or 1e15)
   end)
 end
 
 for key, units in pairs(sums) do
   local ttl = ends[key] + LIMIT_KEPT_MS - now
+  local limit = of_key[key]
   if ttl > 0 then
-    open_limit(key, nil)
+    open_limit(key, limit and limit[2], nil)
     redis.call('HSET', key, 'spent', integer(units))
-    if included[key] and included[key] >= 0 then
-      if units > included[key] then
+    if limit and limit[5] >= 0 then
+      if units > limit[5] then
         redis.call('HSETNX', key, 'over', integer(now))
       else
         redis.call('HDEL', key, 'over')

@@ -1,12 +1,16 @@
 -- retire: a writer has died and its windows are reported; free its leases, a bounded number a call.
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}writers  KEYS[3] {tag}writer:<id>  KEYS[4] {tag}held:<id>
--- ARGV[2] writer  ARGV[3] most leases freed in this call  ARGV[4] '1' when the writer is taken for lost, not reported
+-- ARGV[2] writer  ARGV[3] most leases freed in this call
+-- ARGV[4] reclaim_after in ms when the writer is taken for lost, not reported; else 0. One that was heard since is left alone.
 -- Leases of seconds and minutes stay until their period ends: what was spent of them is in no journal.
 -- Returns how many leases may remain.
 
 load_generation()
-local writer, most, lost = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+local writer, most, reclaim_after = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local lost = reclaim_after > 0
 local writers_key, writer_key, held_key = KEYS[2], KEYS[3], KEYS[4]
+
+if lost and not is_silent(writers_key, writer, reclaim_after) then return 0 end
 
 if not lost then
   redis.call('HSET', writer_key, 'gen', generation.gen, 'dead', '1')

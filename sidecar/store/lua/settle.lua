@@ -11,7 +11,7 @@ local direct = first_direct_hour()
 for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
   local tenant, hour, version = window[1], window[4], window[5]
   local member = window[2] .. ':' .. integer(window[3]) .. ':' .. integer(hour)
-  local key = tag .. 'window:' .. tenant .. ':' .. member
+  local key = window_key(tenant, member)
   local entry = tenant .. '\0' .. member
   local current = tonumber(redis.call('HGET', key, 'v')) or version
   if current <= version then
@@ -19,7 +19,7 @@ for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
     -- A clean window is needed until no sync can touch it directly; from then on the ledger answers for it.
     if hour < this_hour then
       redis.call('PEXPIRE', key, integer(math.max(1000, (hour + HOURS_DIRECT + 2) * HOUR_MS - now)))
-      redis.call('ZREMRANGEBYSCORE', tag .. 'windows:' .. tenant, '-inf', '(' .. integer(direct))
+      redis.call('ZREMRANGEBYSCORE', windows_key(tenant), '-inf', '(' .. integer(direct))
     end
   else
     redis.call('ZADD', KEYS[2], 'XX', 'GT', integer(version + 1), entry)

@@ -32,6 +32,7 @@ local accepted = known_generation == generation.gen and sequence > stored_sequen
 if accepted then
   redis.call('HSET', writer_key, 'gen', generation.gen, 'seq', integer(sequence))
   redis.call('PEXPIRE', writer_key, integer(WRITER_TTL_MS))
+  redis.call('PEXPIRE', held_key, integer(WRITER_TTL_MS))
   redis.call('ZADD', writers_key, integer(real), writer)
 end
 
@@ -48,8 +49,13 @@ local function report_windows(tenant, limits, windows)
     local growth, key = merge_window(tenant, series, period, hour, writer, window[4])
     if growth > 0 then
       redis.call('HSET', key, 'v', integer(next_version()))
-      redis.call('ZADD', dirty_key, 'NX', integer(next_version()), tenant .. '\0' .. series .. ':' .. integer(period) .. ':' .. integer(hour))
-      if hour >= direct then
+      local entry = tenant .. '\0' .. series .. ':' .. integer(period) .. ':' .. integer(hour)
+      if redis.call('ZADD', dirty_key, 'NX', integer(next_version()), entry) == 1 then
+        -- A window that was clean may be about to expire; the ledger may be away for longer than that.
+        redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
+      end
+      -- A living writer's windows always count at once, or one with a wrong clock could spend what `spent` never sees.
+      if hour >= direct or accepted then
         each_fed(limits, series, period, hour, function(limit, id, start)
           spend(tenant, limit, id, start, growth)
         end)
@@ -113,7 +119,7 @@ local function report_lease(tenant, limits, lease, current_revision)
   for _, candidate in ipairs(limits) do
     if candidate[1] == name then limit = candidate end
   end
-  open_limit(key, nil)
+  open_limit(key, limit and limit[2], nil)
   if end_ms < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
   if small then
     redis.call('HSET', key, 'small', '1')
@@ -139,13 +145,14 @@ end
 local replies = {}
 for index, part in ipairs(parts) do
   local tenant, revision = part[1], part[2]
-  local tenant_key = tag .. 'tenant:' .. tenant
-  local found = redis.call('HMGET', tenant_key, 'rev', 'lim')
+  local tenant_key = tag .. 'tenant:' .. escaped(tenant)
+  local found = redis.call('HMGET', tenant_key, 'rev', 'lim', 'introduced')
   local own_revision = tonumber(found[1]) or -1
   if own_revision > revision then
     replies[index] = { own_revision, {} }
   else
     local limits = found[2] and cmsgpack.unpack(found[2]) or {}
+    if found[3] then redis.call('PEXPIRE', tenant_key, integer(DAY_MS)) end
     report_windows(tenant, limits, part[3])
     local leases = {}
     for position, lease in ipairs(part[4]) do

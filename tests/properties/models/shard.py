@@ -1,0 +1,291 @@
+"""What the writers' scripts do to a shard, in Python: the generation, sync and retire.
+
+It shares no code with them; periods come from catalogue/period.py, so that the scripts' own calendar is tested too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+from sidecar.catalogue.model import Period
+from sidecar.catalogue.period import bounds
+from tests.properties.models.keys import Keys
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+LONG_MS = 40 * DAY_MS
+HOURS_DIRECT = 47
+NO_END_MS = 10**15
+LONGEST_MS = {"hour": 2 * DAY_MS, "day": 3 * DAY_MS, "month": 400 * DAY_MS, "billing": 400 * DAY_MS}
+
+
+class Limit(NamedTuple):
+    name: str
+    metric: str
+    kind: str
+    scoped: bool
+    included: int
+    stop: int
+
+
+class Shard:
+    """One shard. ``real`` is the server's clock in ms, ``offset`` what a development clock adds to it."""
+
+    def __init__(self, tag: str, real: int) -> None:
+        self.tag = tag
+        self.keys = Keys()
+        self.real = real
+        self.offset = 0
+        self.replid = "a"
+        self.epoch = tag + "epoch"
+
+    @property
+    def now(self) -> int:
+        return self.real + self.offset
+
+    @property
+    def generation(self) -> str:
+        return self.keys.get(self.epoch, "gen") or ""
+
+    @property
+    def granting(self) -> bool:
+        keys = self.keys
+        return keys.get(self.epoch, "state") == "open" and self.real >= keys.number(self.epoch, "open_at")
+
+    @property
+    def direct(self) -> int:
+        """The first hour whose windows move ``spent`` as they arrive."""
+        return max(self.keys.number(self.epoch, "base"), self.now // HOUR_MS - HOURS_DIRECT)
+
+    def begin(self, fresh: str) -> None:
+        """What every call starts with."""
+        keys = self.keys
+        keys.now = self.real
+        self.fresh = fresh
+        if not self.generation or keys.get(self.epoch, "replid") != self.replid:
+            self.start_generation()
+            return
+        elapsed = self.real - keys.number(self.epoch, "seen")
+        if not -1000 <= elapsed <= 10_000:
+            keys.put(self.epoch, calm=self.real)
+        keys.put(self.epoch, seen=self.real)
+
+    def start_generation(self) -> None:
+        self.keys.put(
+            self.epoch, gen=self.fresh, replid=self.replid, state="held", since=self.real, open_at=0,
+            base=self.now // HOUR_MS - 2, calm=self.real, seen=self.real,
+        )  # fmt: skip
+
+    def silent(self, reclaim_after: int, most: int) -> list[str]:
+        if self.real - self.keys.number(self.epoch, "calm") < reclaim_after:
+            return []
+        return self.keys.lowest(self.tag + "writers", most, self.real - reclaim_after)
+
+    def limit_key(self, tenant: str, limit_id: str, start: int) -> str:
+        return f"{self.tag}limit:{_escaped(tenant)}:{limit_id}:{start}"
+
+    def window_key(self, tenant: str, member: str) -> str:
+        return f"{self.tag}window:{_escaped(tenant)}:{member}"
+
+    def windows_key(self, tenant: str) -> str:
+        return f"{self.tag}windows:{_escaped(tenant)}"
+
+    def tenant_key(self, tenant: str) -> str:
+        return f"{self.tag}tenant:{_escaped(tenant)}"
+
+    def open_limit(self, key: str, metric: str | None, ttl: int | None) -> None:
+        keys = self.keys
+        other = metric is not None and keys.get(key, "m") not in {None, metric}
+        if keys.get(key, "g") != self.generation or other:
+            keys.delete(key)
+            keys.put(key, g=self.generation)
+            if ttl is not None:
+                keys.expire(key, ttl)
+        if metric is not None:
+            keys.put(key, m=metric)
+
+    def spend(self, key: str, limit: Limit, units: int) -> None:
+        self.open_limit(key, limit.metric, LONGEST_MS.get(limit.kind))
+        self.count(key, limit, units)
+
+    def count(self, key: str, limit: Limit | None, units: int) -> None:
+        spent = self.keys.grow(key, "spent", units)
+        if limit is not None and 0 <= limit.included < spent and self.keys.get(key, "over") is None:
+            self.keys.put(key, over=self.now)
+
+    def merge_window(self, tenant: str, window: tuple[str, int, int], writer: str, value: int) -> int:
+        keys = self.keys
+        member = ":".join(map(str, window))
+        key = self.window_key(tenant, member)
+        growth = value - keys.number(key, writer)
+        if growth <= 0:
+            return 0
+        known = keys.number(key, "t")
+        keys.put(key, **{writer: value, "t": known + growth})
+        if not known:
+            keys.expire(key, LONG_MS)
+            keys.rank(self.windows_key(tenant), member, window[2])
+            keys.expire(self.windows_key(tenant), LONG_MS)
+        return growth
+
+    def set_lease(self, key: str, writer: str, units: int) -> None:
+        keys, held = self.keys, f"{self.tag}held:{writer}"
+        current = keys.number(key, f"l:{writer}")
+        if units == current:
+            return
+        keys.grow(key, "held", units - current)
+        if units:
+            keys.put(key, **{f"l:{writer}": units})
+        else:
+            keys.drop(key, f"l:{writer}")
+        if not current:
+            keys.grow(key, "n", 1)
+            keys.sets.setdefault(held, set()).add(key)
+            keys.expire(held, LONG_MS)
+        elif not units:
+            keys.grow(key, "n", -1)
+            keys.sets.get(held, set()).discard(key)
+
+    def sync(self, reclaim_after: int, message: list[Any]) -> list[Any]:
+        writer, sequence, generation, acknowledged, parts = message
+        keys, record = self.keys, f"{self.tag}writer:{message[0]}"
+        stored = keys.number(record, "seq") if keys.get(record, "gen") == self.generation else 0
+        if generation == self.generation and acknowledged > stored:
+            self.start_generation()
+            stored = 0
+        accepted = generation == self.generation and sequence > stored and not keys.get(record, "dead")
+        if accepted:
+            keys.put(record, gen=self.generation, seq=sequence)
+            keys.expire(record, LONG_MS)
+            keys.expire(f"{self.tag}held:{writer}", LONG_MS)
+            keys.rank(self.tag + "writers", writer, self.real)
+        version = keys.number(self.epoch, "version") + 1
+        replies = [self._sync_part(writer, accepted, version, reclaim_after, *part) for part in parts]
+        watermark, version = keys.number(self.epoch, "watermark"), keys.number(self.epoch, "version")
+        return [self.generation, self.granting, watermark, version, accepted, replies]
+
+    def _sync_part(
+        self, writer: str, accepted: bool, version: int, reclaim_after: int, tenant: str, revision: int,
+        windows: list[Any], leases: list[Any],
+    ) -> list[Any]:  # fmt: skip
+        keys, key = self.keys, self.tenant_key(tenant)
+        own = int(keys.get(key, "rev") or -1)
+        if own > revision:
+            return [own, []]
+        limits = limits_of(keys.get(key, "lim"))
+        if keys.get(key, "introduced"):
+            keys.expire(key, DAY_MS)
+        for series, period, hour, value in windows:
+            growth = self.merge_window(tenant, (series, period, hour), writer, value)
+            if not growth:
+                continue
+            keys.put(self.epoch, version=version)
+            member = f"{series}:{period}:{hour}"
+            keys.put(self.window_key(tenant, member), v=version)
+            if f"{tenant}\0{member}" not in keys.ranked.get(self.tag + "dirty", {}):
+                keys.rank(self.tag + "dirty", f"{tenant}\0{member}", version)
+                keys.expire(self.window_key(tenant, member), LONG_MS)
+            if hour >= self.direct or accepted:
+                for limit, limit_id, start in fed(limits, series, period, hour):
+                    self.spend(self.limit_key(tenant, limit_id, start), limit, growth)
+        current = own == revision
+        return [
+            own, [self._sync_lease(writer, accepted, current, reclaim_after, limits, tenant, *one) for one in leases]
+        ]  # fmt: skip
+
+    def _sync_lease(
+        self, writer: str, accepted: bool, current: bool, reclaim_after: int, limits: list[Limit], tenant: str,
+        name: str, limit_id: str, start: int, end_ms: int, small: bool, left: int, need: int, want: int,
+        cumulative: int,
+    ) -> list[Any]:  # fmt: skip
+        keys = self.keys
+        ttl = end_ms + (60_000 if small else DAY_MS) - self.now
+        if ttl <= 0:
+            return [0, 0, 0, 0, False]
+        key = self.limit_key(tenant, limit_id, start)
+        limit = next((limit for limit in limits if limit.name == name), None)
+        self.open_limit(key, limit.metric if limit else None, None)
+        if end_ms < NO_END_MS:
+            keys.expire(key, ttl)
+        if small:
+            keys.put(key, small=1)
+            if (growth := cumulative - keys.number(key, f"c:{writer}")) > 0:
+                keys.put(key, **{f"c:{writer}": cumulative})
+                self.count(key, limit, growth)
+        if accepted:
+            lease = keys.number(key, f"l:{writer}")
+            self.set_lease(key, writer, min(lease, left) if self.granting else left)
+            if current and limit is not None and limit.stop >= 0 and self.granting:
+                self._grant(key, writer, limit.stop, need, max(want, need), reclaim_after)
+        called = keys.number(key, "called") > self.real - 1000
+        return [*(keys.number(key, field) for field in (f"l:{writer}", "spent", "held", "over")), called]
+
+    def _grant(self, key: str, writer: str, stop: int, need: int, want: int, reclaim_after: int) -> None:
+        keys, lease = self.keys, self.keys.number(key, f"l:{writer}")
+        if want <= 0:
+            return
+        if stop - keys.number(key, "spent") - keys.number(key, "held") < want:
+            for other in self.silent(reclaim_after, 8):
+                self.reclaim(key, other)
+        room = stop - keys.number(key, "spent") - keys.number(key, "held")
+        if room < need and need > 0:
+            keys.put(key, called=self.real)
+        if room <= 0:
+            return
+        lease = keys.number(key, f"l:{writer}")
+        sharers = keys.number(key, "n") + (lease == 0)
+        share = want if sharers == 1 else max(1, room // (2 * sharers))
+        units = min(want, share, room)
+        self.set_lease(key, writer, lease + (max(units, need) if need <= room else units))
+
+    def reclaim(self, key: str, writer: str) -> None:
+        if units := self.keys.number(key, f"l:{writer}"):
+            self.set_lease(key, writer, 0)
+            self.keys.grow(self.epoch, "reclaimed", units)
+
+    def retire(self, writer: str, most: int, reclaim_after: int, popped: set[str]) -> int:
+        """``popped``: which keys Redis took from the set; it may take any ``most`` of them."""
+        keys, record = self.keys, f"{self.tag}writer:{writer}"
+        lost = reclaim_after > 0
+        if lost:
+            calm = self.real - keys.number(self.epoch, "calm") >= reclaim_after
+            heard = keys.ranked.get(self.tag + "writers", {}).get(writer, 0)
+            if not calm or heard > self.real - reclaim_after:
+                return 0
+        else:
+            keys.put(record, gen=self.generation, dead=1)
+            keys.expire(record, LONG_MS)
+        held = keys.sets.setdefault(f"{self.tag}held:{writer}", set())
+        assert popped <= held
+        assert len(popped) == min(most, len(held))
+        held -= popped
+        for key in popped:
+            if keys.get(key, "g") == self.generation and not keys.get(key, "small"):
+                if lost:
+                    self.reclaim(key, writer)
+                else:
+                    self.set_lease(key, writer, 0)
+        if not held:
+            keys.ranked.get(self.tag + "writers", {}).pop(writer, None)
+        return len(held)
+
+
+def fed(limits: list[Limit], series: str, period: int, hour: int) -> Iterator[tuple[Limit, str, int]]:
+    """The limits that a window counts for: limit, id and start of its period."""
+    metric, _, scope = series.partition("@")
+    for limit in limits:
+        if limit.metric != metric or limit.kind in {"second", "minute"} or limit.scoped != bool(scope):
+            continue
+        if limit.scoped and not scope.startswith(f"{limit.name}:"):
+            continue
+        start = period if limit.kind == "billing" else bounds(cast("Period", limit.kind), hour * 3600)[0]
+        yield limit, scope or limit.name, start
+
+
+def limits_of(stored: str | None) -> list[Limit]:
+    return [Limit(*limit) for limit in eval(stored)] if stored else []  # noqa: S307 - the model's own repr
+
+
+def _escaped(tenant: str) -> str:
+    return tenant.replace("%", "%25").replace(":", "%3A")

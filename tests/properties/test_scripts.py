@@ -1,0 +1,290 @@
+"""Every Lua script against a Python model: any sequence of calls gives the same answers and leaves the same keys."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from sidecar.catalogue.period import bounds
+from sidecar.embedded import EmbeddedRedis
+from tests.properties.models import passes
+from tests.properties.models.keys import differences
+from tests.properties.models.server import ScriptServer, unpacked
+from tests.properties.models.shard import HOUR_MS, Shard, limits_of
+
+START_MS = 1_772_323_000_000  # 55 minutes before March begins in 2026
+RECLAIM_MS = 60_000
+TENANTS = ("acme", "acme:calls", "50%")
+WRITERS = ("w1", "w2", "w3")
+# Limits of one tenant in three revisions: (name, metric, period, scoped, included, stop), -1 for none.
+REVISIONS: dict[int, list[list[Any]]] = {
+    0: [["calls", "api", "month", False, 10, -1]],
+    1: [
+        ["calls", "api", "month", False, 60, 60],
+        ["daily", "api", "day", False, 20, -1],
+        ["users", "api", "hour", True, -1, 30],
+        ["burst", "api", "minute", False, 15, 15],
+    ],
+    2: [
+        ["calls", "tokens", "month", False, 40, 40],
+        ["daily", "api", "day", False, 30, 50],
+        ["bill", "api", "billing", False, -1, 80],
+        ["ever", "tokens", "lifetime", False, 25, 200],
+        ["tick", "api", "second", True, -1, 5],
+    ],
+}
+SERIES = ("api", "tokens", "api@users:7", "api@users:a:b", "api@other:7", "tokens@calls:7")
+UNITS = st.integers(0, 25)
+TENANT = st.sampled_from(TENANTS)
+WRITER = st.sampled_from(WRITERS)
+MOVES_MS = (1, 400, 3_000, 9_000, 11_000, 61_000, HOUR_MS, 30 * HOUR_MS, 49 * HOUR_MS, -500, -5_000)
+HOURS_AGO = st.sampled_from((0, 0, 0, 1, 3, 30, 46, 47, 60, -1))
+
+
+class Writer:
+    """What a writer remembers: its counts, its sequence and what it was answered."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.acknowledged = 0
+        self.generation = ""
+        self.counts: dict[tuple[str, str, int, int], int] = {}
+        self.small: dict[tuple[str, str, int], int] = {}
+        self.leases: dict[tuple[str, str, int], int] = {}
+        self.sent: list[list[Any]] = []
+
+
+class ScriptMachine(RuleBasedStateMachine):
+    """Runs the same calls on the scripts and on the model."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.server = ScriptServer(url, f"t{secrets.token_hex(6)}")
+        self.shard = Shard(self.server.tag, START_MS)
+        self.writers = {name: Writer() for name in WRITERS}
+        self.calls = 0
+        self.ledger_epoch = 0
+        self.collected: list[list[Any]] = []
+        self.collected_in = ""
+
+    def teardown(self) -> None:
+        self.server.close()
+
+    def call(self, script: str, keys: list[str], *arguments: object) -> Any:
+        shard = self.shard
+        self.calls += 1
+        fresh = f"g{self.calls}"
+        self.server.set_clock(shard.real, shard.replid)
+        answer = self.server.call(script, shard.offset, fresh, keys, *arguments)
+        shard.begin(fresh)
+        return answer
+
+    @initialize()
+    def restore(self) -> None:
+        self.collect(most=0, ahead=0)
+        for tenant in TENANTS:
+            self.publish(tenant, revision=1, older=0, moved=False)
+        self.open(first=True, hold="full", other=False, awaited=[])
+
+    @rule(ms=st.sampled_from(MOVES_MS))
+    def server_clock_moves(self, ms: int) -> None:
+        self.shard.real += ms
+        self.shard.keys.now = self.shard.real
+        self.server.delete(*self.shard.keys.expired())
+
+    @rule(hours=st.sampled_from((-2, 1, 24, 50)))
+    def development_clock_moves(self, hours: int) -> None:
+        self.shard.offset += hours * HOUR_MS
+
+    @rule(how=st.sampled_from(("epoch", "failover")))
+    def lose_state(self, how: str) -> None:
+        if how == "failover":
+            self.shard.replid = "b" if self.shard.replid == "a" else "a"
+        else:
+            self.server.delete(self.shard.epoch)
+            self.shard.keys.delete(self.shard.epoch)
+
+    @rule(
+        name=WRITER,
+        tenants=st.lists(TENANT, min_size=1, max_size=2, unique=True),
+        revision=st.sampled_from((1, 1, 1, 2, 0, -1)),
+        up_to_date=st.booleans(),
+        data=st.data(),
+    )
+    def sync(self, name: str, tenants: list[str], revision: int, up_to_date: bool, data: st.DataObject) -> None:
+        writer = self.writers[name]
+        writer.sequence += 1
+        parts = []
+        for tenant in tenants:
+            if up_to_date:
+                revision = int(self.shard.keys.get(self.shard.tenant_key(tenant), "rev") or -1)
+            parts.append([tenant, revision, self.windows(writer, tenant, data), self.leases(writer, tenant, data)])
+        acknowledged = writer.acknowledged if data.draw(st.integers(0, 19), "ack") else writer.sequence
+        message = [name, writer.sequence, writer.generation, acknowledged, parts]
+        writer.sent.append(message)
+        reply = self.send(message)
+        if data.draw(st.integers(0, 4), "answered"):
+            if reply[4]:
+                writer.acknowledged = writer.sequence
+                self.take_over(writer, parts, reply[5])
+            elif reply[0] != writer.generation:
+                writer.generation, writer.acknowledged = reply[0], 0
+
+    def windows(self, writer: Writer, tenant: str, data: st.DataObject) -> list[list[Any]]:
+        found = []
+        for series in data.draw(st.lists(st.sampled_from(SERIES), max_size=3, unique=True), "series"):
+            hour = self.shard.now // HOUR_MS - data.draw(HOURS_AGO, "hours ago")
+            period = bounds("billing", hour * 3600, 1_000_000)[0]
+            key = (tenant, series, period, hour)
+            writer.counts[key] = writer.counts.get(key, 0) + data.draw(UNITS, "counted")
+            found.append([series, period, hour, writer.counts[key]])
+        return found
+
+    def leases(self, writer: Writer, tenant: str, data: st.DataObject) -> list[list[Any]]:
+        limits = limits_of(self.shard.keys.get(self.shard.tenant_key(tenant), "lim"))
+        found = []
+        for name, _, kind, scoped, _, _ in limits or limits_of(str(REVISIONS[1])):
+            if not data.draw(st.booleans(), "reported"):
+                continue
+            start, end = bounds(kind, self.shard.now // 1000, 1_000_000)  # type: ignore[arg-type]
+            limit_id = f"{name}:7" if scoped else name
+            key = (tenant, limit_id, start)
+            left = min(writer.leases.get(key, 0), data.draw(st.integers(0, 60), "left"))
+            small = kind in {"second", "minute"}
+            if small:
+                writer.small[key] = writer.small.get(key, 0) + data.draw(UNITS, "small")
+            need, want = data.draw(UNITS, "need"), data.draw(UNITS, "want")
+            cumulative = writer.small[key] if small else 0
+            found.append([name, limit_id, start, end * 1000, small, left, need, max(need, want), cumulative])
+        return found
+
+    def take_over(self, writer: Writer, parts: list[Any], replies: list[Any]) -> None:
+        for (tenant, _, _, leases), (_, answers) in zip(parts, replies, strict=True):
+            for lease, answer in zip(leases, answers, strict=False):
+                writer.leases[tenant, lease[1], lease[2]] = answer[0]
+
+    def send(self, message: list[Any]) -> list[Any]:
+        space, name = self.server.space, message[0]
+        keys = [space.writers(0), space.writer(0, name), space.held(0, name), space.dirty(0)]
+        reply: list[Any] = unpacked(self.call("sync", keys, RECLAIM_MS, message))
+        assert reply == self.shard.sync(RECLAIM_MS, message)
+        return reply
+
+    @rule(name=WRITER, which=st.integers(0, 5))
+    def a_message_comes_again(self, name: str, which: int) -> None:
+        sent = self.writers[name].sent
+        if sent:
+            self.send(sent[-1 - which % len(sent)])
+
+    @rule(name=WRITER, lost=st.booleans(), most=st.sampled_from((1, 500)))
+    def retire(self, name: str, lost: bool, most: int) -> None:
+        space = self.server.space
+        keys = [space.writers(0), space.writer(0, name), space.held(0, name)]
+        before = set(self.shard.keys.sets.get(space.held(0, name), set()))
+        after_ms = RECLAIM_MS if lost else 0
+        remaining = self.call("retire", keys, name, most, after_ms)
+        popped = before - self.server.state().get(space.held(0, name), (set(),))[0]
+        assert remaining == self.shard.retire(name, most, after_ms, popped)
+
+    @rule(most=st.sampled_from((0, 1, 100)), ahead=st.sampled_from((0, 0, 0, 0, 1, 2, -1)))
+    def collect(self, most: int, ahead: int) -> None:
+        epoch = max(0, self.ledger_epoch + ahead)
+        space = self.server.space
+        reply = unpacked(self.call("collect", [space.dirty(0), space.writers(0)], epoch, most, RECLAIM_MS))
+        for window in reply[9]:
+            window[5] = dict(zip(window[5][::2], window[5][1::2], strict=True))
+        assert reply == passes.collect(self.shard, epoch, most, RECLAIM_MS)
+        self.collected, self.collected_in = [window[:5] for window in reply[9]], reply[0]
+        self.ledger_epoch = max(epoch, reply[5])
+
+    @precondition(lambda self: self.collected_in)
+    @rule(keep=st.integers(0, 5), other=st.booleans())
+    def settle(self, keep: int, other: bool) -> None:
+        generation = "another" if other and keep == 0 else self.collected_in
+        self.ledger_epoch += 1
+        windows = self.collected[: keep or None]
+        answer = self.call("settle", [self.server.space.dirty(0)], generation, self.ledger_epoch, windows)
+        assert answer == passes.settle(self.shard, generation, self.ledger_epoch, windows)
+
+    @rule(name=WRITER, kept=st.integers(0, 3))
+    def merge(self, name: str, kept: int) -> None:
+        counts = list(self.writers[name].counts.items())
+        rows = [[*key, name, value] for key, value in counts[:: kept + 1] if value]
+        answer = self.call("merge", [], self.shard.generation or "none", rows)
+        generation = self.shard.generation if answer == 1 else "none"
+        assert answer == passes.merge(self.shard, generation, rows)
+
+    @rule(tenant=TENANT, revision=st.sampled_from((1, 2)), older=st.integers(0, 30), moved=st.booleans())
+    def publish(self, tenant: str, revision: int, older: int, moved: bool) -> None:
+        before = self.shard.generation
+        rows: list[Any] = []
+        for name, _, kind, scoped, _, _ in REVISIONS[revision] if older else []:
+            start, end = bounds(kind, self.shard.direct * 3600, 1_000_000)
+            rows += [f"{name}:7" if scoped else name, start, older, end * 1000]
+        direct = self.shard.direct + (moved and older == 1)
+        message = [tenant, revision, REVISIONS[revision], before, direct, rows]
+        answer = self.call("publish", [self.server.space.tenant(tenant)], message, f"document {revision}")
+        assert answer == passes.publish(self.shard, message, f"document {revision}")
+
+    @rule(
+        first=st.sampled_from((False, False, True)),
+        hold=st.sampled_from(("full", "reported")),
+        other=st.booleans(),
+        awaited=st.lists(WRITER, max_size=2),
+    )
+    def open(self, first: bool, hold: str, other: bool, awaited: list[str]) -> None:
+        generation = "another" if other and first else self.shard.generation
+        arguments = (generation, int(first), RECLAIM_MS, hold, list(awaited))
+        answer = self.call("open", [self.server.space.writers(0)], *arguments)
+        assert answer == passes.open_(
+            self.shard, generation, first=first, reclaim_after=RECLAIM_MS, hold=hold, writers=awaited
+        )
+
+    @rule(tenant=st.sampled_from((*TENANTS, "new")), catalogue=st.sampled_from((0, 1, 2)))
+    def lookup(self, tenant: str, catalogue: int) -> None:
+        default = (catalogue, f"default {catalogue}", REVISIONS[0]) if catalogue else None
+        arguments = default or (-1, "", b"")
+        state, revision, document = self.call("lookup", [self.server.space.tenant(tenant)], *arguments)
+        answer = [state.decode(), revision, document and document.decode()]
+        assert answer == passes.lookup(self.shard, tenant, default)
+
+    @rule(known=st.booleans())
+    def find_key(self, known: bool) -> None:
+        key = self.server.space.api_key("known")
+        self.server.put(key, "acme")
+        self.shard.keys.strings[key] = "acme"
+        sha256 = "known" if known else "unknown"
+        state, tenant = self.call("find_key", [self.server.space.api_key(sha256)])
+        assert [state.decode(), tenant.decode()] == passes.find_key(self.shard, sha256)
+
+    @invariant()
+    def same_keys(self) -> None:
+        assert not differences(self.shard.keys.state(), self.server.state())
+
+    @invariant()
+    def held_is_the_sum_of_the_leases(self) -> None:
+        for key, fields in self.shard.keys.hashes.items():
+            if ":limit:" in key:
+                leases = [int(value) for field, value in fields.items() if field.startswith("l:")]
+                assert int(fields.get("held", 0)) == sum(leases)
+                assert int(fields.get("n", 0)) == len(leases)
+
+
+@pytest.fixture
+def server(redis_server: EmbeddedRedis) -> Iterator[ScriptServer]:
+    server = ScriptServer(redis_server.url, f"t{secrets.token_hex(6)}")
+    yield server
+    server.close()
+
+
+def test_scripts_do_what_the_model_says(redis_server: EmbeddedRedis) -> None:
+    run_state_machine_as_test(
+        lambda: ScriptMachine(redis_server.url), settings=settings(max_examples=60, stateful_step_count=40)
+    )

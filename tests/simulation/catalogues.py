@@ -1,0 +1,63 @@
+"""The catalogues that the simulation moves between: small caps, so that they are reached."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sidecar.catalogue.load import parse
+from sidecar.catalogue.model import Catalogue
+
+_TEXT = """
+default_plan: low
+identity:
+  - header: x-tenant-id
+user_header: x-user-id
+metrics:
+  calls: {{}}
+  tokens: {{}}
+plans:
+  low:
+    limits:
+      calls_day: {{metric: calls, included: {day}, period: day, cap: hard}}
+      calls_month: {{metric: calls, included: {month}, period: month, cap: hard}}
+  high:
+    limits:
+      calls_day: {{metric: calls, included: {high}, period: day, cap: hard}}
+      calls_life: {{metric: calls, included: {life}, period: lifetime, cap: hard}}
+      tokens: {{metric: tokens, included: {tokens}, period: hour, cap: hard}}
+  billed:
+    price: 10
+    limits:
+      calls_billing: {{metric: calls, included: {month}, period: billing, overage: "0.01", ceiling: {high}}}
+      tokens: {{metric: tokens, included: {tokens}, period: month, overage: "0.01"}}
+  each:
+    limits:
+      calls_user: {{metric: calls, included: {user}, period: day, cap: hard, scope: user}}
+      calls_month: {{metric: calls, included: {month}, period: month, cap: hard}}
+  loose:
+    limits:
+      calls_day: {{metric: calls, included: {day}, period: day, cap: hard, on_outage: {{bounded: 5}}}}
+      tokens: {{metric: tokens, included: {tokens}, period: day, cap: hard, on_outage: open}}
+routes:
+  - name: bulk
+    match: /bulk
+    costs: {{calls: 7, tokens: 3}}
+  - name: talk
+    match: /talk
+    costs: {{calls: 1, tokens: 5}}
+default:
+  costs: {{calls: 1}}
+"""
+
+PLANS = ("low", "high", "billed", "each", "loose")
+TEXTS = (
+    _TEXT.format(day=60, month=150, high=200, life=400, tokens=120, user=40),
+    _TEXT.format(day=25, month=70, high=90, life=110, tokens=50, user=15),
+    _TEXT.format(day=140, month=160, high=300, life=900, tokens=333, user=90),
+)
+
+
+@cache
+def catalogue(text: str, name: str = "") -> Catalogue:
+    """A catalogue, parsed once: YAML would take most of the time."""
+    return parse(text, name)

@@ -1,0 +1,26 @@
+"""The clocks of one machine in the simulation: both follow virtual time, the wall clock may be wrong."""
+
+from __future__ import annotations
+
+from sidecar.clock import Clock
+from tests.simulation.scheduler import VirtualLoop
+
+MONOTONIC_START_MS = 10_000_000
+
+
+class MachineClock(Clock):
+    """The program's clock, read from virtual time. ``wrong_ms`` is how far its wall clock is off."""
+
+    __slots__ = ("_loop", "_start_ms", "wrong_ms")
+
+    def __init__(self, loop: VirtualLoop, start_ms: int) -> None:
+        super().__init__()
+        self._loop = loop
+        self._start_ms = start_ms
+        self.wrong_ms = 0
+
+    def wall_ms(self) -> int:
+        return self._start_ms + self._loop.elapsed_ms + self.wrong_ms
+
+    def monotonic_ms(self) -> int:
+        return MONOTONIC_START_MS + self._loop.elapsed_ms

@@ -1,0 +1,137 @@
+"""The way between a process and Redis: messages are late, lost, repeated, and overtake each other.
+
+A message under way outlives its sender. Which server a process reaches is the network's to say, so that an old primary
+can go on serving some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from random import Random
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+
+from tests.simulation.redis import MemoryRedis
+from tests.simulation.scheduler import Process, VirtualLoop
+
+# What may be repeated on the way: a TCP connection does not, but a proxy or a client that tries again does.
+REPEATED = ("EVALSHA", "EVAL")
+
+
+class Network:
+    """Fates of messages, drawn from the seed; rates are per thousand messages."""
+
+    def __init__(self, loop: VirtualLoop, random: Random, server: MemoryRedis) -> None:
+        self.loop = loop
+        self.server = server
+        self.old: MemoryRedis | None = None
+        self.old_side: set[Process] = set()
+        self.cut: set[Process] = set()
+        self.lost_rate = 0
+        self.reply_lost_rate = 0
+        self.late_rate = 0
+        self.repeated_rate = 0
+        self.faults: dict[str, int] = {}
+        self.fuses: dict[Process, int] = {}
+        self.before: Callable[[MemoryRedis], None] = lambda server: None
+        self.kill: Callable[[Process], None] = lambda process: None
+        self._random = random
+
+    def heal(self) -> None:
+        self.lost_rate = self.reply_lost_rate = self.late_rate = self.repeated_rate = 0
+        self.cut.clear()
+        self.old_side.clear()
+        self.old = None
+
+    def reaches(self, process: Process) -> MemoryRedis:
+        return self.old if self.old is not None and process in self.old_side else self.server
+
+    def count(self, fault: str) -> None:
+        self.faults[fault] = self.faults.get(fault, 0) + 1
+
+    def burn(self, process: Process) -> bool:
+        """Count one effect of a process; kill it when its fuse has burnt down, just before or just after this one."""
+        left = self.fuses.get(process)
+        if left is None:
+            return False
+        self.fuses[process] = left - 1
+        if left <= 0:
+            del self.fuses[process]
+            self.kill(process)
+            return self._random.random() < 0.5  # noqa: PLR2004 - a coin
+        return False
+
+    def drawn(self, rate: int, fault: str) -> bool:
+        if rate and self._random.randrange(1000) < rate:
+            self.count(fault)
+            return True
+        return False
+
+    def delay_us(self) -> int:
+        if self.drawn(self.late_rate, "message late"):
+            return self._random.randrange(10_000, 6_000_000)
+        return self._random.randrange(100, 3_000)
+
+    def send(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any]) -> None:
+        """Let a command travel; its answer, if there is one, arrives in ``done``."""
+        loop = self.loop
+        if self.burn(process):
+            return
+        if process in self.cut or self.drawn(self.lost_rate, "request lost"):
+            return
+        loop.after_us(self.delay_us(), self._arrive, process, words, done)
+        if words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
+            late_ms = self._random.choice((5, 200, 3_000, 20_000))
+            loop.after_us(self._random.randrange(late_ms * 1000), self._arrive, process, words, None)
+
+    def _arrive(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any] | None) -> None:
+        server = self.reaches(process)
+        if not server.up:
+            answer: Any = RedisConnectionError("connection refused")
+        else:
+            self.before(server)
+            try:
+                answer = server.execute(words)
+            except NoScriptError as error:
+                answer = error
+        if done is None or process in self.cut or self.drawn(self.reply_lost_rate, "reply lost"):
+            return
+        self.loop.after_us(self.delay_us(), _deliver, self.loop, process, done, answer)
+
+
+def _deliver(loop: VirtualLoop, process: Process, done: asyncio.Future[Any], answer: Any) -> None:
+    """Hand an answer over as a step of the process: a paused one finds it when it goes on."""
+    process.run(loop.call_soon, _settle, done, answer)
+
+
+def _settle(done: asyncio.Future[Any], answer: Any) -> None:
+    if done.done():
+        return
+    if isinstance(answer, Exception):
+        done.set_exception(answer)
+    else:
+        done.set_result(answer)
+
+
+class Connection:
+    """What a process holds of Redis: stands in for redis.asyncio.Redis."""
+
+    def __init__(self, network: Network, process: Process) -> None:
+        self._network = network
+        self._process = process
+
+    async def execute_command(self, *words: Any) -> Any:
+        done: asyncio.Future[Any] = self._network.loop.create_future()
+        self._network.send(self._process, words, done)
+        return await done
+
+    async def scan_iter(self, match: str, count: int) -> AsyncIterator[bytes]:
+        del count
+        for key in self._network.reaches(self._process).keys(match.rstrip("*").encode()):
+            yield key
+
+    async def aclose(self) -> None:
+        return

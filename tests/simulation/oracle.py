@@ -1,0 +1,200 @@
+"""What really happened, kept beside the program: every unit allowed, every cap that was in force, every exception.
+
+Checks L1 at each admission. Exceptions to a cap are accounted to the unit when they arise: what a writer had spent and
+not reported when Redis took its lease back, when a new generation began to grant, or when a limit came into being.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sidecar.catalogue.period import bounds
+from sidecar.catalogue.snapshot import LimitRule, Snapshot
+from sidecar.usage.window import WindowKey
+
+if TYPE_CHECKING:
+    from sidecar.enforcement.account import Charge
+    from sidecar.enforcement.lease import LimitState
+    from tests.simulation.redis import MemoryRedis
+
+LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
+AWARE_WITHIN_MS = 16_000
+
+
+class Oracle:
+    """The truth of one run."""
+
+    def __init__(self, now_ms: Callable[[], int], shards: tuple[str, ...], note: Callable[[str], None]) -> None:
+        self.violations: list[str] = []
+        self.counted: dict[str, dict[WindowKey, int]] = defaultdict(lambda: defaultdict(int))
+        self.used: dict[tuple[str, str], dict[tuple[int, int], int]] = defaultdict(lambda: defaultdict(int))
+        self.answered: dict[tuple[str, str], int] = defaultdict(int)
+        self.unanswered: dict[tuple[str, str], int] = defaultdict(int)
+        self.lost: dict[str, dict[WindowKey, int]] = {}  # writers whose disk went: what surely survived
+        self.unleased: dict[LimitKey, int] = defaultdict(int)
+        self.slack: dict[LimitKey, int] = defaultdict(int)
+        self.reclaimed: dict[LimitKey, int] = defaultdict(int)
+        self.snapshots: dict[str, Snapshot] = {}
+        self.admitted = 0
+        self._caps: dict[tuple[str, str], list[tuple[int, int | None]]] = defaultdict(list)
+        self._now_ms = now_ms
+        self._tags = shards
+        self._note = note
+        self._granting: set[bytes] = set()
+        self._freed: tuple[bytes, bytes] = (b"", b"")
+
+    def violated(self, invariant: str, about: str) -> None:
+        self._note(f"VIOLATION {invariant}: {about}")
+        self.violations.append(f"{invariant}: {about}")
+
+    # What the program tells.
+
+    def spent(self, writer: str, charge: Charge, unleased: set[LimitState], wall_ms: int) -> None:
+        """A request was allowed and counted."""
+        self.admitted += 1
+        for window, units in charge.windows or ():
+            known = self.counted[writer]
+            known[window.key] += units
+            self.used[window.key.tenant, window.key.series][window.key.period, window.key.hour] += units
+            if window.value != known[window.key]:
+                self.violated("C1", f"{window.key} of {writer} has {window.value} in its cell, {known[window.key]} allowed")
+        checked = set()
+        for owner, state, units in charge.limits:
+            if not state.leased or not units or state.small:
+                continue
+            key = (owner.tenant, state.id, state.start_s)
+            checked.add((owner.tenant, state.rule.name))
+            if state in unleased:
+                self.unleased[key] += units
+            else:
+                self._check(key, state)
+        for owner, series, units in charge.series:
+            snapshot = self.snapshots.get(owner.tenant)
+            for rule in snapshot.limits if snapshot is not None else ():
+                if rule.metric == series and rule.scope == "tenant" and (owner.tenant, rule.name) not in checked:
+                    start = bounds(rule.period, wall_ms // 1000)[0]
+                    self.slack[owner.tenant, rule.name, start] += units
+
+    def _check(self, key: LimitKey, state: LimitState) -> None:
+        cap = self.cap(key[0], state.rule.name)
+        if cap is None:
+            return
+        total = self.total(key[0], state.rule, state.id, state.start_s)
+        excepted = self.unleased[key] + self.slack[key]
+        if total - excepted > cap:
+            about = f"{key} has {total} of {cap} admitted; {excepted} are excepted, {self.reclaimed[key]} reclaimed"
+            self.violated("L1", about)
+
+    def total(self, tenant: str, rule: LimitRule, limit_id: str, start: int) -> int:
+        """Everything allowed that feeds a limit in the period that starts at ``start``."""
+        series = rule.metric if rule.scope == "tenant" else f"{rule.metric}@{limit_id}"
+        return sum(
+            units for (period, hour), units in self.used[tenant, series].items() if _start(rule, period, hour) == start
+        )
+
+    def cap(self, tenant: str, name: str) -> int | None:
+        """The highest cap that a worker may still go by; None for no limit."""
+        since = self._now_ms() - AWARE_WITHIN_MS
+        highest = -1
+        for at, stop in reversed(self._caps[tenant, name]):
+            if stop is None:
+                return None
+            highest = max(highest, stop)
+            if at < since:
+                break
+        return highest if highest >= 0 else None
+
+    def published(self, server: MemoryRedis, snapshot: Snapshot) -> None:
+        """Redis is about to have another snapshot of a tenant."""
+        before = self.snapshots.get(snapshot.tenant)
+        if before is not None and before.rev >= snapshot.rev:
+            return
+        self.snapshots[snapshot.tenant] = snapshot
+        known = {rule.name for rule in before.limits if rule.stop is not None} if before is not None else set()
+        present = {rule.name: rule for rule in snapshot.limits if rule.stop is not None}
+        for name in known - present.keys():
+            self._caps[snapshot.tenant, name].append((self._now_ms(), None))
+        for name, rule in present.items():
+            self._caps[snapshot.tenant, name].append((self._now_ms(), rule.stop))
+            if name not in known:
+                for writer in list(self.counted):
+                    self._except(server, writer, snapshot.tenant, rule)
+
+    # What Redis tells.
+
+    def heard(self, server: MemoryRedis, name: bytes, arguments: tuple[Any, ...]) -> None:
+        if name == b"HDEL":
+            self._freed = (bytes(arguments[0]), bytes(arguments[1]))
+        elif arguments[1] == b"reclaimed":
+            key, field = self._freed
+            tenant, limit_id, start = _parts(key)
+            self._reclaim(server, (tenant, limit_id, int(start)), field[2:].decode(), int(arguments[2]))
+
+    def _reclaim(self, server: MemoryRedis, key: LimitKey, writer: str, units: int) -> None:
+        self.reclaimed[key] += units
+        snapshot = self.snapshots.get(key[0])
+        rule = next((rule for rule in snapshot.limits if rule.name == key[1].partition(":")[0]), None) if snapshot else None
+        if rule is None:
+            self.slack[key] += units
+            return
+        late = self.unreported(server, writer, key[0], rule).get((key[1], key[2]), 0)
+        self.slack[key] += min(late, units)
+        self._note(f"Redis took {units} of {key} back from {writer}, which had spent {late} unreported")
+
+    def before(self, server: MemoryRedis) -> None:
+        """A call is about to run: note the exceptions when a generation begins to grant."""
+        for tag in self._tags:
+            marks = server.command(b"HMGET", (f"{tag}epoch", "gen", "state", "open_at"))
+            if marks[0] is None or marks[1] != b"open" or server.clock() < int(marks[2]) or marks[0] in self._granting:
+                continue
+            self._granting.add(marks[0])
+            self._note(f"generation {marks[0].decode()} begins to grant")
+            for writer in list(self.counted):
+                if server.command(b"HGET", (f"{tag}writer:{writer}", "gen")) == marks[0]:
+                    continue
+                for tenant, snapshot in self.snapshots.items():
+                    if server.command(b"EXISTS", (f"{tag}tenant:{tenant}",)):
+                        for rule in snapshot.limits:
+                            self._except(server, writer, tenant, rule)
+
+    def _except(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> None:
+        for (limit_id, start), units in self.unreported(server, writer, tenant, rule).items():
+            self.slack[tenant, limit_id, start] += units
+            self._note(f"{units} of {tenant} {limit_id} {start} by {writer} are not known to Redis")
+
+    def unreported(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
+        """What a writer allowed of a limit and this server does not know, by id and start of the period."""
+        found: dict[tuple[str, int], int] = defaultdict(int)
+        for key, units in self.counted[writer].items():
+            if key.tenant != tenant:
+                continue
+            metric, _, scope = key.series.partition("@")
+            fits = scope.startswith(f"{rule.name}:") if rule.scope != "tenant" else not scope
+            if metric != rule.metric or not fits:
+                continue
+            known = max(self._known(server, key, writer), self.ledger_has(key, writer))
+            if units > known:
+                found[scope or rule.name, _start(rule, key.period, key.hour)] += units - known
+        return found
+
+    ledger_has: Callable[[WindowKey, str], int] = staticmethod(lambda key, writer: 0)
+
+    def _known(self, server: MemoryRedis, key: WindowKey, writer: str) -> int:
+        for tag in self._tags:
+            name = f"{tag}window:{key.tenant}:{key.series}:{key.period}:{key.hour}"
+            found = server.command(b"HGET", (name, writer))
+            if found is not None:
+                return int(found)
+        return 0
+
+
+def _start(rule: LimitRule, period: int, hour: int) -> int:
+    return period if rule.period == "billing" else bounds(rule.period, hour * 3600)[0]
+
+
+def _parts(key: bytes) -> list[str]:
+    tenant, _, rest = key.partition(b":limit:")[2].decode().partition(":")
+    limit_id, _, start = rest.rpartition(":")
+    return [tenant, limit_id, start]

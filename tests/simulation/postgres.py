@@ -1,0 +1,276 @@
+"""The ledger's tables in memory, and the named queries that a flusher's pass uses, with transactions.
+
+Guarantees: a transaction takes effect as a whole or not at all; a shard's lock is held until its end. ``watch`` is told
+            of every commit, so that nothing counted can decrease unseen (C2).
+Gives up:   isolation between transactions beyond the shard's lock, which is all that the flusher relies on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from sidecar.errors import LedgerUnavailable
+from sidecar.ledger.shard import ShardTransaction
+from tests.simulation.scheduler import Process
+
+CounterKey = tuple[str, str, str, int, int, str]
+
+
+class Tables(msgspec.Struct):
+    """Everything a backup holds."""
+
+    counters: dict[CounterKey, int] = {}
+    tenants: dict[str, dict[str, Any]] = {}
+    plans: list[tuple[int, str]] = []
+    shards: dict[int, list[Any]] = {}
+    revision: int = 0
+
+
+class Postgres:
+    """One server: its tables, who holds which shard, and whether it answers."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        self.up = True
+        self.life = 0
+        self.tables = Tables()
+        self.locks: dict[int, MemoryTransaction] = {}
+        self.open: list[MemoryTransaction] = []
+        self.watch: Callable[[], None] = lambda: None
+
+    def stop(self) -> None:
+        """Go down: what was not committed is gone."""
+        self.up = False
+        self.life += 1
+        for transaction in list(self.open):
+            transaction.roll_back()
+
+    def forget(self, process: Process) -> None:
+        """A client died: its connections close."""
+        for transaction in [one for one in self.open if one.process is process]:
+            transaction.roll_back()
+
+    def backup(self) -> Tables | None:
+        """What a backup would hold; None while something is uncommitted."""
+        return None if self.open else copy.deepcopy(self.tables)
+
+    def restore(self, backup: Tables) -> None:
+        self.tables = copy.deepcopy(backup)
+
+    def next_revision(self) -> int:
+        self.tables.revision += 1
+        return self.tables.revision
+
+    def put_tenant(self, tenant: str, **columns: Any) -> None:
+        row = self.tables.tenants.setdefault(
+            tenant, {"plan": "", "parent": "", "projected": 0, "shard": crc32(tenant.encode()) % self.shards}
+        )
+        row.update(columns, rev=self.next_revision())
+
+    def apply_catalogue(self, document: str) -> None:
+        self.tables.plans.append((len(self.tables.plans) + 1, document))
+        for row in self.tables.tenants.values():
+            row["rev"] = self.next_revision()
+
+
+class MemoryTransaction(ShardTransaction):
+    """An open transaction; every named query is a method of that name."""
+
+    __slots__ = ("_answer", "_postgres", "_undo", "life", "process")
+
+    def __init__(
+        self, postgres: Postgres, shard: int, process: Process, answer: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(None, postgres.shards, shard)  # type: ignore[arg-type]
+        self.process = process
+        self.life = postgres.life
+        self._postgres = postgres
+        self._answer = answer
+        self._undo: list[Callable[[], None]] = []
+        postgres.open.append(self)
+
+    async def rows(self, name: str, *arguments: Any) -> list[Any]:
+        self._alive()
+        await self._answer()
+        self._alive()
+        return list(getattr(self, f"_{name}")(*arguments))
+
+    async def row(self, name: str, *arguments: Any) -> Any:
+        found = await self.rows(name, *arguments)
+        return found[0] if found else None
+
+    async def value(self, name: str, *arguments: Any) -> Any:
+        found = await self.rows(name, *arguments)
+        return found[0][0] if found else None
+
+    def commit(self) -> None:
+        self._alive()
+        self._end()
+        self._postgres.watch()
+
+    def roll_back(self) -> None:
+        if self in self._postgres.open:
+            while self._undo:
+                self._undo.pop()()
+            self._end()
+
+    def _end(self) -> None:
+        self._postgres.open.remove(self)
+        if self._postgres.locks.get(self.shard) is self:
+            del self._postgres.locks[self.shard]
+
+    def _alive(self) -> None:
+        if self not in self._postgres.open or not self._postgres.up:
+            raise LedgerUnavailable("Postgres did not answer")
+
+    def _set(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        if key in table:
+            before = table[key]
+            self._undo.append(lambda: table.__setitem__(key, before))
+        else:
+            self._undo.append(lambda: table.__delitem__(key))
+        table[key] = value
+
+    # Queries.
+
+    def _take_shard(self, _class: int, shard: int) -> Iterable[Any]:
+        holder = self._postgres.locks.setdefault(shard, self)
+        return [(holder is self,)]
+
+    def _shard_state(self, shard: int) -> Iterable[Any]:
+        found = self._postgres.tables.shards.get(shard)
+        return [] if found is None else [tuple(found)]
+
+    def _raise_epoch(self, shard: int, beyond: int) -> Iterable[Any]:
+        known, generation = self._postgres.tables.shards.get(shard, (0, ""))
+        epoch = max(known, beyond) + 1
+        self._set(self._postgres.tables.shards, shard, [epoch, generation])
+        return [(epoch,)]
+
+    def _set_generation(self, shard: int, generation: str) -> Iterable[Any]:
+        epoch = self._postgres.tables.shards.get(shard, (0, ""))[0]
+        self._set(self._postgres.tables.shards, shard, [epoch, generation])
+        return []
+
+    def _introduce_tenants(self, names: list[str], _plan: str, _shard: int) -> Iterable[Any]:
+        assert all(name in self._postgres.tables.tenants for name in names)
+        return []
+
+    def _merge_counters(self, _shard: int, *columns: list[Any]) -> Iterable[Any]:
+        counters = self._postgres.tables.counters
+        grown = 0
+        for tenant, metric, scope, period, hour, writer, amount in zip(*columns, strict=True):
+            key = (tenant, metric, scope, period, hour, writer)
+            if amount > counters.get(key, 0):
+                self._set(counters, key, amount)
+                grown += 1
+        return [(grown,)]
+
+    def _recent_counters(self, shard: int, since_hour: int) -> Iterable[Any]:
+        return [
+            (*key, amount)
+            for key, amount in sorted(self._postgres.tables.counters.items())
+            if key[4] >= since_hour and crc32(key[0].encode()) % self.shards == shard
+        ]
+
+    def _span_totals(self, *columns: list[Any]) -> Iterable[Any]:
+        counters = self._postgres.tables.counters
+        for index, (tenant, metric, limit, from_hour, before_hour, period) in enumerate(zip(*columns, strict=True)):
+            sums: dict[str, int] = {} if limit else {"": 0}
+            for (owner, counted, scope, start, hour, _), amount in counters.items():
+                if (owner, counted) != (tenant, metric) or not from_hour <= hour < before_hour:
+                    continue
+                if (period is None or start == period) and (scope.startswith(f"{limit}:") if limit else not scope):
+                    sums[scope] = sums.get(scope, 0) + amount
+            for scope, amount in sorted(sums.items()):
+                yield index, scope, amount
+
+    def _shards_pending(self) -> Iterable[Any]:
+        rows = self._postgres.tables.tenants.values()
+        return [(shard,) for shard in sorted({row["shard"] for row in rows if row["rev"] > row["projected"]})]
+
+    def _tenants_pending(self, shard: int, most: int) -> Iterable[Any]:
+        rows = self._postgres.tables.tenants.items()
+        found = [(row["rev"], name) for name, row in rows if row["shard"] == shard and row["rev"] > row["projected"]]
+        return [(name,) for _, name in sorted(found)[:most]]
+
+    def _tenants_by_id(self, names: list[str]) -> Iterable[Any]:
+        catalogue = len(self._postgres.tables.plans)
+        for name in sorted(names):
+            row = self._postgres.tables.tenants[name]
+            about = (name, row["plan"], "active", 0, row["parent"], 0, 1, False, "put", row["rev"], row["projected"])
+            yield (*about, row["shard"], 0, 0, catalogue, "{}")
+
+    def _mark_tenants_projected(self, names: list[str], revisions: list[int], _months: list[int]) -> Iterable[Any]:
+        for name, revision in zip(names, revisions, strict=True):
+            row = self._postgres.tables.tenants[name]
+            if row["projected"] < revision:
+                self._set(row, "projected", revision)
+                yield (name,)
+
+    def _forget_tenants_projected(self, shard: int) -> Iterable[Any]:
+        for row in self._postgres.tables.tenants.values():
+            if row["shard"] == shard:
+                self._set(row, "projected", 0)
+        return []
+
+    def _plan_versions(self, revision: int, before: int, most: int) -> Iterable[Any]:
+        found = [one for one in self._postgres.tables.plans[::-1] if revision in (0, one[0]) and not before]
+        return [(number, document, "{}", "", 0, True) for number, document in found[:most]]
+
+    def _current_revision(self) -> Iterable[Any]:
+        return [(len(self._postgres.tables.plans) or None,)]
+
+    def _nothing(self, *_arguments: Any) -> Iterable[Any]:
+        return []
+
+    _mark_plan_version_projected = _nothing
+    _drop_tenant_limits = _nothing
+    _write_tenant_limits = _nothing
+    _keys_pending = _nothing
+    _keys_by_hash = _nothing
+    _mark_keys_projected = _nothing
+    _forget_keys_projected = _nothing
+
+
+class MemoryLedger:
+    """What a flusher holds of the ledger: stands in for sidecar.ledger.connection.Ledger."""
+
+    def __init__(self, postgres: Postgres, process: Process, answer: Callable[[], Awaitable[None]]) -> None:
+        self._postgres = postgres
+        self._process = process
+        self._answer = answer
+
+    async def ensure_partitions(self, _around_s: int) -> int:
+        return 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        async with self._begun(-1) as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def shard(self, shard: int) -> AsyncIterator[MemoryTransaction | None]:
+        async with self._begun(shard) as transaction:
+            yield transaction if await transaction.take() else None
+
+    @asynccontextmanager
+    async def _begun(self, shard: int) -> AsyncIterator[MemoryTransaction]:
+        await self._answer()
+        if not self._postgres.up:
+            raise LedgerUnavailable("Postgres did not answer")
+        transaction = MemoryTransaction(self._postgres, shard, self._process, self._answer)
+        try:
+            yield transaction
+            await self._answer()
+            transaction.commit()
+            # The answer to a commit may be lost although it took place.
+            await self._answer()
+        finally:
+            transaction.roll_back()

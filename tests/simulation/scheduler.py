@@ -1,0 +1,178 @@
+"""Virtual time: an event loop that runs the program's own coroutines, and the processes whose steps it may drop.
+
+Guarantees: the same steps in the same order for the same seed; time stands still while something can run. A killed
+            process takes no further step, wherever it was; a paused one takes its steps after it was resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+STEPS_MAX = 2_000_000
+
+
+class Process:
+    """One life of one program: everything it starts carries its mark."""
+
+    __slots__ = ("_context", "alive", "held", "name", "paused")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.paused = False
+        self.held: list[Step] = []
+        self._context = Context()
+        self._context.run(_PROCESS.set, self)
+
+    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call something inside the process: what it schedules belongs to it."""
+        return self._context.run(call, *arguments)
+
+    def spawn(self, loop: VirtualLoop, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return asyncio.Task(work, loop=loop, context=self._context.copy())
+
+
+_PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
+
+
+class Step:
+    """Something to be called; stands in for asyncio's handles, of which only ``cancel`` is used."""
+
+    __slots__ = ("arguments", "call", "context", "when_us")
+
+    def __init__(self, call: Callable[..., Any] | None, arguments: tuple[Any, ...], context: Context) -> None:
+        self.call = call
+        self.arguments = arguments
+        self.context = context
+        self.when_us = 0
+
+    def cancel(self) -> None:
+        self.call = None
+
+    def cancelled(self) -> bool:
+        return self.call is None
+
+    def when(self) -> float:
+        return self.when_us / 1e6
+
+
+class VirtualLoop(asyncio.AbstractEventLoop):
+    """Runs steps in the order in which they are due; knows nothing of sockets or threads."""
+
+    def __init__(self) -> None:
+        self.now_us = 0
+        self.steps = 0
+        self.leapt_ms = 0
+        self.failures: list[dict[str, Any]] = []
+        self._ready: deque[Step] = deque()
+        self._timers: list[tuple[int, int, Step]] = []
+        self._scheduled = 0
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_us // 1000
+
+    @property
+    def elapsed_ms(self) -> int:
+        """Time as every clock sees it: a leap is a time in which all machines slept."""
+        return self.now_us // 1000 + self.leapt_ms
+
+    def run_until(self, ms: int) -> None:
+        """Run everything that is due up to an instant, which then is the present."""
+        until_us = ms * 1000
+        ready, timers = self._ready, self._timers
+        asyncio._set_running_loop(self)
+        try:
+            while True:
+                while ready:
+                    self._take(ready.popleft())
+                if not timers or timers[0][0] > until_us:
+                    break
+                when_us, _, step = heapq.heappop(timers)
+                self.now_us = max(self.now_us, when_us)
+                self._take(step)
+        finally:
+            asyncio._set_running_loop(None)
+        self.now_us = max(self.now_us, until_us)
+
+    def resume(self, process: Process) -> None:
+        """Let a paused process take the steps that came due meanwhile."""
+        process.paused = False
+        self._ready.extend(process.held)
+        process.held.clear()
+
+    def _take(self, step: Step) -> None:
+        call = step.call
+        if call is None:
+            return
+        process = step.context.get(_PROCESS)
+        if process is not None:
+            if not process.alive:
+                return
+            if process.paused:
+                process.held.append(step)
+                return
+        self.steps += 1
+        if self.steps > STEPS_MAX:
+            raise RuntimeError("the simulation does not come to an end")
+        step.context.run(call, *step.arguments)
+
+    def at(self, ms: int, call: Callable[..., Any], *arguments: Any) -> Step:
+        """Call something of the world at an instant; it belongs to no process."""
+        return self._schedule(ms * 1000, call, arguments, _WORLD)
+
+    def after_us(self, us: int, call: Callable[..., Any], *arguments: Any) -> Step:
+        """Call something of the world a while from now."""
+        return self._schedule(self.now_us + us, call, arguments, _WORLD)
+
+    def _schedule(self, when_us: int, call: Callable[..., Any], arguments: tuple[Any, ...], context: Context) -> Step:
+        step = Step(call, arguments, context)
+        step.when_us = when_us
+        self._scheduled += 1
+        heapq.heappush(self._timers, (when_us, self._scheduled, step))
+        return step
+
+    # What asyncio asks of a loop.
+
+    def time(self) -> float:
+        return self.now_us / 1e6
+
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        step = Step(callback, args, context if context is not None else copy_context())
+        self._ready.append(step)
+        return step
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        when_us = max(self.now_us, round(when * 1e6))
+        return self._schedule(when_us, callback, args, context if context is not None else copy_context())
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=self, name=name or "task", context=context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        # A task of a killed process is destroyed while it waits, which is the point.
+        if context.get("exception") is not None:
+            self.failures.append(context)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+
+_WORLD = Context()

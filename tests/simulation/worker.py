@@ -1,0 +1,120 @@
+"""A worker in the simulation: the program's whole enforcement core, as one process on one machine's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from sidecar.enforcement.core import Core
+from sidecar.enforcement.decision import Decision, Identity
+from sidecar.enforcement.exchange import Terms
+from sidecar.store.client import Store
+from sidecar.store.keys import Keyspace
+from sidecar.telemetry import CoreCounters
+from sidecar.usage.journal import RECORD, RECORD_GRAIN
+from tests.simulation.clock import MachineClock
+from tests.simulation.oracle import Oracle
+from tests.simulation.scheduler import Process, VirtualLoop
+
+if TYPE_CHECKING:
+    from sidecar.catalogue.model import RouteRule
+    from sidecar.enforcement.account import Charge
+    from sidecar.enforcement.lease import LimitState
+
+TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50)
+STORE_TIMEOUT_MS = 50
+
+
+def settings(folder: Path) -> Any:
+    return SimpleNamespace(
+        state=folder,
+        **TERMS._asdict(),
+        sync_interval_ms=500,
+        changes_interval_ms=1_000,
+        request_repeat_s=0,
+        tenants_cached_max=100,
+        keys_cached_max=100,
+    )
+
+
+class Worker:
+    """One life of a worker."""
+
+    def __init__(self, name: str, folder: Path, loop: VirtualLoop, clock: MachineClock, oracle: Oracle) -> None:
+        self.process = Process(name)
+        self.folder = folder
+        self.clock = clock
+        self.stopping = False
+        self.started = False
+        self._loop = loop
+        self._oracle = oracle
+        self.core: Core = self.process.run(self._build)
+
+    def _build(self) -> Core:
+        name = self.process.name
+        keys = Keyspace("sc", SHARDS)
+        store = Store(f"sim://{name}", keys, self.clock, identity=name, timeout_ms=STORE_TIMEOUT_MS)
+        core = Core(settings(self.folder), store, self.clock, CoreCounters(self.clock.monotonic_ms()))
+        spend = core.enforcer._spend
+
+        def watched(charge: Charge, unleased: set[LimitState], wall_ms: int) -> None:
+            spend(charge, unleased, wall_ms)
+            self._oracle.spent(core.writer, charge, unleased, wall_ms)
+
+        core.enforcer._spend = watched  # type: ignore[method-assign, assignment]
+        return core
+
+    def start(self) -> None:
+        self.process.spawn(self._loop, self._start())
+
+    async def _start(self) -> None:
+        await self.core.start()
+        self.started = True
+
+    def request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:
+        """Decide a request as the gateway's listener does; ``answer`` is called with the decision."""
+        if self.started:
+            self.process.run(self._request, tenant, route, user, answer)
+
+    def _request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:
+        identity = Identity(tenant=tenant, user=user)
+        decision = self.core.enforcer.decide(identity, route, "")
+        if decision is not None:
+            answer(self, decision)
+        else:
+            self.process.spawn(self._loop, self._waiting(identity, route, answer))
+
+    async def _waiting(
+        self, identity: Identity, route: RouteRule, answer: Callable[[Worker, Decision], None]
+    ) -> None:
+        answer(self, await self.core.enforcer.decide_waiting(identity, route, ""))
+
+    def stop(self, drain_s: float) -> None:
+        """Stop cleanly."""
+        self.stopping = True
+        self.process.spawn(self._loop, self._stop(drain_s))
+
+    async def _stop(self, drain_s: float) -> None:
+        await self.core.stop(drain_s)
+        self.process.alive = False
+
+    def kill(self, *, torn: bool) -> None:
+        """End between two steps; ``torn`` leaves half a record at the journal's end."""
+        self.process.alive = False
+        journal = self.core.journal
+        if torn and journal._blocks and journal._end + RECORD_GRAIN * 2 <= len(journal._blocks[-1][0]):
+            RECORD.pack_into(journal._blocks[-1][0], journal._end, RECORD_GRAIN * 2, 0x1234, 0, 20)
+        self.core._adoption.close()
+        journal.close(delete=False)
+
+    def fault(self) -> BaseException | None:
+        """What ended a loop of the core that should not have ended."""
+        for task in self.core._tasks:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                return task.exception()
+        return None
+
+
+SHARDS = 2

@@ -1,0 +1,305 @@
+"""One run: machines with workers, flushers, Redis, Postgres, and clients that send requests.
+
+``World`` only says what can be done to it; faults.py does it, invariants.py looks at the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import sidecar.enforcement.changes
+import sidecar.enforcement.core
+import sidecar.ledger.flusher
+import sidecar.ledger.projector
+import sidecar.store.client
+import sidecar.usage.journal
+import sidecar.usage.recovery
+from sidecar.enforcement.decision import Decision
+from sidecar.ledger.flusher import Flusher, FlushTerms
+from sidecar.store import snapshots
+from sidecar.store.client import Store
+from sidecar.store.keys import Keyspace
+from sidecar.telemetry import FlusherCounters
+from sidecar.usage.window import WindowKey
+from tests.simulation import lua
+from tests.simulation.catalogues import PLANS, TEXTS, catalogue
+from tests.simulation.clock import MachineClock
+from tests.simulation.network import Connection, Network
+from tests.simulation.oracle import Oracle
+from tests.simulation.postgres import MemoryLedger, Postgres, Tables
+from tests.simulation.redis import MemoryRedis
+from tests.simulation.scheduler import Process, VirtualLoop
+from tests.simulation.worker import SHARDS, TERMS, Worker
+
+EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
+TENANTS = ("t0", "t1", "t2", "kid")
+ANSWER_MS = 3
+BLOCK_BYTES = 4096
+FLUSHER_TIMEOUT_MS = 1_000
+
+
+class Machine:
+    """A disk, the wall clock beside it, and the workers that live there."""
+
+    def __init__(self, name: str, folder: Path, clock: MachineClock) -> None:
+        self.name = name
+        self.folder = folder
+        self.clock = clock
+        self.workers: list[Worker] = []
+        self.image: dict[str, bytes] = {}
+
+    @property
+    def journals(self) -> Path:
+        return self.folder / "journals"
+
+    def alive(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.process.alive and not worker.stopping]
+
+    def remember(self) -> None:
+        """Let the kernel write everything to the disk."""
+        self.image = {path.name: path.read_bytes() for path in sorted(self.journals.glob("*.journal"))}
+
+    def forget(self) -> None:
+        """The power fails: the disk has what the kernel had written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.journals.mkdir(parents=True)
+        for name, content in self.image.items():
+            (self.journals / name).write_bytes(content)
+
+
+class World:
+    """Everything of one run. ``history`` is what a person reads of it."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.loop = VirtualLoop()
+        self.history: list[str] = []
+        self.start_ms = self._beginning()
+        self.redis_wrong_ms = 0
+        self.redis = self._server()
+        self.postgres = Postgres(SHARDS)
+        self.postgres.watch = self._committed
+        self.network = Network(self.loop, Random(seed + 1), self.redis)
+        self.network.kill = self.kill
+        self.keys = Keyspace("sc", SHARDS)
+        self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
+        self.oracle.ledger_has = self.ledger_has  # type: ignore[method-assign]
+        self.network.before = self.oracle.before
+        self.machines: list[Machine] = []
+        self.flushers: list[Process] = []
+        self.lost_state = 0
+        self.highest: dict[Any, int] = {}
+        self._folder = folder
+        self._named = 0
+        self._traffic = 0
+
+    def _beginning(self) -> int:
+        """A moment shortly before something ends, or any other."""
+        ahead_ms = self.random.choice((0, 1_800_000, 3_600_000 * 12, 86_400_000 * 31 - 43_200_000))
+        return EPOCH_MS + ahead_ms - self.random.randrange(40_000)
+
+    def note(self, text: str) -> None:
+        self.history.append(f"{self.loop.elapsed_ms / 1000:10.3f}  {text}")
+
+    def count(self, fault: str, about: str = "") -> None:
+        self.network.count(fault)
+        self.note(f"-- {fault} {about}")
+
+    # Servers.
+
+    def _server(self) -> MemoryRedis:
+        replid = "".join(self.random.choices("0123456789abcdef", k=40))
+        server = MemoryRedis(lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_ms, replid)
+        server.heard = lambda *about: self.oracle.heard(*about)
+        return server
+
+    def promote(self, data: Any) -> MemoryRedis:
+        """Another server takes over with what it has."""
+        server = self._server()
+        if data is not None:
+            server.load_data(data)
+        self.redis = self.network.server = server
+        self.lost_state += 1
+        return server
+
+    def _committed(self) -> None:
+        for key, amount in self.postgres.tables.counters.items():
+            if amount < self.highest.get(key, 0):
+                self.oracle.violated("C2", f"the ledger went from {self.highest[key]} to {amount} for {key}")
+            self.highest[key] = amount
+
+    def ledger_has(self, key: WindowKey, writer: str) -> int:
+        metric, _, scope = key.series.partition("@")
+        return self.postgres.tables.counters.get((key.tenant, metric, scope, key.period, key.hour, writer), 0)
+
+    def restore_postgres(self, backup: Tables) -> None:
+        self.postgres.restore(backup)
+        self.highest = dict(backup.counters)
+
+    # Processes.
+
+    def _name(self, kind: str) -> str:
+        self._named += 1
+        return f"{kind}{self._named}"
+
+    def add_machine(self) -> Machine:
+        name = self._name("m")
+        machine = Machine(name, self._folder / name, MachineClock(self.loop, self.start_ms))
+        machine.journals.mkdir(parents=True)
+        self.machines.append(machine)
+        return machine
+
+    def start_worker(self, machine: Machine) -> Worker:
+        name = self._name("w")
+        CONNECTIONS[name] = self.network
+        worker = Worker(name, machine.folder, self.loop, machine.clock, self.oracle)
+        CONNECTIONS.pop(name)
+        machine.workers.append(worker)
+        self.note(f"{name} starts on {machine.name} as writer {worker.core.writer}")
+        worker.start()
+        return worker
+
+    def start_flusher(self) -> Process:
+        process = Process(self._name("f"))
+        clock = MachineClock(self.loop, self.start_ms)
+
+        async def answer() -> None:
+            if self.network.burn(process):
+                await self.loop.create_future()
+            await asyncio.sleep(self.random.randrange(100, 2_000) / 1e6)
+
+        def build() -> Flusher:
+            CONNECTIONS[process.name] = self.network
+            store = Store(
+                f"sim://{process.name}", self.keys, clock, identity=process.name, timeout_ms=FLUSHER_TIMEOUT_MS
+            )
+            ledger: Any = MemoryLedger(self.postgres, process, answer)
+            terms = FlushTerms(1_000, TERMS.reclaim_after_ms, "full")
+            return Flusher(ledger, store, clock, FlusherCounters(), terms)
+
+        PROCESSES[process.name] = process
+        flusher = process.run(build)
+        process.spawn(self.loop, self._flush(process, flusher))
+        self.flushers.append(process)
+        self.note(f"{process.name} starts to flush")
+        return process
+
+    async def _flush(self, process: Process, flusher: Flusher) -> None:
+        try:
+            await flusher.run()
+        except BaseExceptionGroup as errors:
+            self.oracle.violated("crash", f"the flusher {process.name} ended: {errors.exceptions!r}")
+
+    def kill(self, process: Process, *, torn: bool = False) -> None:
+        """Kill -9."""
+        if not process.alive:
+            return
+        self.note(f"{process.name} is killed{', its journal torn' if torn else ''}")
+        process.alive = False
+        self.network.fuses.pop(process, None)
+        self.postgres.forget(process)
+        for worker in self.workers():
+            if worker.process is process:
+                worker.kill(torn=torn)
+
+    def workers(self) -> Iterator[Worker]:
+        return (worker for machine in self.machines for worker in machine.workers)
+
+    def lose(self, machine: Machine, survived: dict[str, dict[WindowKey, int]]) -> None:
+        """Writers of a machine lost what their disk had; ``survived`` is what is left of each."""
+        for worker in machine.workers:
+            writer = worker.core.writer
+            if not any((machine.journals / f"{writer}.journal").exists() for _ in "1") and writer not in survived:
+                continue
+            self.oracle.lost[writer] = survived.get(writer, {})
+
+    # Clients.
+
+    def request(self) -> None:
+        """One request of a random client to a random worker."""
+        workers = [one for machine in self.machines for one in machine.alive() if not one.process.paused]
+        if not workers:
+            return
+        routes = catalogue(TEXTS[0]).routes
+        route = self.random.choices(routes, (1, 2, 6))[0]
+        self.send(self.random.choice(workers), self.random.choice(TENANTS), route, self.random.choice(("u1", "u2", "")))
+
+    def send(self, worker: Worker, tenant: str, route: Any, user: str, heard: list[Decision] | None = None) -> None:
+        costs = route.costs
+
+        def answer(worker: Worker, decision: Decision) -> None:
+            if heard is not None:
+                heard.append(decision)
+            if decision.allow:
+                delay_ms = self.random.randrange(ANSWER_MS)
+                self.loop.at(self.loop.now_ms + delay_ms, self._answered, worker.process, tenant, costs)
+
+        worker.request(tenant, route, user, answer)
+
+    def _answered(self, process: Process, tenant: str, costs: dict[str, int]) -> None:
+        book = self.oracle.answered if process.alive else self.oracle.unanswered
+        for metric, units in costs.items():
+            book[tenant, metric] += units
+            if tenant == "kid":
+                book["t0", metric] += units
+
+    # The plans.
+
+    def put_plans(self) -> None:
+        self.postgres.apply_catalogue(TEXTS[0])
+        for tenant in TENANTS:
+            plan = self.random.choice(PLANS)
+            self.postgres.put_tenant(tenant, plan=plan, parent="t0" if tenant == "kid" else "")
+            self.note(f"{tenant} is on {plan}")
+
+
+CONNECTIONS: dict[str, Network] = {}
+PROCESSES: dict[str, Process] = {}
+
+
+class _Connections:
+    """Stands in for redis.asyncio.Redis in the store."""
+
+    @staticmethod
+    def from_url(url: str, **_options: Any) -> Connection:
+        from tests.simulation.scheduler import current
+
+        process = current()
+        assert process is not None
+        return Connection(CONNECTIONS[url.removeprefix("sim://")], process)
+
+
+@contextmanager
+def simulated(random: Random) -> Iterator[None]:
+    """Put the simulation in the place of servers, random ids and large files."""
+    tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
+    parse = lambda text, name: catalogue(text)  # noqa: E731
+    with ExitStack() as stack:
+        for module, name, value in (
+            (sidecar.store.client, "Redis", _Connections),
+            (sidecar.store.client, "load", lambda: lua.SCRIPTS),
+            (sidecar.enforcement.core, "secrets", tokens),
+            (sidecar.enforcement.changes, "parse", parse),
+            (sidecar.ledger.projector, "parse", parse),
+            (sidecar.ledger.flusher, "PROJECT_INTERVAL_S", 1.0),
+            (sidecar.usage.journal, "BLOCK_BYTES", BLOCK_BYTES),
+            (sidecar.usage.recovery, "BLOCK_BYTES", BLOCK_BYTES),
+        ):
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def published(world: World) -> None:
+    """Have the oracle told of snapshots as they are published."""
+    call = Store.publish
+    del call
+    del world, snapshots
