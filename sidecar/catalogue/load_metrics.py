@@ -48,6 +48,9 @@ def read_metrics(reader: Reader, section: Value | None) -> dict[str, Metric]:
         )
     return metrics
 
+XFCC = "x-forwarded-client-cert"  # Envoy's own header for the certificate it has verified
+CERTIFICATE_FIELDS = ("Subject", "CN", "URI", "DNS", "Hash")
+
 
 def read_identity(reader: Reader, section: Value | None) -> tuple[IdentityRule, ...]:
     """The identity rules in the order in which they are tried."""
@@ -63,7 +66,7 @@ def read_identity(reader: Reader, section: Value | None) -> tuple[IdentityRule, 
             )
             continue
         kind = kinds[0]
-        header = header_name(reader, keys[kind])
+        header = header_name(reader, keys[kind], allowed=(XFCC,) if kind == "client_cert" else ())
         rule = IdentityRule(
             kind=kind, header=header, claim=_claim(reader, item, keys, kind), scheme=_scheme(reader, keys, kind, header)
         )
@@ -76,9 +79,14 @@ def read_identity(reader: Reader, section: Value | None) -> tuple[IdentityRule, 
 def _claim(reader: Reader, item: Value, keys: dict[str, Value], kind: str) -> str:
     if kind == "jwt" and "claim" not in keys:
         reader.problem(item, "the claim is missing", 'name the claim that holds the tenant, like "claim: tenant_id"')
-    if kind != "jwt" and "claim" in keys:
-        reader.problem(keys["claim"], f"{kind} has no claims", 'remove it, or use "jwt"')
-    return reader.text(keys.get("claim"))
+    if kind not in ("jwt", "client_cert") and "claim" in keys:
+        reader.problem(keys["claim"], f"{kind} has no claims", 'remove it, or use "jwt" or "client_cert"')
+    claim = reader.text(keys.get("claim"))
+    if kind == "client_cert" and claim and claim not in CERTIFICATE_FIELDS:
+        reader.problem(
+            keys["claim"], f'a client certificate has no "{claim}" here', f"one of {', '.join(CERTIFICATE_FIELDS)}"
+        )
+    return claim
 
 
 def _scheme(reader: Reader, keys: dict[str, Value], kind: str, header: str) -> str:

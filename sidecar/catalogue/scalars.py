@@ -149,7 +149,7 @@ def interval_months(reader: Reader, value: Value | None) -> int:
     return months
 
 
-def header_name(reader: Reader, value: Value | None) -> str:
+def header_name(reader: Reader, value: Value | None, allowed: tuple[str, ...] = ()) -> str:
     """A header that a gateway passes on, in lower case; aliases and headers that others set are refused."""
     if value is None:
         return ""
@@ -163,6 +163,6 @@ def header_name(reader: Reader, value: Value | None) -> str:
             f'"{header}" can be confused with an alias of another header',
             f'letters, digits and dashes only, like "{plain}"',
         )
-    elif header.startswith(_RESERVED_HEADERS):
+    elif header.startswith(_RESERVED_HEADERS) and header not in allowed:
         reader.problem(value, f'"{header}" is set by the gateway or by the sidecar', "use a header of your own")
     return header

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
-from sidecar.enforcement.lease import LimitState
+from sidecar.enforcement.lease import LimitState, near_at
 
 if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from sidecar.usage.window import Window, WindowKey
 
 CHARGES_MAX = 256
+HOUR_MS = 3_600_000
 
 
 class Charge:
-    """What one kind of request costs a tenant (and its parent), valid until ``until_ms`` (wall).
+    """What one kind of request costs a tenant (and its parent), valid from ``since_ms`` to ``until_ms`` (wall).
 
     ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs
     of (window, units), with the first request that is allowed.
@@ -33,14 +34,16 @@ class Charge:
         "parent_edition",
         "route",
         "series",
+        "since_ms",
         "until_ms",
         "windows",
     )
 
-    def __init__(self, route: RouteRule, parent_edition: int, until_ms: int) -> None:
+    def __init__(self, route: RouteRule, parent_edition: int, since_ms: int) -> None:
         self.route = route
         self.parent_edition = parent_edition
-        self.until_ms = until_ms
+        self.since_ms = since_ms
+        self.until_ms = since_ms + HOUR_MS
         self.limits: list[tuple[Account, LimitState, int]] = []
         self.series: list[tuple[Account, str, int]] = []
         self.windows: list[tuple[Window, int]] | None = None
@@ -109,6 +112,7 @@ class Account:
                 state.forfeit()
             state.rule = rule
             state.stop = rule.stop
+            state.near_at = near_at(rule)
             state.leased = self._leased(rule)
             state.contended_until_ms = 0
             state.known = False
@@ -126,12 +130,12 @@ class Account:
         edition = self.parent.edition if self.parent is not None else 0
         if (
             found is not None
-            and now_s * 1000 < found.until_ms
+            and found.since_ms <= now_s * 1000 < found.until_ms  # the wall clock may step back
             and found.parent_edition == edition
             and (found.route is route or found.route == route)
         ):
             return found
-        charge = Charge(route, edition, (now_s - now_s % 3600 + 3600) * 1000)
+        charge = Charge(route, edition, (now_s - now_s % 3600) * 1000)
         charge.features_missing = tuple(name for name in route.requires if not self.snapshot.features.get(name))
         self._add(charge, route, key_id, user, now_s)
         if self.parent is not None:
@@ -157,6 +161,7 @@ class Account:
             if not wanted or value is None:
                 continue
             state = self._limit(rule, value, now_s)
+            charge.since_ms = max(charge.since_ms, state.start_s * 1000)
             charge.until_ms = min(charge.until_ms, state.end_s * 1000)
             state.watched = state.watched or not cost
             charge.limits.append((self, state, cost))

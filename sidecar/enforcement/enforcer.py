@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sidecar.enforcement import explanation, verdict
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.directory import ANONYMOUS
-from sidecar.enforcement.verdict import DEGRADED, FINE, Denial
+from sidecar.enforcement.verdict import DEGRADED, FINE, NEAR, Denial
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.usage.window import Window, WindowKey
 
@@ -253,7 +253,8 @@ class Enforcer:
         self, account: Account, identity: Identity, route: RouteRule, now_ms: int, *, away: bool = False
     ) -> Decision | Shortage:
         """Check everything; spend all of it or none."""
-        wall_ms = self._clock.wall_ms()
+        # A wall clock that stepped far back must not reach into hours that are closed.
+        wall_ms = max(self._clock.wall_ms(), self._synchroniser.floor_ms)
         wall_s = wall_ms // 1000
         charge = account.charge(route, _key_id(identity), identity.user, wall_s)
         mark = verdict.standing(account, wall_s)
@@ -292,7 +293,7 @@ class Enforcer:
             if state.left < units or not owner.exchange.spendable(now_ms):
                 return verdict.leased(state, units, now_ms, wall_ms, away=away or self._away(owner.exchange, now_ms))
             if state.rule.beyond == "deny":
-                return FINE
+                return NEAR if state.used + units >= state.near_at else FINE
         return verdict.counted(state, units or 1, wall_ms)
 
     def _away(self, exchange: ShardExchange, now_ms: int) -> bool:

@@ -1,4 +1,4 @@
-"""One writer's side of the sync protocol for one shard (DESIGN section 6): composes messages, takes over replies.
+"""One writer's side of the sync protocol for one shard (docs/protocol.md): composes messages, takes over replies.
 
 Guarantees: a message is a consistent snapshot; a reply counts only if it answers the latest message and came in time;
             a new generation makes every kept window dirty again and reports every lease.
@@ -61,6 +61,8 @@ class ShardExchange:
         self.gone_after_ms = 0
         self.watermark = 0
         self.hour = 0  # the current hour (unix s // 3600, wall), set by whoever drives this
+        self.redis_hour = 0  # the same by Redis' clock, at the last reply
+        self.freed_hour = 0  # windows of hours up to this one may have been freed and must not be opened again
         self.closing = False
         self.stale: list[Account] = []
         self.generation_changes = 0
@@ -205,6 +207,7 @@ class ShardExchange:
             self.undo(sent)
             return
         self._heard_ms = now_ms
+        self.redis_hour = reply.hour
         self.watermark = reply.watermark
         self.granting = reply.granting
         renewed = reply.accepted and reply.generation == self.generation
@@ -277,13 +280,18 @@ class ShardExchange:
                 state.known = False
 
     def _release_windows(self) -> None:
-        """Free cells whose hour is over, and the one after it, and whose value the ledger has."""
+        """Free cells whose hour is over, and the one after it, and whose value the ledger has.
+
+        Over by Redis' clock too: this machine's alone may be far ahead, and step back to hours that were freed.
+        """
+        first_kept = min(self.hour, self.redis_hour) - HOURS_KEPT
         for _ in range(min(len(self._kept), WINDOWS_EXAMINED)):
             account, window = self._kept[0]
-            if window.key.hour >= self.hour - HOURS_KEPT:
+            if first_kept <= window.key.hour <= self.hour:
                 return
             self._kept.popleft()
-            if window.in_ledger(self.watermark):
+            if window.key.hour < first_kept and window.in_ledger(self.watermark):
+                self.freed_hour = max(self.freed_hour, window.key.hour)
                 del account.windows[window.key]
                 # A charge worked out for that hour must not reach the cell again, even if the wall clock steps back.
                 account.drop_charges()

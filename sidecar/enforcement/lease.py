@@ -16,10 +16,16 @@ from sidecar.store.messages import LeaseReply, LeaseReport
 if TYPE_CHECKING:
     from sidecar.catalogue.snapshot import LimitRule
 
+NEAR_PERCENT = 80
 FIRST_LEASE_UNITS = 20
 IDLE_AFTER_MS = 1_500
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
+
+
+def near_at(rule: LimitRule) -> int:
+    """The use from which answers say that the included amount is nearly used up; worked out once, see Enforcer."""
+    return -(-(rule.included or 0) * NEAR_PERCENT // 100)
 
 
 class LimitState:
@@ -37,6 +43,7 @@ class LimitState:
         "known",
         "leased",
         "left",
+        "near_at",
         "need",
         "outage_used",
         "over_ms",
@@ -63,6 +70,7 @@ class LimitState:
         self.start_s = start_s
         self.end_s = end_s
         self.stop = rule.stop
+        self.near_at = near_at(rule)
         self.leased = leased
         self.small = rule.period in ("second", "minute")
         self.left = 0

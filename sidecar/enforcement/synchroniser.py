@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 REFRESH_PAUSE_S = 0.02
 WATERMARK_POLL_MS = 5_000
+HOUR_MS = 3_600_000
 
 
 class Synchroniser:
-    """Runs syncs of one writer. ``refresh`` is told of accounts whose snapshot is older than Redis'."""
+    """Runs syncs of one writer. ``refresh`` is told of accounts whose snapshot is older than Redis'.
+
+    ``floor_ms``: the earliest wall time for which windows may still be opened; before it they may have been freed.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Synchroniser:
         self._counters = counters
         self._interval_ms = interval_ms
         self._refresh = refresh
+        self.floor_ms = 0
         self._waiting: list[list[asyncio.Future[bool]]] = [[] for _ in exchanges]
         self._again = [False] * len(exchanges)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -131,6 +136,7 @@ class Synchroniser:
             return False
         now_ms = self._clock.monotonic_ms()
         exchange.apply(message, sent, reply, sent_ms, now_ms)
+        self.floor_ms = max(self.floor_ms, (exchange.freed_hour + 1) * HOUR_MS)
         counters.syncs_good += 1
         counters.last_sync_ms = now_ms
         counters.sync_us.observe((now_ms - sent_ms) * 1000)

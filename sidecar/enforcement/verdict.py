@@ -1,4 +1,4 @@
-"""The decision rules: what one charge may do at one moment (DESIGN section 4). Pure; nothing is spent here.
+"""The decision rules: what one charge may do at one moment. Pure; nothing is spent here.
 
 Order: status of the tenant -> features -> room in every limit touched. A denial is a value.
 """
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.lease import LimitState
 
-NEAR_PERCENT = 80
 CONTENDED_RETRY_S = 1
 OUTAGE_RETRY_S = 2
 FINE, NEAR, OVER, GRACE, DEGRADED, SHADOW = range(6)
@@ -53,7 +52,7 @@ def counted(state: LimitState, units: int, wall_ms: int) -> Denial | int:
         return FINE
     used = state.used + units
     if used <= included:
-        return NEAR if used * 100 >= included * NEAR_PERCENT else FINE
+        return NEAR if used >= state.near_at else FINE
     if rule.beyond == "bill":
         return OVER
     if rule.grace_s and (not state.over_ms or wall_ms < state.over_ms + rule.grace_s * 1000):

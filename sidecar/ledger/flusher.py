@@ -157,7 +157,7 @@ class Flusher:
             state = await tx.state()
             collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
             if collected.epoch > state.epoch:
-                await self._ledger_went_back(shard, state.epoch, collected.epoch)
+                await self._ledger_went_back(tx, state.epoch, collected.epoch)
                 collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
             epoch = await self._merge(tx, collected, state.epoch)
             drained = len(collected.windows) >= collected.dirty
@@ -235,9 +235,12 @@ class Flusher:
             while await self._store.retire(shard, writer, lost_after_ms=self._terms.reclaim_after_ms):
                 pass
 
-    async def _ledger_went_back(self, shard: int, ledger_epoch: int, redis_epoch: int) -> None:
-        """Postgres was restored from a backup: whatever Redis still has is sent again."""
+    async def _ledger_went_back(self, tx: ShardTransaction, ledger_epoch: int, redis_epoch: int) -> None:
+        """Postgres was restored from a backup: whatever Redis still has is sent again, every tenant published anew."""
+        shard = tx.shard
         marked = await self._store.mark_all_dirty(shard)
+        await tx.rows("forget_tenants_projected", shard)
+        await tx.rows("forget_keys_projected", shard)
         log.error(
             "the ledger is older than Redis; every window is sent again",
             extra=fields(shard=shard, ledger_epoch=ledger_epoch, redis_epoch=redis_epoch, windows=marked),

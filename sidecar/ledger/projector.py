@@ -1,7 +1,7 @@
 """Projects what the ledger says of tenants, keys and the catalogue to Redis.
 
 Guarantees: a limit that is new or changed starts from what its period has already used: the ledger first, then one
-            script that rebuilds the limit and publishes the revision (DESIGN section 6).
+            script that rebuilds the limit and publishes the revision (docs/protocol.md).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 TENANTS_PER_ROUND = 500
 PUBLISHED_AT_ONCE = 16
+REVISIONS_OUTRUN_MAX = 100_000
 
 
 class Projector:
@@ -96,7 +97,7 @@ class Projector:
         older = await self._older(tx, found, collected.first_direct_hour)
         limit = asyncio.Semaphore(PUBLISHED_AT_ONCE)
 
-        async def one(snapshot: Snapshot) -> bool:
+        async def one(snapshot: Snapshot) -> int:
             async with limit:
                 return await self._store.publish(
                     snapshot.tenant,
@@ -108,9 +109,14 @@ class Projector:
                     older=older.get(snapshot.tenant, []),
                 )
 
-        if not all(await asyncio.gather(*(one(snapshot) for snapshot in found))):
+        standing = await asyncio.gather(*(one(snapshot) for snapshot in found))
+        if -1 in standing:
             raise StoreUnavailable("Redis moved on while tenants were published")
-        return found
+        forgotten = [(one, rev - one.rev) for one, rev in zip(found, standing, strict=True) if rev > one.rev]
+        for snapshot, behind in forgotten:
+            # Redis has a revision that this ledger never gave: it was restored from a backup. What it says now counts.
+            await tx.rows("outrun_revision", snapshot.tenant, min(behind + 1, REVISIONS_OUTRUN_MAX))
+        return [one for one, rev in zip(found, standing, strict=True) if rev == one.rev]
 
     async def _older(
         self, tx: ShardTransaction, found: Sequence[Snapshot], first_direct_hour: int

@@ -168,6 +168,11 @@ returning t.rev;
 -- Raises a tenant's revision, for a change beside its own row.
 update tenants set rev = nextval('revisions'), updated = ledger_now() where id = $1;
 
+-- name: outrun_revision
+-- Takes so many revisions that a tenant's is beyond one that was forgotten.
+update tenants set rev = (select max(nextval('revisions')) from generate_series(1, $2::bigint)), updated = ledger_now()
+where id = $1;
+
 -- name: lock_families
 -- Lets one transaction at a time change who is whose parent, so that two cannot close a circle together.
 select pg_advisory_xact_lock(hashtext('tenants.parent'));

@@ -1,4 +1,4 @@
-"""Restore of a shard of Redis after lost state (DESIGN section 6).
+"""Restore of a shard of Redis after lost state (docs/protocol.md).
 
 Steps, each of which checks that the generation is still the same: merge the ledger's recent windows with max; make
 every tenant and key pending, so that the projection which follows rebuilds their limits and brings them back.

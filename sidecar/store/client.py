@@ -210,11 +210,14 @@ class Store:
         generation: str,
         first_direct_hour: int,
         older: list[str | int],
-    ) -> bool:
-        """Store a snapshot and rebuild what its limits have used; False: state moved on, read the ledger again."""
+    ) -> int:
+        """Store a snapshot and rebuild what its limits have used; returns the revision that stands now.
+
+        -1: state moved on, read the ledger again.
+        """
         message = ENCODER.encode((tenant, revision, limits, generation, first_direct_hour, older))
         shard = self.keys.shard_of(tenant)
-        return int(await self._script("publish", shard, (self.keys.tenant(tenant),), (message, document))) >= 0
+        return int(await self._script("publish", shard, (self.keys.tenant(tenant),), (message, document)))
 
     async def open(
         self, shard: int, generation: str, *, first: bool, reclaim_after_ms: int, hold: str, writers: Sequence[str]

@@ -1,4 +1,4 @@
-"""Names of everything kept in Redis (DESIGN section 7).
+"""Names of everything kept in Redis (docs/protocol.md).
 
 All keys of a tenant carry the hash tag of its shard, so that one script touches one slot of a Redis Cluster.
 """

@@ -62,7 +62,10 @@ class TenantReply(Struct, frozen=True, array_like=True):
 
 
 class SyncReply(Struct, frozen=True, array_like=True):
-    """Answer to a sync. ``accepted``: the leases were renewed and the writer is known to be alive."""
+    """Answer to a sync. ``accepted``: the leases were renewed and the writer is known to be alive.
+
+    ``hour``: the hour it is by Redis' clock, unix seconds // 3600.
+    """
 
     generation: str
     granting: bool
@@ -70,6 +73,7 @@ class SyncReply(Struct, frozen=True, array_like=True):
     version: int
     accepted: bool
     parts: list[TenantReply]
+    hour: int
 
 
 class DirtyWindow(Struct, frozen=True, array_like=True):

@@ -14,6 +14,7 @@ import pytest
 
 from tests.servers.accounts import put_tenant
 from tests.servers.load_client import LoadClient, Traffic, until
+from tests.servers.processes import backoffice_of, family
 from tests.servers.sidecar_dev import SidecarDev
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,30 +27,6 @@ UNNOTICED_MS = 100  # no request waits for Postgres; this is what a busy machine
 def dev(servers_directory: Path) -> Iterator[SidecarDev]:
     with SidecarDev(servers_directory / "ledger-outage", CATALOGUE, workers=2) as running:
         yield running
-
-
-def family(pid: int) -> list[int]:
-    """A process and its children, by /proc."""
-    found = [pid]
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        if parent == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def backoffice(dev: SidecarDev) -> int:
-    """The process of the flusher and the control API; 0 while there is none."""
-    for pid in family(dev.pid)[1:]:
-        try:
-            if b"_backoffice" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        except OSError:
-            continue
-    return 0
 
 
 @contextmanager
@@ -100,11 +77,11 @@ async def test_a_flusher_killed_in_mid_flush_counts_nothing_twice_and_loses_noth
     tenants = [put_tenant(dev, "large") for _ in range(4)]
     async with Traffic(dev.authz_port, tenants, clients=20, rate_per_s=600) as traffic:
         for _ in range(5):
-            await until(lambda: backoffice(dev) > 0, 20)
-            pid = backoffice(dev)
+            await until(lambda: backoffice_of(dev) > 0, 20)
+            pid = backoffice_of(dev)
             await traffic.reached(100)
             os.kill(pid, signal.SIGKILL)
-            await until(lambda pid=pid: backoffice(dev) not in (0, pid), 20)  # type: ignore[misc]
+            await until(lambda pid=pid: backoffice_of(dev) not in (0, pid), 20)  # type: ignore[misc]
     assert set(traffic.tally.reasons) == {"allowed"}
     dev.cli("flush")
     counted = sum(dev.usage(tenant)["ledger"]["api_calls"] for tenant in tenants)

@@ -28,7 +28,7 @@ def put_tenant(dev: SidecarDev, plan: str, tenant: str = "", **fields: Any) -> s
     tenant = tenant or f"{plan}-{secrets.token_hex(4)}"
     row = control(dev, "PUT", f"/api/v1/tenants/{tenant}", {"plan": plan, **fields})
     with redis.Redis.from_url(dev.at.redis) as client:
-        _wait(lambda: int(client.hget(KEYS.tenant(tenant), "rev") or -1) >= row["rev"])  # type: ignore[arg-type]
+        _wait(lambda: int(client.hget(KEYS.tenant(tenant), "rev") or -1) >= row["rev"])
     return tenant
 
 

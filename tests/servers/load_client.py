@@ -169,9 +169,7 @@ class LoadClient:
         deadline = time.monotonic() + CONNECT_S
         while True:
             try:
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    _Connection, "127.0.0.1", self._port
-                )
+                _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self._port)
             except OSError:
                 if time.monotonic() > deadline:
                     raise

@@ -28,8 +28,8 @@ plans:
   billed:
     price: 10
     limits:
-      calls_billing: {{metric: calls, included: {month}, period: billing, overage: "0.01", ceiling: {high}}}
-      tokens: {{metric: tokens, included: {tokens}, period: month, overage: "0.01"}}
+      calls_billing: {{metric: calls, included: {month}, overage: "0.01", ceiling: {high}}}
+      tokens: {{metric: tokens, included: {tokens}, overage: "0.01"}}
   each:
     limits:
       calls_user: {{metric: calls, included: {user}, period: day, cap: hard, scope: user}}

@@ -36,7 +36,6 @@ class Network:
         self.repeated_rate = 0
         self.faults: dict[str, int] = {}
         self.fuses: dict[Process, int] = {}
-        self.before: Callable[[MemoryRedis], None] = lambda server: None
         self.kill: Callable[[Process], None] = lambda process: None
         self._random = random
 
@@ -92,7 +91,6 @@ class Network:
         if not server.up:
             answer: Any = RedisConnectionError("connection refused")
         else:
-            self.before(server)
             try:
                 answer = server.execute(words)
             except NoScriptError as error:

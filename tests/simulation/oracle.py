@@ -42,6 +42,7 @@ class Oracle:
         self._now_ms = now_ms
         self._tags = shards
         self._note = note
+        self._over: set[LimitKey] = set()
         self._granting: set[bytes] = set()
         self._freed: tuple[bytes, bytes] = (b"", b"")
 
@@ -83,7 +84,8 @@ class Oracle:
             return
         total = self.total(key[0], state.rule, state.id, state.start_s)
         excepted = self.unleased[key] + self.slack[key]
-        if total - excepted > cap:
+        if total - excepted > cap and key not in self._over:
+            self._over.add(key)
             about = f"{key} has {total} of {cap} admitted; {excepted} are excepted, {self.reclaimed[key]} reclaimed"
             self.violated("L1", about)
 
@@ -109,7 +111,7 @@ class Oracle:
     def published(self, server: MemoryRedis, snapshot: Snapshot) -> None:
         """Redis is about to have another snapshot of a tenant."""
         before = self.snapshots.get(snapshot.tenant)
-        if before is not None and before.rev >= snapshot.rev:
+        if before is not None and (before.rev > snapshot.rev or before == snapshot):
             return
         self.snapshots[snapshot.tenant] = snapshot
         known = {rule.name for rule in before.limits if rule.stop is not None} if before is not None else set()
@@ -158,6 +160,12 @@ class Oracle:
                     if server.command(b"EXISTS", (f"{tag}tenant:{tenant}",)):
                         for rule in snapshot.limits:
                             self._except(server, writer, tenant, rule)
+
+    def vanished(self, server: MemoryRedis, writer: str) -> None:
+        """A writer lost what it had not reported; its leases will be freed as if it had spent nothing more."""
+        for tenant, snapshot in self.snapshots.items():
+            for rule in snapshot.limits:
+                self._except(server, writer, tenant, rule)
 
     def _except(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> None:
         for (limit_id, start), units in self.unreported(server, writer, tenant, rule).items():

@@ -42,7 +42,7 @@ class Postgres:
         self.tables = Tables()
         self.locks: dict[int, MemoryTransaction] = {}
         self.open: list[MemoryTransaction] = []
-        self.watch: Callable[[], None] = lambda: None
+        self.watch: Callable[[CounterKey, int, int], None] = lambda key, before, after: None
 
     def stop(self) -> None:
         """Go down: what was not committed is gone."""
@@ -82,7 +82,7 @@ class Postgres:
 class MemoryTransaction(ShardTransaction):
     """An open transaction; every named query is a method of that name."""
 
-    __slots__ = ("_answer", "_postgres", "_undo", "life", "process")
+    __slots__ = ("_answer", "_merged", "_postgres", "_undo", "life", "process")
 
     def __init__(
         self, postgres: Postgres, shard: int, process: Process, answer: Callable[[], Awaitable[None]]
@@ -93,6 +93,7 @@ class MemoryTransaction(ShardTransaction):
         self._postgres = postgres
         self._answer = answer
         self._undo: list[Callable[[], None]] = []
+        self._merged: dict[CounterKey, int] = {}
         postgres.open.append(self)
 
     async def rows(self, name: str, *arguments: Any) -> list[Any]:
@@ -112,7 +113,8 @@ class MemoryTransaction(ShardTransaction):
     def commit(self) -> None:
         self._alive()
         self._end()
-        self._postgres.watch()
+        for key, before in self._merged.items():
+            self._postgres.watch(key, before, self._postgres.tables.counters[key])
 
     def roll_back(self) -> None:
         if self in self._postgres.open:
@@ -168,6 +170,7 @@ class MemoryTransaction(ShardTransaction):
         for tenant, metric, scope, period, hour, writer, amount in zip(*columns, strict=True):
             key = (tenant, metric, scope, period, hour, writer)
             if amount > counters.get(key, 0):
+                self._merged.setdefault(key, counters.get(key, 0))
                 self._set(counters, key, amount)
                 grown += 1
         return [(grown,)]
@@ -218,6 +221,11 @@ class MemoryTransaction(ShardTransaction):
         for row in self._postgres.tables.tenants.values():
             if row["shard"] == shard:
                 self._set(row, "projected", 0)
+        return []
+
+    def _outrun_revision(self, name: str, revisions: int) -> Iterable[Any]:
+        self._postgres.tables.revision += revisions
+        self._set(self._postgres.tables.tenants[name], "rev", self._postgres.tables.revision)
         return []
 
     def _plan_versions(self, revision: int, before: int, most: int) -> Iterable[Any]:

@@ -43,6 +43,8 @@ class MemoryRedis:
         self.up = True
         self.calls = 0
         self.heard: Callable[[MemoryRedis, bytes, tuple[Any, ...]], None] | None = None
+        self.before: Callable[[MemoryRedis], None] = lambda server: None
+        self.after: Callable[[MemoryRedis, str, tuple[Any, ...], Any], None] = lambda *about: None
         self._data: dict[bytes, Any] = {}
         self._expires: dict[bytes, int] = {}
         self._loaded: set[str] = set()
@@ -95,7 +97,11 @@ class MemoryRedis:
             script = next(script for script in scripts if script.text == words[1])
             self._loaded.add(script.sha)
         count = int(words[2])
-        return lua.ENGINE.run(self, script, [text(key) for key in words[3 : 3 + count]], list(map(text, words[3 + count :])))
+        self.before(self)
+        keys, arguments = words[3 : 3 + count], words[3 + count :]
+        answer = lua.ENGINE.run(self, script, list(map(text, keys)), list(map(text, arguments)))
+        self.after(self, script.name, arguments, answer)
+        return answer
 
     def _find(self, key: bytes) -> Any:
         expires = self._expires.get(key)
@@ -131,6 +137,12 @@ class MemoryRedis:
         self._expires[key] = self.clock() + int(ms)
         self._find(key)
         return 1
+
+    def _do_pttl(self, key: bytes) -> int:
+        if self._find(key) is None:
+            return -2
+        expires = self._expires.get(key)
+        return -1 if expires is None else expires - self.clock()
 
     def _do_persist(self, key: bytes) -> int:
         return int(self._find(key) is not None and self._expires.pop(key, None) is not None)
@@ -185,6 +197,15 @@ class MemoryRedis:
             self._dropped(key)
         return found
 
+    def _do_hlen(self, key: bytes) -> int:
+        return len(self._find(key) or ())
+
+    def _do_smembers(self, key: bytes) -> list[bytes]:
+        return list(self._find(key) or ())
+
+    def _do_sismember(self, key: bytes, member: bytes) -> int:
+        return int(member in (self._find(key) or ()))
+
     def _do_sadd(self, key: bytes, *members: bytes) -> int:
         found = self._find(key)
         if found is None:
@@ -234,6 +255,13 @@ class MemoryRedis:
             elif b"NX" not in options and not (b"GT" in options and score <= known):
                 found[member] = score
         return added
+
+    def _do_zscore(self, key: bytes, member: bytes) -> bytes | None:
+        score = (self._find(key) or {}).get(member)
+        return None if score is None else _score(score)
+
+    def _do_zcount(self, key: bytes, low: bytes, high: bytes) -> int:
+        return len(self._within(key, low, high))
 
     def _do_zcard(self, key: bytes) -> int:
         return len(self._find(key) or ())

@@ -40,6 +40,11 @@ class Process:
 _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
+def current() -> Process | None:
+    """The process whose step is being taken."""
+    return _PROCESS.get()
+
+
 class Step:
     """Something to be called; stands in for asyncio's handles, of which only ``cancel`` is used."""
 

@@ -28,15 +28,16 @@ from sidecar.store import snapshots
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import FlusherCounters
+from sidecar.usage.recovery import inspect
 from sidecar.usage.window import WindowKey
 from tests.simulation import lua
 from tests.simulation.catalogues import PLANS, TEXTS, catalogue
 from tests.simulation.clock import MachineClock
 from tests.simulation.network import Connection, Network
 from tests.simulation.oracle import Oracle
-from tests.simulation.postgres import MemoryLedger, Postgres, Tables
+from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
 from tests.simulation.redis import MemoryRedis
-from tests.simulation.scheduler import Process, VirtualLoop
+from tests.simulation.scheduler import Process, VirtualLoop, current
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
@@ -93,14 +94,13 @@ class World:
         self.keys = Keyspace("sc", SHARDS)
         self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
         self.oracle.ledger_has = self.ledger_has  # type: ignore[method-assign]
-        self.network.before = self.oracle.before
         self.machines: list[Machine] = []
         self.flushers: list[Process] = []
         self.lost_state = 0
-        self.highest: dict[Any, int] = {}
+        self.gone: list[Worker] = []
+        self.highest: dict[CounterKey, int] = {}
         self._folder = folder
         self._named = 0
-        self._traffic = 0
 
     def _beginning(self) -> int:
         """A moment shortly before something ends, or any other."""
@@ -120,6 +120,8 @@ class World:
         replid = "".join(self.random.choices("0123456789abcdef", k=40))
         server = MemoryRedis(lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_ms, replid)
         server.heard = lambda *about: self.oracle.heard(*about)
+        server.before = lambda server: self.oracle.before(server)
+        server.after = self._ran
         return server
 
     def promote(self, data: Any) -> MemoryRedis:
@@ -131,11 +133,14 @@ class World:
         self.lost_state += 1
         return server
 
-    def _committed(self) -> None:
-        for key, amount in self.postgres.tables.counters.items():
-            if amount < self.highest.get(key, 0):
-                self.oracle.violated("C2", f"the ledger went from {self.highest[key]} to {amount} for {key}")
-            self.highest[key] = amount
+    def _ran(self, server: MemoryRedis, script: str, arguments: tuple[Any, ...], answer: Any) -> None:
+        if script == "publish" and answer >= 0:
+            self.oracle.published(server, snapshots.decode(arguments[2]))
+
+    def _committed(self, key: CounterKey, before: int, after: int) -> None:
+        if after < max(before, self.highest.get(key, 0)):
+            self.oracle.violated("C2", f"the ledger went from {before} to {after} for {key}")
+        self.highest[key] = after
 
     def ledger_has(self, key: WindowKey, writer: str) -> int:
         metric, _, scope = key.series.partition("@")
@@ -214,13 +219,26 @@ class World:
     def workers(self) -> Iterator[Worker]:
         return (worker for machine in self.machines for worker in machine.workers)
 
-    def lose(self, machine: Machine, survived: dict[str, dict[WindowKey, int]]) -> None:
-        """Writers of a machine lost what their disk had; ``survived`` is what is left of each."""
+    def lose_disk(self, machine: Machine) -> None:
+        """A machine is gone for good; what its journals held and Redis never heard is lost."""
         for worker in machine.workers:
-            writer = worker.core.writer
-            if not any((machine.journals / f"{writer}.journal").exists() for _ in "1") and writer not in survived:
-                continue
-            self.oracle.lost[writer] = survived.get(writer, {})
+            self.kill(worker.process)
+        for path in machine.journals.glob("*.journal"):
+            self.oracle.lost[path.stem] = {}
+        shutil.rmtree(machine.folder)
+        self.machines.remove(machine)
+        self.gone += machine.workers
+
+    def fail_power(self, machine: Machine) -> None:
+        """A machine stops at once; its disk has what the kernel had written."""
+        for worker in machine.workers:
+            self.kill(worker.process)
+        before = {path.stem for path in machine.journals.glob("*.journal")}
+        machine.forget()
+        for writer in sorted(before):
+            path = machine.journals / f"{writer}.journal"
+            self.oracle.lost[writer] = dict(inspect(path)[1]) if path.exists() else {}
+            self.oracle.vanished(self.redis, writer)
 
     # Clients.
 
@@ -271,8 +289,6 @@ class _Connections:
 
     @staticmethod
     def from_url(url: str, **_options: Any) -> Connection:
-        from tests.simulation.scheduler import current
-
         process = current()
         assert process is not None
         return Connection(CONNECTIONS[url.removeprefix("sim://")], process)
@@ -296,10 +312,3 @@ def simulated(random: Random) -> Iterator[None]:
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         yield
-
-
-def published(world: World) -> None:
-    """Have the oracle told of snapshots as they are published."""
-    call = Store.publish
-    del call
-    del world, snapshots

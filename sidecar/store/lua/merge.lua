@@ -1,4 +1,4 @@
--- merge: bring the ledger's recent windows back with max after a loss; `spent` follows by publish (DESIGN 6).
+-- merge: bring the ledger's recent windows back with max after a loss; `spent` follows by publish (docs/protocol.md).
 -- KEYS[1] {tag}epoch
 -- ARGV[2] generation  ARGV[3] msgpack list of {tenant, series, period, hour, writer, cumulative}
 -- Returns 1, or -1 when the generation has changed (then nothing was done).

@@ -1,4 +1,4 @@
--- open: the restore is done; let the generation grant again once the hold has passed (DESIGN 6).
+-- open: the restore is done; let the generation grant again once the hold has passed (docs/protocol.md).
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}writers
 -- ARGV[2] generation  ARGV[3] first ('1': no generation was ever opened)  ARGV[4] reclaim_after in ms
 -- ARGV[5] hold: 'full' or 'reported'  ARGV[6] msgpack list of writers the ledger saw lately

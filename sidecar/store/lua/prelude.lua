@@ -1,13 +1,13 @@
 -- prelude: what every script of a shard shares; the loader puts it in front of each of them.
 --
 -- KEYS[1] is always {tag}epoch, a hash:
---   gen, replid, state (held | open), since, open_at (ms), base (hour): the generation (DESIGN 6)
+--   gen, replid, state (held | open), since, open_at (ms), base (hour): the generation (docs/protocol.md)
 --   version: counts window changes     watermark: all changes up to it are in the ledger
 --   epoch, intent: ledger passes done / announced     reclaimed: lease units taken back from silent writers
---   seen: time of the last call; calm: since when the server's clock has run without a jump
+--   seen: the server's time at the last call; skew: how far its jumps have taken it from steady time
 -- ARGV[1] is always msgpack {tag, clock offset in ms, fresh generation id}; the offset is 0 outside `sidecar dev`.
--- Periods, hours and expiries follow `now`, which that offset moves; silence and holds follow `real`, which nothing
--- moves but the server itself. A jump of its clock makes nobody look silent: reclaiming waits until it is calm again.
+-- Periods, hours and expiries follow `now`, which that offset moves; silence and holds follow `real`, a steady time that
+-- stands still while the server's clock jumps: a jump neither makes a writer look silent nor ends a hold.
 --
 -- Windows of the last HOURS_DIRECT hours move `spent` as they arrive. Older ones reach it through the ledger and a
 -- rebuild, because their hash may have expired and the difference to what was known could not be told.
@@ -25,8 +25,9 @@ local tag, offset, fresh = context[1], context[2], context[3]
 local epoch_key = KEYS[1]
 
 local server_time = redis.call('TIME')
-local real = tonumber(server_time[1]) * 1000 + math.floor(tonumber(server_time[2]) / 1000)
-local now = real + offset
+local server_ms = tonumber(server_time[1]) * 1000 + math.floor(tonumber(server_time[2]) / 1000)
+local real = server_ms -- less the skew, once it is known
+local now = server_ms + offset
 local JUMP_MS = 10000
 local this_hour = math.floor(now / HOUR_MS)
 
@@ -37,26 +38,30 @@ end
 local generation = {}
 
 local function start_generation(replid)
-  generation = { gen = fresh, state = 'held', since = real, open_at = 0, base = this_hour - HOURS_RESTORED, calm = real }
+  generation = { gen = fresh, state = 'held', since = real, open_at = 0, base = this_hour - HOURS_RESTORED }
   redis.call('HSET', epoch_key, 'gen', fresh, 'replid', replid, 'state', 'held', 'since', integer(real),
-    'open_at', '0', 'base', integer(generation.base), 'calm', integer(real), 'seen', integer(real))
+    'open_at', '0', 'base', integer(generation.base), 'seen', integer(server_ms))
 end
 
 -- The generation of this data set; a new one when there is none or the replication id says that another server serves it.
 local function load_generation()
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or 'none'
-  local found = redis.call('HMGET', epoch_key, 'gen', 'replid', 'state', 'since', 'open_at', 'base', 'seen', 'calm')
+  local found = redis.call('HMGET', epoch_key, 'gen', 'replid', 'state', 'since', 'open_at', 'base', 'seen', 'skew')
+  local seen, skew = tonumber(found[7]), tonumber(found[8]) or 0
+  if seen then
+    local elapsed = server_ms - seen
+    if elapsed > JUMP_MS or elapsed < -1000 then
+      skew = skew + elapsed
+      redis.call('HSET', epoch_key, 'skew', integer(skew))
+    end
+    if elapsed ~= 0 then redis.call('HSET', epoch_key, 'seen', integer(server_ms)) end
+    real = server_ms - skew
+  end
   if not found[1] or found[2] ~= replid then
     start_generation(replid)
   else
     generation = { gen = found[1], state = found[3], since = tonumber(found[4]), open_at = tonumber(found[5]),
-      base = tonumber(found[6]), calm = tonumber(found[8]) }
-    local elapsed = real - tonumber(found[7])
-    if elapsed > JUMP_MS or elapsed < -1000 then
-      generation.calm = real
-      redis.call('HSET', epoch_key, 'calm', integer(real))
-    end
-    if elapsed ~= 0 then redis.call('HSET', epoch_key, 'seen', integer(real)) end
+      base = tonumber(found[6]) }
   end
   generation.replid = replid
 end
@@ -65,14 +70,12 @@ local function granting()
   return generation.state == 'open' and real >= generation.open_at
 end
 
--- Writers that have been silent for longer than reclaim_after, a bounded number; none while the clock is not calm.
+-- Writers that have been silent for longer than reclaim_after, a bounded number.
 local function silent_writers(writers_key, reclaim_after, most)
-  if real - generation.calm < reclaim_after then return {} end
   return redis.call('ZRANGEBYSCORE', writers_key, '-inf', integer(real - reclaim_after), 'LIMIT', 0, most)
 end
 
 local function is_silent(writers_key, writer, reclaim_after)
-  if real - generation.calm < reclaim_after then return false end
   return (tonumber(redis.call('ZSCORE', writers_key, writer)) or 0) <= real - reclaim_after
 end
 
@@ -192,8 +195,7 @@ local function set_lease(key, writer, held_key, from, to)
     redis.call('HSET', key, 'l:' .. writer, integer(to))
     if from <= 0 then
       redis.call('HINCRBY', key, 'n', 1)
-      redis.call('SADD', held_key, key)
-      redis.call('PEXPIRE', held_key, integer(WRITER_TTL_MS))
+      redis.call('SADD', held_key, key) -- never expires before its leases: retire empties it
     end
   else
     redis.call('HDEL', key, 'l:' .. writer)

@@ -1,10 +1,10 @@
--- publish: a tenant's snapshot, together with what its limits have used so far, in one step (DESIGN 6).
+-- publish: a tenant's snapshot, together with what its limits have used so far, in one step (docs/protocol.md).
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}tenant:<tenant>
 -- ARGV[2] msgpack {tenant, revision, limits, generation, first direct hour, older}  ARGV[3] snapshot
 --   older {id, start, units, end_ms, ...}: the ledger's totals of windows before the first direct hour, per limit and period
 -- A limit's `spent` becomes that total + the sum of the windows here, never an absolute total alone.
--- Returns 1 published, 0 an equal or newer revision stood already and was rebuilt, -1 generation or first direct hour
--- have changed: read the ledger again.
+-- Returns the revision that stands now; a newer one than was given stood already, and its limits were rebuilt. -1:
+-- generation or first direct hour have changed, read the ledger again.
 
 load_generation()
 local message = cmsgpack.unpack(ARGV[2])
@@ -12,9 +12,7 @@ local tenant, revision, limits, older = message[1], message[2], message[3], mess
 if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
 
 local own_revision = tonumber(redis.call('HGET', KEYS[2], 'rev')) or -1
-local outcome = 0
 if revision >= own_revision then
-  if revision > own_revision then outcome = 1 end
   redis.call('HSET', KEYS[2], 'rev', integer(revision), 'doc', ARGV[3], 'lim', cmsgpack.pack(limits))
   redis.call('HDEL', KEYS[2], 'introduced')
   redis.call('PERSIST', KEYS[2])
@@ -59,4 +57,4 @@ for key, units in pairs(sums) do
     if ends[key] < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
   end
 end
-return outcome
+return math.max(revision, own_revision)

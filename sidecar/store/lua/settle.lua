@@ -20,6 +20,8 @@ for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
     if hour < this_hour then
       redis.call('PEXPIRE', key, integer(math.max(1000, (hour + HOURS_DIRECT + 2) * HOUR_MS - now)))
       redis.call('ZREMRANGEBYSCORE', windows_key(tenant), '-inf', '(' .. integer(direct))
+    else
+      redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
     end
   else
     redis.call('ZADD', KEYS[2], 'XX', 'GT', integer(version + 1), entry)

@@ -1,11 +1,11 @@
--- sync: report a writer's windows and what is left of its leases; renew them (DESIGN 6, steps 1 to 5).
+-- sync: report a writer's windows and what is left of its leases; renew them (docs/protocol.md).
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}writers  KEYS[3] {tag}writer:<id>  KEYS[4] {tag}held:<id>  KEYS[5] {tag}dirty
 -- ARGV[2] reclaim_after in ms
 -- ARGV[3] msgpack {writer, sequence, generation, acknowledged, parts}
 --   part {tenant, revision, windows, leases}; window {series, period, hour, cumulative}
 --   lease {name, id, start, end_ms, small, left, need, want, cumulative}: want and need are units on top of left;
 --   `small` limits (seconds, minutes) carry the writer's cumulative spending of the period, others 0
--- Returns msgpack {generation, granting, watermark, version, accepted, parts}
+-- Returns msgpack {generation, granting, watermark, version, accepted, parts, hour}
 --   part {revision, leases}; where the revision is newer than the writer's the part had no effect: look the tenant up
 --   lease {units, spent, held, over_ms, called}: `called` asks for units nobody spends
 
@@ -32,7 +32,6 @@ local accepted = known_generation == generation.gen and sequence > stored_sequen
 if accepted then
   redis.call('HSET', writer_key, 'gen', generation.gen, 'seq', integer(sequence))
   redis.call('PEXPIRE', writer_key, integer(WRITER_TTL_MS))
-  redis.call('PEXPIRE', held_key, integer(WRITER_TTL_MS))
   redis.call('ZADD', writers_key, integer(real), writer)
 end
 
@@ -51,8 +50,8 @@ local function report_windows(tenant, limits, windows)
       redis.call('HSET', key, 'v', integer(next_version()))
       local entry = tenant .. '\0' .. series .. ':' .. integer(period) .. ':' .. integer(hour)
       if redis.call('ZADD', dirty_key, 'NX', integer(next_version()), entry) == 1 then
-        -- A window that was clean may be about to expire; the ledger may be away for longer than that.
-        redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
+        -- However long the ledger is away, what it does not have must not expire; settle sets the time again.
+        redis.call('PERSIST', key)
       end
       -- A living writer's windows always count at once, or one with a wrong clock could spend what `spent` never sees.
       if hour >= direct or accepted then
@@ -163,4 +162,4 @@ for index, part in ipairs(parts) do
 end
 
 local marks = redis.call('HMGET', epoch_key, 'watermark', 'version')
-return cmsgpack.pack({ generation.gen, granting(), tonumber(marks[1]) or 0, tonumber(marks[2]) or 0, accepted, replies })
+return cmsgpack.pack({ generation.gen, granting(), tonumber(marks[1]) or 0, tonumber(marks[2]) or 0, accepted, replies, this_hour })

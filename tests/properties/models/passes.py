@@ -8,6 +8,7 @@ from tests.properties.models.shard import (
     DAY_MS,
     HOUR_MS,
     HOURS_DIRECT,
+    LONG_MS,
     LONGEST_MS,
     NO_END_MS,
     Limit,
@@ -60,6 +61,8 @@ def settle(shard: Shard, generation: str, epoch: int, windows: list[list[Any]]) 
             index = keys.ranked.get(shard.windows_key(tenant), {})
             for old in [old for old, at in index.items() if at < shard.direct]:
                 del index[old]
+        else:
+            keys.expire(key, LONG_MS)
     if epoch > keys.number(shard.epoch, "epoch"):
         keys.put(shard.epoch, epoch=epoch)
     watermark = min(dirty.values()) - 1 if dirty else keys.number(shard.epoch, "version")
@@ -103,7 +106,7 @@ def publish(shard: Shard, message: list[Any], document: str) -> int:
             one[2] = limit
     for name, (units, end_ms, limit) in used.items():
         _rebuild(shard, name, units, end_ms, limit)
-    return int(revision > own)
+    return int(max(revision, own))
 
 
 def _rebuild(shard: Shard, key: str, units: int, end_ms: int, limit: Limit | None) -> None:

@@ -8,11 +8,17 @@ import msgspec
 import redis
 
 from sidecar.store.keys import Keyspace
-from sidecar.store.scripts import load
+from sidecar.store.scripts import ALONE, NAMES, load
 from tests.properties.models.keys import DUMP, State, state_of
 
 TIME = "redis.call('TIME')"
 REPLICATION = "redis.call('INFO', 'replication')"
+
+MONTHS = """
+local starts = {}
+for index, second in ipairs(cmsgpack.unpack(ARGV[2])) do starts[index] = month_start(second) end
+return starts
+"""
 
 
 class ScriptServer:
@@ -23,15 +29,18 @@ class ScriptServer:
         self.tag = self.space.tag(0)
         self._redis: redis.Redis = redis.Redis.from_url(url, protocol=2)
         self._controls = f"{prefix}-controls"
-        self._scripts = {}
-        for name, script in load().items():
-            text = script.text
-            for call, fields in ((TIME, "'HMGET', '{}', 's', 'us'"), (REPLICATION, "'HGET', '{}', 'replication'")):
-                if "load_generation()" in text:
-                    assert text.count(call) == 1
-                text = text.replace(call, f"redis.call({fields.format(self._controls)})")
-            self._scripts[name] = self._redis.register_script(text)
+        self._scripts = {name: self._redis.register_script(self._text(name)) for name in NAMES}
+        self._months = self._redis.register_script(
+            self._text("find_key").partition("load_generation()\nreturn")[0] + MONTHS
+        )
         self._dump = self._redis.register_script(DUMP)
+
+    def _text(self, name: str) -> str:
+        text = load()[name].text
+        for call, fields in ((TIME, "'HMGET', '{}', 's', 'us'"), (REPLICATION, "'HGET', '{}', 'replication'")):
+            assert text.count(call) == (name not in ALONE)
+            text = text.replace(call, f"redis.call({fields.format(self._controls)})")
+        return text
 
     def set_clock(self, real_ms: int, replid: str) -> None:
         fields = {"s": real_ms // 1000, "us": real_ms % 1000 * 1000, "replication": f"master_replid:{replid}\r\n"}
@@ -42,6 +51,12 @@ class ScriptServer:
         context = msgspec.msgpack.encode((self.tag, offset, fresh))
         packed = [_packed(argument) for argument in arguments]
         return self._scripts[script](keys=[self.space.epoch(0), *keys], args=[context, *packed])
+
+    def month_starts(self, seconds: list[int]) -> list[int]:
+        """The start of the month of each second, by the scripts' own calendar."""
+        self.set_clock(0, "a")
+        context = msgspec.msgpack.encode((self.tag, 0, ""))
+        return list(self._months(keys=[self.space.epoch(0)], args=[context, msgspec.msgpack.encode(seconds)]))
 
     def alone(self, script: str, *arguments: object) -> Any:
         """A script that belongs to no shard."""

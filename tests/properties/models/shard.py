@@ -30,19 +30,24 @@ class Limit(NamedTuple):
 
 
 class Shard:
-    """One shard. ``real`` is the server's clock in ms, ``offset`` what a development clock adds to it."""
+    """One shard. ``clock`` is the server's in ms, ``offset`` what a development clock adds to it."""
 
-    def __init__(self, tag: str, real: int) -> None:
+    def __init__(self, tag: str, clock: int) -> None:
         self.tag = tag
         self.keys = Keys()
-        self.real = real
+        self.clock = clock
         self.offset = 0
         self.replid = "a"
         self.epoch = tag + "epoch"
 
     @property
     def now(self) -> int:
-        return self.real + self.offset
+        return self.clock + self.offset
+
+    @property
+    def real(self) -> int:
+        """Steady time, in which the server's clock never jumped."""
+        return self.clock - self.keys.number(self.epoch, "skew")
 
     @property
     def generation(self) -> str:
@@ -61,25 +66,23 @@ class Shard:
     def begin(self, fresh: str) -> None:
         """What every call starts with."""
         keys = self.keys
-        keys.now = self.real
+        keys.now = self.clock
         self.fresh = fresh
+        if (seen := keys.get(self.epoch, "seen")) is not None:
+            elapsed = self.clock - int(seen)
+            if not -1000 <= elapsed <= 10_000:
+                keys.grow(self.epoch, "skew", elapsed)
+            keys.put(self.epoch, seen=self.clock)
         if not self.generation or keys.get(self.epoch, "replid") != self.replid:
             self.start_generation()
-            return
-        elapsed = self.real - keys.number(self.epoch, "seen")
-        if not -1000 <= elapsed <= 10_000:
-            keys.put(self.epoch, calm=self.real)
-        keys.put(self.epoch, seen=self.real)
 
     def start_generation(self) -> None:
         self.keys.put(
             self.epoch, gen=self.fresh, replid=self.replid, state="held", since=self.real, open_at=0,
-            base=self.now // HOUR_MS - 2, calm=self.real, seen=self.real,
+            base=self.now // HOUR_MS - 2, seen=self.clock,
         )  # fmt: skip
 
     def silent(self, reclaim_after: int, most: int) -> list[str]:
-        if self.real - self.keys.number(self.epoch, "calm") < reclaim_after:
-            return []
         return self.keys.lowest(self.tag + "writers", most, self.real - reclaim_after)
 
     def limit_key(self, tenant: str, limit_id: str, start: int) -> str:
@@ -142,7 +145,6 @@ class Shard:
         if not current:
             keys.grow(key, "n", 1)
             keys.sets.setdefault(held, set()).add(key)
-            keys.expire(held, LONG_MS)
         elif not units:
             keys.grow(key, "n", -1)
             keys.sets.get(held, set()).discard(key)
@@ -158,12 +160,11 @@ class Shard:
         if accepted:
             keys.put(record, gen=self.generation, seq=sequence)
             keys.expire(record, LONG_MS)
-            keys.expire(f"{self.tag}held:{writer}", LONG_MS)
             keys.rank(self.tag + "writers", writer, self.real)
         version = keys.number(self.epoch, "version") + 1
         replies = [self._sync_part(writer, accepted, version, reclaim_after, *part) for part in parts]
         watermark, version = keys.number(self.epoch, "watermark"), keys.number(self.epoch, "version")
-        return [self.generation, self.granting, watermark, version, accepted, replies]
+        return [self.generation, self.granting, watermark, version, accepted, replies, self.now // HOUR_MS]
 
     def _sync_part(
         self, writer: str, accepted: bool, version: int, reclaim_after: int, tenant: str, revision: int,
@@ -185,7 +186,7 @@ class Shard:
             keys.put(self.window_key(tenant, member), v=version)
             if f"{tenant}\0{member}" not in keys.ranked.get(self.tag + "dirty", {}):
                 keys.rank(self.tag + "dirty", f"{tenant}\0{member}", version)
-                keys.expire(self.window_key(tenant, member), LONG_MS)
+                keys.persist(self.window_key(tenant, member))
             if hour >= self.direct or accepted:
                 for limit, limit_id, start in fed(limits, series, period, hour):
                     self.spend(self.limit_key(tenant, limit_id, start), limit, growth)
@@ -194,7 +195,7 @@ class Shard:
             own, [self._sync_lease(writer, accepted, current, reclaim_after, limits, tenant, *one) for one in leases]
         ]  # fmt: skip
 
-    def _sync_lease(
+    def _sync_lease(  # noqa: PLR0917 - a lease as it is on the wire
         self, writer: str, accepted: bool, current: bool, reclaim_after: int, limits: list[Limit], tenant: str,
         name: str, limit_id: str, start: int, end_ms: int, small: bool, left: int, need: int, want: int,
         cumulative: int,
@@ -249,9 +250,8 @@ class Shard:
         keys, record = self.keys, f"{self.tag}writer:{writer}"
         lost = reclaim_after > 0
         if lost:
-            calm = self.real - keys.number(self.epoch, "calm") >= reclaim_after
             heard = keys.ranked.get(self.tag + "writers", {}).get(writer, 0)
-            if not calm or heard > self.real - reclaim_after:
+            if heard > self.real - reclaim_after:
                 return 0
         else:
             keys.put(record, gen=self.generation, dead=1)

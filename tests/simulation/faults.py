@@ -1,0 +1,286 @@
+"""What goes wrong, drawn from the seed: which kinds, how often, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from tests.simulation.catalogues import PLANS, TEXTS
+from tests.simulation.postgres import Tables
+from tests.simulation.worker import SHARDS, TERMS
+from tests.simulation.world import TENANTS, Machine, World
+
+SPLIT_MS_MAX = TERMS.reclaim_after_ms - TERMS.lease_ttl_ms - 1_000
+HOURS_LEAPT = (1, 2, 5, 23, 30, 46, 48, 60, 24 * 41)
+
+
+class Faults:
+    """Plans the faults of one run; every one also arranges for its own end."""
+
+    def __init__(self, world: World, random: Random, length_ms: int) -> None:
+        self._world = world
+        self._random = random
+        self._length_ms = length_ms
+        self._backup: Any = None
+        self._copies: list[Any] = []
+
+    def plan(self) -> None:
+        """Choose a weather for the whole run and a handful of blows."""
+        random, world = self._random, self._world
+        network = world.network
+        weather = random.random()
+        if weather < 0.7:  # noqa: PLR2004
+            network.lost_rate = random.choice((0, 5, 30, 100))
+            network.reply_lost_rate = random.choice((0, 5, 30, 100))
+            network.late_rate = random.choice((0, 5, 30, 100))
+            network.repeated_rate = random.choice((0, 5, 50))
+        blows: list[Callable[[], None]] = [
+            self.kill_worker,
+            self.kill_worker,
+            self.kill_at_effect,
+            self.kill_flusher,
+            self.stop_worker,
+            self.pause,
+            self.pause_flusher,
+            self.cut,
+            self.lose_disk,
+            self.fail_power,
+            self.wipe,
+            self.fail_over,
+            self.restart_redis,
+            self.redis_outage,
+            self.postgres_outage,
+            self.postgres_restored,
+            self.redis_clock,
+            self.wall_clock,
+            self.change_plan,
+            self.change_plan,
+            self.change_catalogue,
+            self.leap,
+            self.second_flusher,
+        ]
+        chosen = random.sample(blows, random.randrange(2, 9))
+        for _ in range(random.randrange(2, 10)):
+            world.loop.at(random.randrange(self._length_ms), random.choice(chosen))
+        for at in range(0, self._length_ms, 2_000):
+            world.loop.at(at + random.randrange(2_000), self._remember)
+
+    def _remember(self) -> None:
+        """What a backup, a replica and the disks have of this moment."""
+        random, world = self._random, self._world
+        self._backup = world.postgres.backup() or self._backup
+        self._copies = [*self._copies[-3:], world.redis.copy_data()]
+        for machine in world.machines:
+            if random.random() < 0.7:  # noqa: PLR2004
+                machine.remember()
+
+    def _later(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
+        self._world.loop.at(self._world.loop.now_ms + ms, call, *arguments)
+
+    def _machine(self) -> Machine | None:
+        return self._random.choice(self._world.machines) if self._world.machines else None
+
+    def _replace(self, machine: Machine) -> None:
+        if machine in self._world.machines and not machine.alive():
+            self._world.start_worker(machine)
+
+    # Workers.
+
+    def kill_worker(self) -> None:
+        machine = self._machine()
+        alive = machine.alive() if machine else []
+        if machine and alive:
+            torn = self._random.random() < 0.5  # noqa: PLR2004
+            self._world.count("worker killed, torn journal" if torn else "worker killed")
+            self._world.kill(self._random.choice(alive).process, torn=torn)
+            self._later(self._random.choice((1, 500, 3_000, 20_000)), self._replace, machine)
+
+    def kill_at_effect(self) -> None:
+        """Kill something just before or after one of its next effects."""
+        world = self._world
+        machine = self._machine()
+        alive = machine.alive() if machine else []
+        flushers = [process for process in world.flushers if process.alive]
+        if alive and machine and (self._random.random() < 0.6 or not flushers):  # noqa: PLR2004
+            world.count("worker killed at an effect")
+            world.network.fuses[self._random.choice(alive).process] = self._random.randrange(12)
+            self._later(self._random.choice((2_000, 8_000)), self._replace, machine)
+        elif flushers:
+            world.count("flusher killed at an effect")
+            world.network.fuses[self._random.choice(flushers)] = self._random.randrange(60)
+            self._later(self._random.choice((1_000, 8_000)), self._flusher)
+
+    def stop_worker(self) -> None:
+        machine = self._machine()
+        alive = machine.alive() if machine else []
+        started = [worker for worker in alive if worker.started and not worker.process.paused]
+        if machine and started:
+            self._world.count("clean stop")
+            self._random.choice(started).stop(self._random.choice((1, 4, 15)))
+            self._later(self._random.choice((1, 500, 3_000)), self._replace, machine)
+
+    def pause(self) -> None:
+        machine = self._machine()
+        alive = machine.alive() if machine else []
+        if alive:
+            process = self._random.choice(alive).process
+            ms = self._random.choice((200, 3_000, TERMS.reclaim_after_ms - 100, TERMS.reclaim_after_ms + 3_000, 25_000))
+            self._world.count("pause beyond reclaim" if ms > TERMS.reclaim_after_ms else "pause", process.name)
+            process.paused = True
+            self._later(ms, self._world.loop.resume, process)
+
+    def cut(self) -> None:
+        """One worker does not reach Redis for a while."""
+        machine = self._machine()
+        alive = machine.alive() if machine else []
+        if alive:
+            process = self._random.choice(alive).process
+            ms = self._random.choice((1_000, 4_000, TERMS.reclaim_after_ms + 2_000, 25_000))
+            self._world.count("worker cut off beyond reclaim" if ms > TERMS.reclaim_after_ms else "worker cut off", process.name)
+            self._world.network.cut.add(process)
+            self._later(ms, self._world.network.cut.discard, process)
+
+    def lose_disk(self) -> None:
+        machine = self._machine()
+        if machine:
+            self._world.count("disk lost", machine.name)
+            self._world.lose_disk(machine)
+            self._later(self._random.choice((100, 5_000)), self._new_machine)
+
+    def _new_machine(self) -> None:
+        self._world.start_worker(self._world.add_machine())
+
+    def fail_power(self) -> None:
+        machine = self._machine()
+        if machine:
+            self._world.count("power lost", machine.name)
+            self._world.fail_power(machine)
+            self._later(self._random.choice((100, 5_000, 20_000)), self._replace, machine)
+
+    def wall_clock(self) -> None:
+        machine = self._machine()
+        if machine:
+            wrong_ms = self._random.choice((-90_000, -5_000, 4_000, 60_000, -3_700_000, 3_700_000, 86_400_000))
+            self._world.count("wall clock jumps", f"{machine.name} by {wrong_ms} ms")
+            machine.clock.wrong_ms += wrong_ms
+            self._later(self._random.choice((3_000, 15_000)), self._right, machine)
+
+    def _right(self, machine: Machine) -> None:
+        machine.clock.wrong_ms = 0
+
+    # Flushers.
+
+    def kill_flusher(self) -> None:
+        alive = [process for process in self._world.flushers if process.alive]
+        if alive:
+            self._world.count("flusher killed")
+            self._world.kill(self._random.choice(alive))
+            self._later(self._random.choice((1, 1_000, 10_000)), self._flusher)
+
+    def _flusher(self) -> None:
+        if not any(process.alive for process in self._world.flushers):
+            self._world.start_flusher()
+
+    def second_flusher(self) -> None:
+        self._world.count("second flusher")
+        self._world.start_flusher()
+
+    def pause_flusher(self) -> None:
+        alive = [process for process in self._world.flushers if process.alive]
+        if alive:
+            process = self._random.choice(alive)
+            self._world.count("flusher paused", process.name)
+            process.paused = True
+            self._later(self._random.choice((500, 5_000, 20_000)), self._world.loop.resume, process)
+
+    # Redis.
+
+    def wipe(self) -> None:
+        self._world.count("redis wiped")
+        self._world.lost_state += 1
+        self._world.redis.wipe()
+
+    def fail_over(self) -> None:
+        """An older copy takes over; the old primary may go on serving some for a while."""
+        world, random = self._world, self._random
+        old = world.redis
+        copies = [*self._copies, old.copy_data()]
+        split = random.random() < 0.5  # noqa: PLR2004
+        world.count("failover with split brain" if split else "failover")
+        world.promote(random.choice(copies))
+        if split:
+            processes = [worker.process for worker in world.workers()] + world.flushers
+            world.network.old = old
+            world.network.old_side = {process for process in processes if random.random() < 0.5}  # noqa: PLR2004
+            self._later(random.randrange(500, SPLIT_MS_MAX), self._end_split, old)
+
+    def _end_split(self, old: Any) -> None:
+        if self._world.network.old is old:
+            self._world.network.old = None
+            self._world.network.old_side.clear()
+
+    def restart_redis(self) -> None:
+        """The same data, served by a new process after a moment."""
+        self._world.count("redis restarted")
+        data = self._world.redis.copy_data()
+        self._world.promote(data).up = False
+        self._later(self._random.choice((50, 2_000)), self._up, self._world.redis)
+
+    def redis_outage(self) -> None:
+        self._world.count("redis outage")
+        self._world.redis.up = False
+        self._later(self._random.choice((100, 1_500, 5_000, 20_000)), self._up, self._world.redis)
+
+    def _up(self, server: Any) -> None:
+        server.up = True
+
+    def redis_clock(self) -> None:
+        jump_ms = self._random.choice((-3_600_000, -30_000, -900, 5_000, 11_000, 60_000, 3_600_000))
+        self._world.count("redis clock jumps", f"by {jump_ms} ms")
+        self._world.redis_wrong_ms += jump_ms
+
+    # Postgres.
+
+    def postgres_outage(self) -> None:
+        self._world.count("postgres outage")
+        self._world.postgres.stop()
+        self._later(self._random.choice((300, 5_000, 20_000)), self._postgres_up)
+
+    def _older(self, backup: Tables) -> bool:
+        redis, keys = self._world.redis, self._world.keys
+        epochs = [int(redis.command(b"HGET", (keys.epoch(shard), "epoch")) or 0) for shard in range(SHARDS)]
+        return all(epoch > backup.shards.get(shard, [0])[0] for shard, epoch in enumerate(epochs))
+
+    def _postgres_up(self) -> None:
+        self._world.postgres.up = True
+
+    def postgres_restored(self) -> None:
+        """Postgres comes back as it was a while ago; what Redis and the journals have goes there again."""
+        # It is by a shard's epoch that a flusher sees it: a backup from after the last count looks like no backup.
+        if self._backup is None or self._world.lost_state or not self._older(self._backup):
+            return
+        self._world.count("postgres restored")
+        self._world.postgres.stop()
+        self._world.restore_postgres(self._backup)
+        self._later(self._random.choice((100, 3_000)), self._postgres_up)
+
+    # Plans and time.
+
+    def change_plan(self) -> None:
+        if self._world.postgres.up:
+            tenant, plan = self._random.choice(TENANTS), self._random.choice(PLANS)
+            self._world.count("plan changed", f"{tenant} to {plan}")
+            self._world.postgres.put_tenant(tenant, plan=plan)
+
+    def change_catalogue(self) -> None:
+        if self._world.postgres.up:
+            number = self._random.randrange(len(TEXTS))
+            self._world.count("catalogue changed", f"to {number}")
+            self._world.postgres.apply_catalogue(TEXTS[number])
+
+    def leap(self) -> None:
+        """All machines sleep for hours and wake together."""
+        hours = self._random.choice(HOURS_LEAPT)
+        self._world.count("hours pass", str(hours))
+        self._world.loop.leapt_ms += hours * 3_600_000

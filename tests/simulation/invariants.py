@@ -1,0 +1,205 @@
+"""What must hold when everything has healed and come to rest: C1, C3, L2, L3, and that all parts agree on the plans."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from sidecar.catalogue.period import bounds
+from sidecar.catalogue.snapshot import LimitRule
+from sidecar.enforcement.decision import Decision
+from sidecar.ledger import projection
+from sidecar.ledger.tenants import TenantRow
+from sidecar.store import snapshots
+from tests.simulation.catalogues import TEXTS, catalogue
+from tests.simulation.worker import SHARDS, TERMS, Worker
+from tests.simulation.world import TENANTS, World
+
+SETTLED_MS = TERMS.reclaim_after_ms * 2 + 8_000
+IDLE_MS = 6_000
+TRIES_MAX = 120
+
+
+def heal(world: World) -> None:
+    """Let every fault end, and time pass until all of it is made good."""
+    world.note("everything heals")
+    world.network.heal()
+    world.network.fuses.clear()
+    world.redis.up = world.postgres.up = True
+    for process in [*world.flushers, *(worker.process for worker in world.workers())]:
+        world.loop.resume(process)
+    for machine in world.machines:
+        machine.clock.wrong_ms = 0
+        if not machine.alive():
+            world.start_worker(machine)
+    if not world.machines:
+        world.start_worker(world.add_machine())
+    if not any(process.alive for process in world.flushers):
+        world.start_flusher()
+    world.loop.run_until(world.loop.now_ms + SETTLED_MS)
+
+
+def check(world: World) -> None:
+    """Use up caps, come to rest, stop cleanly; look at everything on the way."""
+    check_alive(world)
+    check_plans(world)
+    check_caps_usable(world)
+    world.note("nobody asks any more")
+    world.loop.run_until(world.loop.now_ms + IDLE_MS)
+    check_nothing_held(world)
+    for worker in list(world.workers()):
+        if worker.process.alive:
+            worker.stop(20)
+    world.loop.run_until(world.loop.now_ms + 8_000)
+    check_journals_gone(world)
+    check_ledger(world)
+    check_redis(world)
+    check_alive(world)
+
+
+def check_alive(world: World) -> None:
+    for worker in [*world.workers(), *world.gone]:
+        fault = worker.fault()
+        if fault is not None:
+            world.oracle.violated("crash", f"a loop of {worker.process.name} ended: {fault!r}")
+    for failure in world.loop.failures:
+        world.oracle.violated("crash", f"{failure.get('exception')!r}")
+    world.loop.failures.clear()
+
+
+def check_plans(world: World) -> None:
+    """Redis and every worker have the plan that the ledger says."""
+    rules = catalogue(world.postgres.tables.plans[-1][1])
+    for tenant in TENANTS:
+        row = world.postgres.tables.tenants[tenant]
+        about = (tenant, row["plan"], "active", 0, row["parent"], 0, 1, False, "put", row["rev"], 0, row["shard"], 0, 0)
+        wanted = projection.snapshot(rules, TenantRow(*about, 1, {}))
+        document = world.redis.command(b"HGET", (world.keys.tenant(tenant), "doc"))
+        found = snapshots.decode(document) if document is not None else None
+        if found is None or found.limits != wanted.limits:
+            names = [rule.name for rule in found.limits] if found is not None else None
+            world.oracle.violated("plans", f"Redis has {names} for {tenant}, the ledger wants {row['plan']} (rev {row['rev']})")
+            continue
+        for worker in world.workers():
+            account = worker.core.directory.account(tenant) if worker.process.alive else None
+            if account is not None and account.snapshot.limits != wanted.limits:
+                rev = account.snapshot.rev
+                world.oracle.violated("plans", f"{worker.process.name} has rev {rev} of {tenant}, not {row['rev']}")
+
+
+def check_caps_usable(world: World) -> None:
+    """L3: one worker can use each tenant's tightest cap to its last unit, and no more (L1)."""
+    workers = [worker for machine in world.machines for worker in machine.alive()]
+    worker = workers[world.random.randrange(len(workers))]
+    route = catalogue(TEXTS[0]).routes[-1]
+    tenant = world.random.choice(TENANTS)
+    world.note(f"{worker.process.name} uses up {tenant}")
+    denied = _use_up(world, worker, tenant, route)
+    account = worker.core.directory.account(tenant)
+    if account is None or denied is None:
+        if denied is None:
+            return  # the cap is beyond what one run uses
+        world.oracle.violated("L3", f"{worker.process.name} does not know {tenant}: {denied}")
+        return
+    now_s = worker.clock.wall_s()
+    full = False
+    for owner in (account, account.parent):
+        for rule in owner.snapshot.limits if owner is not None else ():
+            if owner is None or rule.metric != "calls" or rule.stop is None:
+                continue
+            start = bounds(rule.period, now_s)[0]
+            limit_id = rule.name if rule.scope == "tenant" else f"{rule.name}:u1"
+            total = world.oracle.total(owner.tenant, rule, limit_id, start)
+            lost = _lost(world, owner.tenant, rule, limit_id, start)
+            full = full or total - lost >= rule.stop
+    if not full:
+        world.oracle.violated("L3", f"{worker.process.name} cannot use {tenant} to the last unit: {denied}")
+
+
+def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decision | None:
+    """Ask until nothing more is allowed for two seconds; the last denial."""
+    denials = 0
+    for _ in range(TRIES_MAX):
+        heard: list[Decision] = []
+        for _ in range(5):
+            world.loop.at(world.loop.now_ms, world.send, worker, tenant, route, "u1", heard)
+        world.loop.run_until(world.loop.now_ms + 60)
+        denials = 0 if any(decision.allow for decision in heard) else denials + 1
+        if denials:
+            world.loop.run_until(world.loop.now_ms + 400)
+        if denials > 8:  # noqa: PLR2004
+            return heard[-1] if heard else None
+    return None
+
+
+def _lost(world: World, tenant: str, rule: LimitRule, limit_id: str, start: int) -> int:
+    """Units allowed by writers whose disk went, which nobody knows of any more."""
+    lost = 0
+    for writer in world.oracle.lost:
+        found = world.oracle.unreported(world.redis, writer, tenant, rule)
+        lost += found.get((limit_id, start), 0)
+    return lost
+
+
+def check_nothing_held(world: World) -> None:
+    """L2."""
+    for shard in range(SHARDS):
+        tag = world.keys.tag(shard)
+        generation = world.redis.command(b"HGET", (f"{tag}epoch", "gen"))
+        for key in world.redis.keys(f"{tag}limit:".encode()):
+            fields = world.redis.command(b"HGETALL", (key,))
+            found = dict(zip(fields[::2], fields[1::2], strict=True))
+            if found.get(b"g") != generation or b"small" in found:
+                continue
+            leases = {name.decode(): int(units) for name, units in found.items() if name.startswith(b"l:")}
+            if int(found.get(b"held", b"0")) or int(found.get(b"n", b"0")) or leases:
+                world.oracle.violated("L2", f"{key.decode()} still holds {leases}: {found}")
+
+
+def check_journals_gone(world: World) -> None:
+    for machine in world.machines:
+        for path in machine.journals.glob("*.journal"):
+            world.oracle.violated("C1", f"{path.name} on {machine.name} is still there after a clean stop")
+
+
+def check_ledger(world: World) -> None:
+    """C1: writer by writer, what was allowed is in the ledger; only lost disks lower it."""
+    oracle, counters = world.oracle, world.postgres.tables.counters
+    seen = set()
+    short: dict[tuple[str, str], int] = defaultdict(int)
+    for writer, windows in oracle.counted.items():
+        for key, units in windows.items():
+            metric, _, scope = key.series.partition("@")
+            row = (key.tenant, metric, scope, key.period, key.hour, writer)
+            seen.add(row)
+            found = counters.get(row, 0)
+            least = units if writer not in oracle.lost else oracle.lost[writer].get(key, 0)
+            if not least <= found <= units:
+                oracle.violated("C1", f"the ledger has {found} of {units} ({least} at least) for {key} by {writer}")
+            if not scope:
+                short[key.tenant, metric] += units - found
+    for row in counters.keys() - seen:
+        oracle.violated("C1", f"the ledger has {counters[row]} that nobody counted for {row}")
+    for (tenant, metric), answered in oracle.answered.items():
+        total = sum(units for row, units in counters.items() if row[:3] == (tenant, metric, ""))
+        if not answered <= total + short[tenant, metric] <= answered + oracle.unanswered[tenant, metric]:
+            oracle.violated("C1", f"{tenant} {metric}: {answered} answered, {total} in the ledger")
+
+
+def check_redis(world: World) -> None:
+    """C3: what limits have used in Redis is what the ledger says."""
+    now_s = (world.start_ms + world.loop.elapsed_ms + world.redis_wrong_ms) // 1000
+    for tenant in TENANTS:
+        snapshot = snapshots.decode(world.redis.command(b"HGET", (world.keys.tenant(tenant), "doc")))
+        for rule in snapshot.limits:
+            sums: dict[tuple[str, int], int] = defaultdict(int)
+            for (owner, metric, scope, period, hour, _), units in world.postgres.tables.counters.items():
+                fits = scope.startswith(f"{rule.name}:") if rule.scope != "tenant" else not scope
+                if owner == tenant and metric == rule.metric and fits:
+                    start = period if rule.period == "billing" else bounds(rule.period, hour * 3600)[0]
+                    sums[scope or rule.name, start] += units
+            for (limit_id, start), units in sums.items():
+                if not start <= now_s < bounds(rule.period, start)[1]:
+                    continue
+                found = world.redis.command(b"HGET", (world.keys.limit(tenant, limit_id, start), "spent"))
+                if int(found or 0) != units:
+                    world.oracle.violated("C3", f"Redis has {int(found or 0)} used of {tenant} {limit_id} {start}, the ledger {units}")

@@ -1,0 +1,145 @@
+"""Runs seeds and prints one JSON line; ``--seed N --verbose`` replays one and prints its history.
+
+    python -m tests.simulation.run --seeds 2000 [--from N] [--jobs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from msgspec import Struct
+
+from tests.simulation import invariants
+from tests.simulation.faults import Faults
+from tests.simulation.world import World, simulated
+
+TMPFS = Path("/dev/shm")  # noqa: S108 - journals are written there and nothing else
+
+
+class Outcome(Struct):
+    """What one seed came to."""
+
+    seed: int
+    steps: int
+    admitted: int
+    faults: dict[str, int]
+    violations: list[str]
+    history: list[str]
+
+
+def simulate(seed: int) -> Outcome:
+    """One run, from beginning to rest."""
+    folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=TMPFS if TMPFS.is_dir() else None))
+    random = Random(seed * 7 + 3)
+    world = World(seed, folder)
+    try:
+        with simulated(Random(seed + 2)):
+            try:
+                _live(world, random)
+            except Exception:  # noqa: BLE001 - whatever breaks is a finding of this seed
+                world.oracle.violated("crash", traceback.format_exc())
+    finally:
+        for worker in [*world.workers(), *world.gone]:
+            if worker.process.alive:
+                worker.kill(torn=False)
+        shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(
+        seed, world.loop.steps, world.oracle.admitted, world.network.faults, world.oracle.violations, world.history
+    )
+
+
+def _live(world: World, random: Random) -> None:
+    length_ms = random.choice((6_000, 15_000, 30_000))
+    world.put_plans()
+    world.start_flusher()
+    for _ in range(random.choice((1, 2, 2, 3))):
+        machine = world.add_machine()
+        for _ in range(random.choice((1, 1, 2))):
+            world.start_worker(machine)
+    world.loop.run_until(1_500)
+    Faults(world, random, length_ms).plan()
+    at, rate = 1_500, random.choice((3, 10, 30))
+    while at < length_ms:
+        at += random.randrange(1, 2_000 // rate)
+        world.loop.at(at, world.request)
+    world.loop.run_until(length_ms)
+    invariants.heal(world)
+    invariants.check(world)
+
+
+def quiet() -> None:
+    """The program's log lines and the remains of killed processes would drown the result."""
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _about: None
+    gc.disable()
+
+
+def _one(seed: int) -> Outcome:
+    outcome = simulate(seed)
+    if seed % 8 == 0:
+        gc.collect()
+    if not outcome.violations:
+        outcome.history = []
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.run")
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--from", type=int, default=0, dest="first")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    quiet()
+    seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
+    began = time.monotonic()
+    faults: Counter[str] = Counter()
+    steps = 0
+    bad: list[Outcome] = []
+    with multiprocessing.Pool(options.jobs) if len(seeds) > 1 else _Alone() as pool:
+        for outcome in pool.imap_unordered(_one, seeds, chunksize=4):
+            faults.update(outcome.faults)
+            steps += outcome.steps
+            if outcome.violations:
+                bad.append(outcome)
+                print(f"seed {outcome.seed}: {outcome.violations[0]}", file=sys.stderr)
+            if options.verbose:
+                print("\n".join(outcome.history))
+    del began
+    print(
+        json.dumps(
+            {"seeds": len(seeds), "steps": steps, "faults": dict(sorted(faults.items())), "violations": len(bad)}
+        )
+    )
+    return 1 if bad else 0
+
+
+class _Alone:
+    """A pool of this process only, for a single seed."""
+
+    def __enter__(self) -> _Alone:
+        return self
+
+    def __exit__(self, *_about: object) -> None:
+        return
+
+    def imap_unordered(self, call: object, seeds: list[int], chunksize: int) -> list[Outcome]:
+        return [simulate(seed) for seed in seeds]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
