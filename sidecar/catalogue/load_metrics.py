@@ -48,6 +48,7 @@ def read_metrics(reader: Reader, section: Value | None) -> dict[str, Metric]:
         )
     return metrics
 
+
 XFCC = "x-forwarded-client-cert"  # Envoy's own header for the certificate it has verified
 CERTIFICATE_FIELDS = ("Subject", "CN", "URI", "DNS", "Hash")
 

@@ -129,9 +129,16 @@ class Flusher:
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
+            self._compare(dict(await tx.rows("shard_epochs")))
         for shard in pending:
             while await self._pass(shard, full=True):
                 pass
+
+    def _compare(self, epochs: dict[int, int]) -> None:
+        """A ledger that is older than its last pass was restored from a backup: look at such a shard even if it is idle."""
+        for shard in range(self._shards):
+            if epochs.get(shard, 0) < self._epochs[shard]:
+                self._epochs[shard] = -1
 
     async def _partitions(self) -> None:
         await self._ledger.ensure_partitions(self._clock.wall_s())

@@ -25,6 +25,10 @@ select pg_try_advisory_xact_lock($1::int, $2::int);
 -- How far a shard is.
 select epoch, generation from shards where shard = $1;
 
+-- name: shard_epochs
+-- How far each shard is.
+select shard, epoch from shards;
+
 -- name: raise_epoch
 -- Raises a shard's epoch beyond what it was and beyond what the caller knows.
 insert into shards as s (shard, epoch) values ($1, $2::bigint + 1)

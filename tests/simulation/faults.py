@@ -23,6 +23,7 @@ class Faults:
         self._random = random
         self._length_ms = length_ms
         self._backup: Any = None
+        self._restored = False
         self._copies: list[Any] = []
 
     def plan(self) -> None:
@@ -30,7 +31,7 @@ class Faults:
         random, world = self._random, self._world
         network = world.network
         weather = random.random()
-        if weather < 0.7:  # noqa: PLR2004
+        if weather < 0.7:
             network.lost_rate = random.choice((0, 5, 30, 100))
             network.reply_lost_rate = random.choice((0, 5, 30, 100))
             network.late_rate = random.choice((0, 5, 30, 100))
@@ -72,7 +73,7 @@ class Faults:
         self._backup = world.postgres.backup() or self._backup
         self._copies = [*self._copies[-3:], world.redis.copy_data()]
         for machine in world.machines:
-            if random.random() < 0.7:  # noqa: PLR2004
+            if random.random() < 0.7:
                 machine.remember()
 
     def _later(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
@@ -91,7 +92,7 @@ class Faults:
         machine = self._machine()
         alive = machine.alive() if machine else []
         if machine and alive:
-            torn = self._random.random() < 0.5  # noqa: PLR2004
+            torn = self._random.random() < 0.5
             self._world.count("worker killed, torn journal" if torn else "worker killed")
             self._world.kill(self._random.choice(alive).process, torn=torn)
             self._later(self._random.choice((1, 500, 3_000, 20_000)), self._replace, machine)
@@ -102,7 +103,7 @@ class Faults:
         machine = self._machine()
         alive = machine.alive() if machine else []
         flushers = [process for process in world.flushers if process.alive]
-        if alive and machine and (self._random.random() < 0.6 or not flushers):  # noqa: PLR2004
+        if alive and machine and (self._random.random() < 0.6 or not flushers):
             world.count("worker killed at an effect")
             world.network.fuses[self._random.choice(alive).process] = self._random.randrange(12)
             self._later(self._random.choice((2_000, 8_000)), self._replace, machine)
@@ -137,7 +138,9 @@ class Faults:
         if alive:
             process = self._random.choice(alive).process
             ms = self._random.choice((1_000, 4_000, TERMS.reclaim_after_ms + 2_000, 25_000))
-            self._world.count("worker cut off beyond reclaim" if ms > TERMS.reclaim_after_ms else "worker cut off", process.name)
+            self._world.count(
+                "worker cut off beyond reclaim" if ms > TERMS.reclaim_after_ms else "worker cut off", process.name
+            )
             self._world.network.cut.add(process)
             self._later(ms, self._world.network.cut.discard, process)
 
@@ -206,13 +209,13 @@ class Faults:
         world, random = self._world, self._random
         old = world.redis
         copies = [*self._copies, old.copy_data()]
-        split = random.random() < 0.5  # noqa: PLR2004
+        split = random.random() < 0.5
         world.count("failover with split brain" if split else "failover")
         world.promote(random.choice(copies))
         if split:
             processes = [worker.process for worker in world.workers()] + world.flushers
             world.network.old = old
-            world.network.old_side = {process for process in processes if random.random() < 0.5}  # noqa: PLR2004
+            world.network.old_side = {process for process in processes if random.random() < 0.5}
             self._later(random.randrange(500, SPLIT_MS_MAX), self._end_split, old)
 
     def _end_split(self, old: Any) -> None:
@@ -261,6 +264,7 @@ class Faults:
         if self._backup is None or self._world.lost_state or not self._older(self._backup):
             return
         self._world.count("postgres restored")
+        self._restored = True
         self._world.postgres.stop()
         self._world.restore_postgres(self._backup)
         self._later(self._random.choice((100, 3_000)), self._postgres_up)
@@ -281,6 +285,9 @@ class Faults:
 
     def leap(self) -> None:
         """All machines sleep for hours and wake together."""
+        if self._restored:
+            return  # Redis keeps what is in the ledger for two days only, and must have it still
         hours = self._random.choice(HOURS_LEAPT)
         self._world.count("hours pass", str(hours))
         self._world.loop.leapt_ms += hours * 3_600_000
+        self._backup = None

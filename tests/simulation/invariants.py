@@ -11,6 +11,7 @@ from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
 from tests.simulation.catalogues import TEXTS, catalogue
+from tests.simulation.oracle import parts
 from tests.simulation.worker import SHARDS, TERMS, Worker
 from tests.simulation.world import TENANTS, World
 
@@ -77,7 +78,9 @@ def check_plans(world: World) -> None:
         found = snapshots.decode(document) if document is not None else None
         if found is None or found.limits != wanted.limits:
             names = [rule.name for rule in found.limits] if found is not None else None
-            world.oracle.violated("plans", f"Redis has {names} for {tenant}, the ledger wants {row['plan']} (rev {row['rev']})")
+            world.oracle.violated(
+                "plans", f"Redis has {names} for {tenant}, the ledger wants {row['plan']} (rev {row['rev']})"
+            )
             continue
         for worker in world.workers():
             account = worker.core.directory.account(tenant) if worker.process.alive else None
@@ -126,7 +129,7 @@ def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decisio
         denials = 0 if any(decision.allow for decision in heard) else denials + 1
         if denials:
             world.loop.run_until(world.loop.now_ms + 400)
-        if denials > 8:  # noqa: PLR2004
+        if denials > 8:
             return heard[-1] if heard else None
     return None
 
@@ -148,11 +151,20 @@ def check_nothing_held(world: World) -> None:
         for key in world.redis.keys(f"{tag}limit:".encode()):
             fields = world.redis.command(b"HGETALL", (key,))
             found = dict(zip(fields[::2], fields[1::2], strict=True))
-            if found.get(b"g") != generation or b"small" in found:
+            if found.get(b"g") != generation or b"small" in found or _over(world, key):
                 continue
             leases = {name.decode(): int(units) for name, units in found.items() if name.startswith(b"l:")}
             if int(found.get(b"held", b"0")) or int(found.get(b"n", b"0")) or leases:
                 world.oracle.violated("L2", f"{key.decode()} still holds {leases}: {found}")
+
+
+def _over(world: World, key: bytes) -> bool:
+    """Whether the period of a limit is over: nobody can spend from such leases, they expire with their key."""
+    tenant, limit_id, start = parts(key)
+    snapshot = world.oracle.snapshots[tenant]
+    rule = next((rule for rule in snapshot.limits if rule.name == limit_id.partition(":")[0]), None)
+    now_s = (world.start_ms + world.loop.elapsed_ms + world.redis_wrong_ms) // 1000
+    return rule is not None and now_s >= bounds(rule.period, int(start))[1]
 
 
 def check_journals_gone(world: World) -> None:
@@ -202,4 +214,6 @@ def check_redis(world: World) -> None:
                     continue
                 found = world.redis.command(b"HGET", (world.keys.limit(tenant, limit_id, start), "spent"))
                 if int(found or 0) != units:
-                    world.oracle.violated("C3", f"Redis has {int(found or 0)} used of {tenant} {limit_id} {start}, the ledger {units}")
+                    world.oracle.violated(
+                        "C3", f"Redis has {int(found or 0)} used of {tenant} {limit_id} {start}, the ledger {units}"
+                    )

@@ -60,7 +60,7 @@ class Network:
         if left <= 0:
             del self.fuses[process]
             self.kill(process)
-            return self._random.random() < 0.5  # noqa: PLR2004 - a coin
+            return self._random.random() < 0.5
         return False
 
     def drawn(self, rate: int, fault: str) -> bool:

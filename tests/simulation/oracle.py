@@ -60,7 +60,9 @@ class Oracle:
             known[window.key] += units
             self.used[window.key.tenant, window.key.series][window.key.period, window.key.hour] += units
             if window.value != known[window.key]:
-                self.violated("C1", f"{window.key} of {writer} has {window.value} in its cell, {known[window.key]} allowed")
+                self.violated(
+                    "C1", f"{window.key} of {writer} has {window.value} in its cell, {known[window.key]} allowed"
+                )
         checked = set()
         for owner, state, units in charge.limits:
             if not state.leased or not units or state.small:
@@ -131,13 +133,17 @@ class Oracle:
             self._freed = (bytes(arguments[0]), bytes(arguments[1]))
         elif arguments[1] == b"reclaimed":
             key, field = self._freed
-            tenant, limit_id, start = _parts(key)
+            tenant, limit_id, start = parts(key)
             self._reclaim(server, (tenant, limit_id, int(start)), field[2:].decode(), int(arguments[2]))
 
     def _reclaim(self, server: MemoryRedis, key: LimitKey, writer: str, units: int) -> None:
         self.reclaimed[key] += units
         snapshot = self.snapshots.get(key[0])
-        rule = next((rule for rule in snapshot.limits if rule.name == key[1].partition(":")[0]), None) if snapshot else None
+        rule = (
+            next((rule for rule in snapshot.limits if rule.name == key[1].partition(":")[0]), None)
+            if snapshot
+            else None
+        )
         if rule is None:
             self.slack[key] += units
             return
@@ -202,7 +208,7 @@ def _start(rule: LimitRule, period: int, hour: int) -> int:
     return period if rule.period == "billing" else bounds(rule.period, hour * 3600)[0]
 
 
-def _parts(key: bytes) -> list[str]:
+def parts(key: bytes) -> list[str]:
     tenant, _, rest = key.partition(b":limit:")[2].decode().partition(":")
     limit_id, _, start = rest.rpartition(":")
     return [tenant, limit_id, start]

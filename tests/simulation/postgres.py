@@ -84,9 +84,7 @@ class MemoryTransaction(ShardTransaction):
 
     __slots__ = ("_answer", "_merged", "_postgres", "_undo", "life", "process")
 
-    def __init__(
-        self, postgres: Postgres, shard: int, process: Process, answer: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, postgres: Postgres, shard: int, process: Process, answer: Callable[[], Awaitable[None]]) -> None:
         super().__init__(None, postgres.shards, shard)  # type: ignore[arg-type]
         self.process = process
         self.life = postgres.life
@@ -148,6 +146,9 @@ class MemoryTransaction(ShardTransaction):
     def _shard_state(self, shard: int) -> Iterable[Any]:
         found = self._postgres.tables.shards.get(shard)
         return [] if found is None else [tuple(found)]
+
+    def _shard_epochs(self) -> Iterable[Any]:
+        return [(shard, epoch) for shard, (epoch, _) in self._postgres.tables.shards.items()]
 
     def _raise_epoch(self, shard: int, beyond: int) -> Iterable[Any]:
         known, generation = self._postgres.tables.shards.get(shard, (0, ""))

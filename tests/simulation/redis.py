@@ -272,7 +272,7 @@ class MemoryRedis:
     def _do_zrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> list[bytes]:
         found = self._sorted(key)
         stop = int(last) + 1
-        found = found[int(first) : stop if stop else None]
+        found = found[int(first) : stop or None]
         if b"WITHSCORES" in options:
             return [part for score, member in found for part in (member, _score(score))]
         return [member for _, member in found]

@@ -1,6 +1,6 @@
 """Runs seeds and prints one JSON line; ``--seed N --verbose`` replays one and prints its history.
 
-    python -m tests.simulation.run --seeds 2000 [--from N] [--jobs N]
+python -m tests.simulation.run --seeds 2000 [--from N] [--jobs N]
 """
 
 from __future__ import annotations

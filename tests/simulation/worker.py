@@ -86,9 +86,7 @@ class Worker:
         else:
             self.process.spawn(self._loop, self._waiting(identity, route, answer))
 
-    async def _waiting(
-        self, identity: Identity, route: RouteRule, answer: Callable[[Worker, Decision], None]
-    ) -> None:
+    async def _waiting(self, identity: Identity, route: RouteRule, answer: Callable[[Worker, Decision], None]) -> None:
         answer(self, await self.core.enforcer.decide_waiting(identity, route, ""))
 
     def stop(self, drain_s: float) -> None:

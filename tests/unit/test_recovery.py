@@ -1,0 +1,106 @@
+"""Journals of dead writers: who may adopt them, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import JournalUnusable
+from sidecar.usage.journal import HEADER_BYTES, Journal
+from sidecar.usage.recovery import adopt, inspect
+from sidecar.usage.window import WindowKey
+
+WRITER = "00000000000000bb"
+
+
+def dead(directory: Path, units: int = 3, writer: str = WRITER) -> Path:
+    journal = Journal(directory / f"{writer}.journal", writer)
+    cell = journal.cell(WindowKey("acme", "api", 0, 7).encode())
+    cell.view[cell.index] += units
+    journal.close(delete=False)
+    return journal.path
+
+
+def test_a_dead_writers_journal_is_adopted_once_and_deleted_when_done(tmp_path: Path) -> None:
+    path = dead(tmp_path)
+    [found] = list(adopt(tmp_path))
+    assert (found.writer, found.windows) == (WRITER, [(WindowKey("acme", "api", 0, 7), 3)])
+    assert not list(adopt(tmp_path))
+    found.delete()
+    found.release()
+    assert not path.exists()
+
+
+def test_a_released_journal_may_be_adopted_by_another(tmp_path: Path) -> None:
+    dead(tmp_path)
+    [found] = list(adopt(tmp_path))
+    found.release()
+    [again] = list(adopt(tmp_path))
+    assert again.windows == found.windows
+    again.release()
+
+
+def test_a_living_writers_journal_is_not_adopted_but_can_be_inspected(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / f"{WRITER}.journal", WRITER)
+    cell = journal.cell(WindowKey("acme", "api", 0, 7).encode())
+    cell.view[cell.index] += 3
+    assert not list(adopt(tmp_path))
+    assert inspect(journal.path) == (WRITER, [(WindowKey("acme", "api", 0, 7), 3)])
+    journal.close(delete=False)
+    [found] = list(adopt(tmp_path))
+    found.release()
+
+
+def test_a_journal_that_is_not_yet_named_is_nobodys_to_adopt(tmp_path: Path) -> None:
+    (tmp_path / f"{WRITER}.new").write_bytes(b"")
+    assert not list(adopt(tmp_path))
+
+
+def test_a_file_that_is_no_journal_is_left_alone_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "notes.journal"
+    path.write_text("Dear diary, today we counted again.")
+    assert not list(adopt(tmp_path))
+    assert path.read_text().startswith("Dear diary")
+    with pytest.raises(JournalUnusable, match=r"notes\.journal: not a journal \(it begins with b'Dear dia'"):
+        inspect(path)
+
+
+def test_one_bad_file_does_not_keep_others_from_being_adopted(tmp_path: Path) -> None:
+    (tmp_path / "0.journal").write_bytes(b"rubbish")
+    (tmp_path / "1.journal").mkdir()
+    path = dead(tmp_path)
+    raw = bytearray(path.read_bytes())
+    foreign = Journal(tmp_path / "00000000000000aa.journal", "00000000000000aa")
+    cell = foreign.cell(b"a key of a version to come")
+    cell.view[cell.index] += 1
+    foreign.close(delete=False)
+    [found] = list(adopt(tmp_path))
+    assert found.path == path
+    found.release()
+    with pytest.raises(JournalUnusable, match="a key that no version known here writes"):
+        inspect(foreign.path)
+    assert raw == path.read_bytes()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JournalUnusable, match=r"gone\.journal: No such file or directory"):
+        inspect(tmp_path / "gone.journal")
+
+
+def test_counts_survive_a_header_that_was_lost_with_the_power(tmp_path: Path) -> None:
+    path = dead(tmp_path)
+    raw = path.read_bytes()
+    path.write_bytes(bytes(HEADER_BYTES) + raw[HEADER_BYTES:])
+    assert inspect(path) == (WRITER, [(WindowKey("acme", "api", 0, 7), 3)])
+
+
+def test_an_empty_file_is_a_journal_without_counts(tmp_path: Path) -> None:
+    (tmp_path / f"{WRITER}.journal").write_bytes(b"")
+    [found] = list(adopt(tmp_path))
+    assert (found.writer, found.windows) == (WRITER, [])
+    found.delete()
+
+
+def test_a_folder_that_is_not_there_has_no_journals(tmp_path: Path) -> None:
+    assert not list(adopt(tmp_path / "nowhere"))
