@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 Period = Literal["second", "minute", "hour", "day", "month", "billing", "lifetime"]
+ANONYMOUS = "(anonymous)"  # the tenant that requests without identity count for
 PERIODS: tuple[Period, ...] = ("second", "minute", "hour", "day", "month", "billing", "lifetime")
 GRACE_S = 86_400  # of a soft cap that says nothing about what is beyond it
 Outage = Literal["closed", "open", "bounded"]

@@ -11,13 +11,20 @@ from sidecar.catalogue.period import bounds
 from sidecar.enforcement.lease import LimitState, near_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sidecar.catalogue.model import RouteRule
     from sidecar.catalogue.snapshot import LimitRule, Snapshot
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.usage.window import Window, WindowKey
 
 CHARGES_MAX = 256
+ANCESTORS_MAX = 16
 HOUR_MS = 3_600_000
+# Redis keeps a second's or a minute's limit for a minute after its end.
+SMALL_KEPT_S = 180
+SMALL_KEPT_MAX = 512
+SWEEP_LEAST = 256
 
 
 class Charge:
@@ -59,6 +66,8 @@ class Account:
     """
 
     __slots__ = (
+        "_small_own",
+        "_sweep_at",
         "charges",
         "departed",
         "edition",
@@ -88,6 +97,8 @@ class Account:
         self.has_children = False
         self.limits: dict[str, LimitState] = {}
         self.departed: list[LimitState] = []
+        self._sweep_at = SWEEP_LEAST
+        self._small_own: dict[tuple[str, int], int] = {}
         self.windows: dict[WindowKey, Window] = {}
         self.charges: dict[tuple[str, str, str], Charge] = {}
         self.snapshot = snapshot
@@ -110,6 +121,9 @@ class Account:
                 continue
             if not self._leased(rule) or rule.stop is None or (state.stop is not None and rule.stop < state.stop):
                 state.forfeit()
+            if rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
+                self._forget(state)
+                continue
             state.rule = rule
             state.stop = rule.stop
             state.near_at = near_at(rule)
@@ -127,7 +141,7 @@ class Account:
         cache_key = (route.name, key_id, user)
         found = self.charges.get(cache_key)
         # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
-        edition = self.parent.edition if self.parent is not None else 0
+        edition = sum(one.edition for one in self._ancestors())
         if (
             found is not None
             and found.since_ms <= now_s * 1000 < found.until_ms  # the wall clock may step back
@@ -138,12 +152,21 @@ class Account:
         charge = Charge(route, edition, (now_s - now_s % 3600) * 1000)
         charge.features_missing = tuple(name for name in route.requires if not self.snapshot.features.get(name))
         self._add(charge, route, key_id, user, now_s)
-        if self.parent is not None:
-            self.parent._add(charge, route, "", "", now_s)  # noqa: SLF001 - the parent is another account of this class
+        for one in self._ancestors():
+            one._add(charge, route, "", "", now_s)  # noqa: SLF001 - another account of this class
         if len(self.charges) >= CHARGES_MAX:
             self.charges.clear()
         self.charges[cache_key] = charge
         return charge
+
+    def _ancestors(self) -> Iterator[Account]:
+        """Parent, its parent and so on; the ledger keeps families without cycles."""
+        found = self.parent
+        for _ in range(ANCESTORS_MAX):
+            if found is None:
+                return
+            yield found
+            found = found.parent
 
     def _add(self, charge: Charge, route: RouteRule, key_id: str, user: str, now_s: int) -> None:
         snapshot = self.snapshot
@@ -180,10 +203,36 @@ class Account:
         state = self.limits.get(limit_id)
         if state is not None and state.start_s == start_s and state.end_s == end_s:
             return state
+        fresh = LimitState(rule, limit_id, start_s, end_s, leased=self._leased(rule))
         if state is not None:
+            fresh.outage_used = state.outage_used  # an outage does not end with a period
             self._depart(limit_id)
-        state = self.limits[limit_id] = LimitState(rule, limit_id, start_s, end_s, leased=self._leased(rule))
-        return state
+        fresh.own = fresh.own_reported = self._small_own.get((limit_id, start_s), 0)
+        if len(self.limits) >= self._sweep_at:
+            self._sweep()
+        self.limits[limit_id] = fresh
+        return fresh
+
+    def _sweep(self) -> None:
+        """Forget scoped limits that nobody used for a while: users and keys come and go, a month is long."""
+        for state in list(self.limits.values()):
+            if state.rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
+                self._forget(state)
+        self._sweep_at = max(SWEEP_LEAST, 2 * len(self.limits))
+        self.drop_charges()
+
+    def _forget(self, state: LimitState) -> None:
+        if state.small and state.own:
+            self._remember_small(state)
+        del self.limits[state.id]
+
+    def rotate(self, windows: list[Window], limits: list[LimitState]) -> None:
+        """Put what a full message just said behind what did not fit, so that everything gets its turn."""
+        for window in windows:
+            self.windows[window.key] = self.windows.pop(window.key)
+        for state in limits:
+            if self.limits.get(state.id) is state:
+                self.limits[state.id] = self.limits.pop(state.id)
 
     def _leased(self, rule: LimitRule) -> bool:
         return rule.stop is not None and not rule.shadow and not self.snapshot.shadow
@@ -192,8 +241,20 @@ class Account:
         state = self.limits.pop(limit_id)
         self.drop_charges()
         state.forfeit()
+        if state.small and state.own:
+            self._remember_small(state)
         self.departed.append(state)
         self.exchange.touch(self)
+
+    def _remember_small(self, state: LimitState) -> None:
+        """Keep what was spent in a second or minute: it may come back, with the plan or with a step of the clock.
+
+        Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
+        """
+        if len(self._small_own) >= SMALL_KEPT_MAX:
+            newest_s = max(start_s for _, start_s in self._small_own)
+            self._small_own = {key: own for key, own in self._small_own.items() if newest_s - key[1] < SMALL_KEPT_S}
+        self._small_own[state.id, state.start_s] = state.own
 
 
 def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> str | None:

@@ -31,7 +31,8 @@ R = TypeVar("R")
 
 SCAN_INTERVAL_S = 2.0
 POLL_INTERVAL_S = 0.5
-TENANTS_PER_MESSAGE = 200
+# One script call has to end well within the store's timeout.
+WINDOWS_PER_MESSAGE = 250
 
 
 class Adoption:
@@ -91,24 +92,28 @@ class Adoption:
     async def _report(self, shard: int, writer: str, tenants: dict[str, list[CountedWindow]]) -> tuple[str, int]:
         """Report all windows of a shard; returns the generation and the version after which the ledger has them."""
         revisions: dict[str, int] = {}
-        waiting = list(tenants)
+        waiting = [
+            (tenant, windows[first : first + WINDOWS_PER_MESSAGE])
+            for tenant, windows in tenants.items()
+            for first in range(0, len(windows), WINDOWS_PER_MESSAGE)
+        ]
         generation, version = "", 0
         while waiting:
-            batch = waiting[:TENANTS_PER_MESSAGE]
+            batch, waiting = _fitting(waiting)
             parts = [
-                TenantReport(tenant, revisions.get(tenant, 0), [(*w.key[1:], w.value) for w in tenants[tenant]], [])
-                for tenant in batch
+                TenantReport(tenant, revisions.get(tenant, 0), [(*w.key[1:], w.value) for w in windows], [])
+                for tenant, windows in batch
             ]
             reply = await self._send(shard, writer, parts)
             if generation and reply.generation != generation:
                 raise StoreUnavailable("Redis lost its state during the report")
             generation, version = reply.generation, reply.version
-            again = []
-            for tenant, part in zip(batch, reply.parts, strict=True):
+            refused = []
+            for (tenant, windows), part in zip(batch, reply.parts, strict=True):
                 if part.revision > revisions.get(tenant, 0):
                     revisions[tenant] = part.revision
-                    again.append(tenant)
-            waiting = again + waiting[TENANTS_PER_MESSAGE:]
+                    refused.append((tenant, windows))
+            waiting = refused + waiting
         return generation, version
 
     async def _send(self, shard: int, writer: str, parts: list[TenantReport]) -> SyncReply:
@@ -122,3 +127,16 @@ class Adoption:
                 return await call(*args, **kwargs)
             except (StoreUnavailable, StoreRefused):
                 await asyncio.sleep(POLL_INTERVAL_S)
+
+
+Slice = tuple[str, "list[CountedWindow]"]
+
+
+def _fitting(waiting: list[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """Split what is waiting into one message's worth and the rest."""
+    room = WINDOWS_PER_MESSAGE
+    for position, (_, windows) in enumerate(waiting):
+        room -= len(windows)
+        if room < 0:
+            return waiting[:position], waiting[position:]
+    return waiting, []

@@ -99,11 +99,11 @@ class ChangeReader:
 
     async def _read_catalogue(self) -> None:
         found = await self._store.catalogue()
-        self._catalogue_due = False
         if found is None:
             if self._directory.policy is None:
                 self._from_disk()
             return
+        self._catalogue_due = False
         revision, text = found
         policy = self._directory.policy
         if policy is None or policy.revision != revision:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sidecar.catalogue.model import ANONYMOUS
 from sidecar.catalogue.resolve import resolve
 from sidecar.enforcement.account import Account
 from sidecar.errors import SidecarError, StoreRefused, StoreUnavailable
+from sidecar.logs import fields
 from sidecar.store import snapshots
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANONYMOUS = "(anonymous)"
 UNKNOWN_KEPT_MS = 5_000
 REFRESHES_AT_ONCE = 16
+REFRESH_PAUSE_S = 0.2
 EVICTION_LOOKS = 64
 
 
@@ -153,19 +155,21 @@ class Directory:
                 self._wake.clear()
                 continue
             results = await asyncio.gather(*(self._refresh(tenant) for tenant in batch))
-            if not all(results):
-                await asyncio.sleep(0.2)  # Redis is away: what was not read stays in the queue
+            if not any(results):
+                await asyncio.sleep(REFRESH_PAUSE_S)
 
     async def _refresh(self, tenant: str) -> bool:
         account = self.accounts.get(tenant)
+        # Taken out first: a change that is announced meanwhile puts it in again.
+        self._refreshing.pop(tenant, None)
         try:
             if account is not None and await self._load(tenant) is None:
                 self._withdraw(account)
         except StoreUnavailable:
+            self._refreshing[tenant] = None  # at the end, so that it does not keep others waiting
             return False
         except StoreRefused as error:
-            log.warning("snapshot refused", extra={"cause": str(error)})
-        self._refreshing.pop(tenant, None)
+            log.warning("snapshot refused", extra=fields(cause=str(error)))
         return True
 
     def _withdraw(self, account: Account) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from sidecar.catalogue.model import ANONYMOUS
 from sidecar.enforcement import explanation, verdict
 from sidecar.enforcement.decision import Decision, Identity
-from sidecar.enforcement.directory import ANONYMOUS
 from sidecar.enforcement.verdict import DEGRADED, FINE, NEAR, Denial
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.usage.window import Window, WindowKey
@@ -93,7 +93,7 @@ class Enforcer:
             repeated = self._repeats.find(request_id, tenant, route.name, now_ms)
             if repeated is not None:
                 return repeated
-            if self._repeats.pending(request_id, tenant, route.name):
+            if self._repeats.pending(request_id, _asker(identity), route.name):
                 return None
         outcome = self._examine(account, identity, route, now_ms)
         if isinstance(outcome, Shortage):
@@ -109,7 +109,7 @@ class Enforcer:
         try:
             if not request_id:
                 return await self._decide_waiting(identity, route)
-            key = (request_id, identity.tenant or identity.key or ANONYMOUS, route.name)
+            key = (request_id, _asker(identity), route.name)
             return await self._repeats.once(key, lambda: self._repeatable(identity, route, request_id))
         finally:
             counters.requests_waiting -= 1
@@ -334,3 +334,8 @@ class Enforcer:
 
 def _key_id(identity: Identity) -> str:
     return identity.key[:16] if identity.key else ""
+
+
+def _asker(identity: Identity) -> str:
+    """Who asks, before it is known which tenant that is."""
+    return identity.tenant or identity.key or ANONYMOUS

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sidecar.usage.journal import Journal
 
 TENANTS_PER_SYNC = 200
+# One script call has to end well within the store's timeout, whatever one tenant has.
+WINDOWS_PER_SYNC = 250
+LIMITS_PER_SYNC = 250
 WINDOWS_EXAMINED = 256
 # A cell whose hour came back with a step of the clock would start from 0 again, below what Redis has.
 HOURS_KEPT = 1
@@ -64,6 +67,8 @@ class ShardExchange:
         self.redis_hour = 0  # the same by Redis' clock, at the last reply
         self.freed_hour = 0  # windows of hours up to this one may have been freed and must not be opened again
         self.closing = False
+        self.backlogged = False
+        self.composed_ms = 0
         self.stale: list[Account] = []
         self.generation_changes = 0
         self.replies_unused = 0
@@ -89,7 +94,12 @@ class ShardExchange:
     @property
     def rounds(self) -> int:
         """Syncs that are enough to report everything counted so far."""
-        return -(-(len(self._touched) + len(self._holders)) // TENANTS_PER_SYNC) + 1 if self.pressing else 0
+        if not self.pressing:
+            return 0
+        accounts = self._touched | self._holders
+        windows = sum(len(account.windows) for account in accounts)
+        limits = sum(len(account.limits) + len(account.departed) for account in accounts)
+        return len(accounts) // TENANTS_PER_SYNC + windows // WINDOWS_PER_SYNC + limits // LIMITS_PER_SYNC + 3
 
     @property
     def in_ledger(self) -> bool:
@@ -159,12 +169,26 @@ class ShardExchange:
         return False
 
     def compose(self, now_ms: int) -> tuple[SyncMessage, list[Sent]]:
-        """The next message: at most TENANTS_PER_SYNC touched tenants first, then holders of leases."""
+        """The next message: touched tenants first, then holders of leases, as many as its bounds allow.
+
+        ``backlogged`` says afterwards that more is waiting than fitted.
+        """
         self.spendable(now_ms)
+        self.composed_ms = now_ms
+        self.backlogged = False
         accounts = dict.fromkeys(_first(self._touched, TENANTS_PER_SYNC))
         if len(accounts) < TENANTS_PER_SYNC:
             accounts |= dict.fromkeys(_first(self._holders, TENANTS_PER_SYNC - len(accounts)))
-        sent = [self._report(account, now_ms) for account in accounts]
+        sent: list[Sent] = []
+        windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC
+        for account in accounts:
+            if windows <= 0 or limits <= 0:
+                self.backlogged = True
+                break
+            one = self._report(account, now_ms, windows, limits)
+            windows -= len(one.windows)
+            limits -= len(one.limits)
+            sent.append(one)
         self._sequence += 1
         if now_ms - self._replied_ms > ACKNOWLEDGED_KEPT_MS:
             self._acknowledged = 0
@@ -179,7 +203,11 @@ class ShardExchange:
         ]
         return SyncMessage(self.writer, self._sequence, self.generation, self._acknowledged, parts), sent
 
-    def _report(self, account: Account, now_ms: int) -> Sent:
+    def _report(self, account: Account, now_ms: int, windows_max: int, limits_max: int) -> Sent:
+        """What a message says of one tenant; what does not fit stays for the next one, and the tenant touched.
+
+        A limit is never reported without the windows that feed it, or spent units would look unspent.
+        """
         account.touched = False
         self._touched.pop(account, None)
         # Rotate, so that holders beyond one message get their turn. It stays a holder meanwhile: what it holds may have
@@ -187,17 +215,36 @@ class ShardExchange:
         if account in self._holders:
             del self._holders[account]
             self._holders[account] = None
-        windows = [(window, window.value) for window in account.windows.values() if window.dirty]
-        departed, account.departed = account.departed, []
+        windows = [window for window in account.windows.values() if window.dirty]
+        omitted: frozenset[str] = frozenset()
+        if len(windows) > windows_max:
+            windows.sort(key=lambda window: "@" in window.key.series)  # the tenant's own first: few, and they feed most
+            omitted = frozenset(window.key.series for window in windows[windows_max:])
+            del windows[windows_max:]
+        leaving, account.departed = account.departed, []
+        departed: list[LimitState] = []
         limits: list[tuple[LimitState, LeaseReport, int]] = []
+        for position, state in enumerate((*leaving, *account.limits.values())):
+            gone = position < len(leaving)
+            if not gone and not state.to_report:
+                continue
+            if len(limits) >= limits_max or state.series in omitted:
+                omitted |= {state.series}
+                if gone:
+                    account.departed.append(state)
+                continue
+            if gone:
+                departed.append(state)
+            limits.append((state, self._lease_report(state, now_ms, renewing=not gone), state.own))
+        if omitted:
+            account.rotate(windows, [state for state, _, _ in limits])
+            self.backlogged = True
+            self.touch(account)
+        return Sent(account, account.snapshot.rev, [(window, window.value) for window in windows], limits, departed)
+
+    def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         terms = self.terms
-        for state in (*departed, *account.limits.values()):
-            changed = state.own != state.own_reported or state.left or state.need or not state.known
-            if changed or state.watched or state in departed:
-                renewing = not self.closing and state not in departed
-                report = state.report(now_ms, terms.lease_seconds, terms.lease_units_max, renewing=renewing)
-                limits.append((state, report, state.own))
-        return Sent(account, account.snapshot.rev, windows, limits, departed)
+        return state.report(now_ms, terms.lease_seconds, terms.lease_units_max, renewing=renewing and not self.closing)
 
     def apply(self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int) -> None:
         """Take over a reply. ``sent_ms``: when the message was sent (monotonic)."""
@@ -237,7 +284,7 @@ class ShardExchange:
             window.version = version
             window.dirty = window.value != value
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
-            state.settle(report, own, lease, now_ms, renewed=renewed)
+            state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
         if any(window.dirty for window, _ in one.windows) or any(not state.known for state, _, _ in one.limits):
             self.touch(account)
         if any(state.left for state in account.limits.values()):
@@ -255,6 +302,7 @@ class ShardExchange:
 
     def _reject(self, one: Sent) -> None:
         for state, _, _ in one.limits:
+            state.in_flight = False
             state.renewing = False
             state.known = False
         one.account.departed += one.departed

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NEAR_PERCENT = 80
 FIRST_LEASE_UNITS = 20
 IDLE_AFTER_MS = 1_500
+FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
 
@@ -40,6 +41,7 @@ class LimitState:
         "end_s",
         "held_elsewhere",
         "id",
+        "in_flight",
         "known",
         "leased",
         "left",
@@ -81,6 +83,7 @@ class LimitState:
         self.held_elsewhere = 0
         self.over_ms = 0
         self.known = False
+        self.in_flight = False
         self.need = 0
         self.waiting = 0
         self.renewing = False
@@ -91,6 +94,22 @@ class LimitState:
         self.contended_until_ms = 0
         self.outage_used = 0
         self.watched = False  # its total matters although this writer does not spend from it
+
+    @property
+    def series(self) -> str:
+        """The series whose windows feed this limit."""
+        return f"{self.rule.metric}@{self.id}" if self.rule.scope != "tenant" else self.rule.metric
+
+    @property
+    def to_report(self) -> bool:
+        """Whether the next message has to speak of it."""
+        return bool(self.own != self.own_reported or self.left or self.need or not self.known or self.watched)
+
+    def forgettable(self, now_ms: int) -> bool:
+        """Whether nothing is lost with it: nobody spent lately, Redis knows all, and it holds nothing."""
+        if self.left or self.need or self.in_flight or self.watched or self.own != self.own_reported:
+            return False
+        return now_ms - self.own_changed_ms >= FORGET_AFTER_MS
 
     def spend(self, units: int) -> None:
         """Count ``units`` as used; the caller has checked that a leased limit has them left."""
@@ -123,14 +142,16 @@ class LimitState:
         """
         spent = self.own - self.own_reported
         elapsed_ms = max(1, now_ms - self.reported_ms)
-        if spent:
+        if spent or self.need:
+            # Units that are fetched for somebody who waits are in use, or the next report could give them back before
+            # the one who waits has its turn.
             self.own_changed_ms = now_ms
         if self.reported_ms:
             rate = spent * 1000 // max(elapsed_ms, 20)
             self.rate_per_s = max(rate, self.rate_per_s * 7 // 8 if elapsed_ms < IDLE_AFTER_MS else 0)
         want = 0
         if self.leased:
-            if not renewing or (now_ms - self.own_changed_ms >= IDLE_AFTER_MS and not self.need):
+            if not renewing or now_ms - self.own_changed_ms >= IDLE_AFTER_MS:
                 self.left = 0
             else:
                 self.target = min(max(self.rate_per_s * lease_seconds, FIRST_LEASE_UNITS), lease_units_max)
@@ -144,6 +165,7 @@ class LimitState:
         self.waiting = 0
         self.renewing = want > 0
         self.own_reported = self.own
+        self.in_flight = True
         self.reported_ms = now_ms
         rule = self.rule
         cumulative = self.own if self.small else 0
@@ -152,8 +174,21 @@ class LimitState:
             rule.name, self.id, self.start_s, self.end_s * 1000, self.small, left, need, max(want, need), cumulative
         )
 
-    def settle(self, sent: LeaseReport, own_sent: int, reply: LeaseReply, now_ms: int, *, renewed: bool) -> None:
-        """Take over what Redis said: totals always, the lease only when ``renewed`` (an accepted, timely reply)."""
+    def settle(
+        self,
+        sent: LeaseReport,
+        own_sent: int,
+        reply: LeaseReply,
+        now_ms: int,
+        *,
+        renewed: bool,
+        granting: bool = True,
+    ) -> None:
+        """Take over what Redis said: totals always, the lease only when ``renewed`` (an accepted, timely reply).
+
+        An outage, and what its policy has let through, ends when the shard is ``granting`` again.
+        """
+        self.in_flight = False
         since = self.own - own_sent
         self.used = reply.spent + since
         self.over_ms = reply.over_ms
@@ -162,14 +197,15 @@ class LimitState:
             return
         if renewed:
             self.renewing = False
-            self.outage_used = 0
+            if granting:
+                self.outage_used = 0
             self.held_elsewhere = reply.held - reply.units
             self.left = max(0, reply.units - since)
             self.renew_at = min(self.target, self.left) // 3
             asked = sent.want > 0
             short = reply.units < sent.left + max(1, sent.need)
             self.contended_until_ms = now_ms + CONTENDED_FOR_MS if asked and short else 0
-            if reply.called and not asked:
+            if reply.called and not sent.need:
                 # Somebody is short: keep what the next moment needs and give the rest back with the next report.
                 reserve = self.rate_per_s * CALLED_RESERVE_MS // 1000
                 if self.left > reserve:

@@ -118,7 +118,7 @@ class Synchroniser:
                     for waiter in waiters:
                         if not waiter.done():
                             waiter.set_result(answered)
-                if not self._waiting[shard] and not (answered and self._again[shard]):
+                if not self._waiting[shard] and not (answered and (self._again[shard] or exchange.backlogged)):
                     return
         finally:
             del self._tasks[shard]

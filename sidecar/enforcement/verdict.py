@@ -114,6 +114,8 @@ class Findings:
                 self.mark = SHADOW
             else:
                 self.denials.append(found)
+                # Where a shadow lets the request through all the same, no lease covers what it spends.
+                self.unleased.add(state)
         elif isinstance(found, str):
             self.short.append((owner, state, units))
         else:

@@ -70,6 +70,8 @@ class Flusher:
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
         self._started_ms = clock.monotonic_ms()
         self._reclaimed = [0] * self._shards
+        self._round = [0] * self._shards
+        self._caught_up = [False] * self._shards
         self._backlog = [0] * self._shards
         self._state = Transition(log, "flushing")
         self.cause = ""
@@ -94,9 +96,13 @@ class Flusher:
                 await work()
             except SidecarError as error:
                 self._failed(error)
+            except Exception as error:  # whatever it is, the next round may work, and nothing else carries the counts
+                if str(error) != self.cause:
+                    log.exception("flushing failed unexpectedly")
+                self._failed(error)
             await asyncio.sleep(interval_s)
 
-    def _failed(self, error: SidecarError) -> None:
+    def _failed(self, error: Exception) -> None:
         self._counters.passes_failed += 1
         self.cause = str(error)
         self._state.bad(cause=self.cause)
@@ -129,13 +135,13 @@ class Flusher:
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
-            self._compare(dict(await tx.rows("shard_epochs")))
+            self._compare({int(row[0]): int(row[1]) for row in await tx.rows("shard_epochs")})
         for shard in pending:
             while await self._pass(shard, full=True):
                 pass
 
     def _compare(self, epochs: dict[int, int]) -> None:
-        """A ledger that is older than its last pass was restored from a backup: look at such a shard even if it is idle."""
+        """A ledger that is older than its last pass was restored from a backup: look at such shards even if idle."""
         for shard in range(self._shards):
             if epochs.get(shard, 0) < self._epochs[shard]:
                 self._epochs[shard] = -1
@@ -167,17 +173,32 @@ class Flusher:
                 await self._ledger_went_back(tx, state.epoch, collected.epoch)
                 collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
             epoch = await self._merge(tx, collected, state.epoch)
-            drained = len(collected.windows) >= collected.dirty
-            restored = drained and await self._project_shard(tx, collected)
+            # Announced before the commit that marks it as done: what was not announced is projected again.
+            await store.announce(await self._projector.keys(tx))
+            caught_up = self._caught_up[shard] or len(collected.windows) >= collected.dirty
+            restored = caught_up and await self._project_shard(tx, collected)
         self._epochs[shard] = epoch
-        if collected.windows:
-            marks = [(w.tenant, w.series, w.period, w.hour, w.version) for w in collected.windows]
-            await store.settle(shard, collected.generation, epoch, marks)
+        await self._settle(shard, collected, epoch, caught_up=caught_up)
         if restored and (collected.state == "held" or self._opening[shard] > collected.real_ms):
             await self._open(shard, collected, first=not state.generation)
         await self._retire_silent(shard, collected)
         self._backlog[shard] = max(0, collected.dirty - len(collected.windows))
-        return not drained
+        return not caught_up
+
+    async def _settle(self, shard: int, collected: Collected, epoch: int, *, caught_up: bool) -> None:
+        """Clear the marks, and see whether all that was dirty when the round began is in the ledger by now.
+
+        Under steady traffic there is always something dirty; projecting only has to wait for a round.
+        """
+        if caught_up:
+            self._caught_up[shard], self._round[shard] = False, 0
+        if not collected.windows:
+            return
+        marks = [(w.tenant, w.series, w.period, w.hour, w.version) for w in collected.windows]
+        watermark = await self._store.settle(shard, collected.generation, epoch, marks)
+        if not caught_up:
+            self._round[shard] = self._round[shard] or collected.version
+            self._caught_up[shard] = watermark >= self._round[shard]
 
     async def _project_shard(self, tx: ShardTransaction, collected: Collected) -> bool:
         """Bring Redis up to what the ledger says; returns whether the shard may grant (again)."""
@@ -185,9 +206,9 @@ class Flusher:
         if held:
             counted = await restore(tx, self._store, collected)
             self._awaited[tx.shard] = self._lately_seen(tx.shard, counted)
+            await self._store.announce(await self._projector.keys(tx))
         try:
-            # Announced before the commit that marks it as done: what was not announced is projected again.
-            await self._store.announce(await self._projector.shard(tx, collected, _aged(collected)))
+            await self._store.announce(await self._projector.tenants(tx, collected))
         except NotFound:
             return False  # without a catalogue there are no plans yet: whatever is counted is kept, nothing is granted
         if held:
@@ -216,8 +237,13 @@ class Flusher:
         if not collected.windows and collected.epoch <= epoch:
             return epoch
         self._note_seen(tx.shard, collected)
-        rows = counter_rows(collected.windows)
-        self._counters.rows += await tx.merge(rows, await self._projector.default_plan(tx))
+        default_plan, anonymous_plan = await self._projector.newcomers(tx)
+        self._counters.rows += await tx.merge(counter_rows(collected.windows), default_plan, anonymous_plan)
+        # Windows too old to have moved `spent` themselves (with an hour to spare for one that just turned): the rebuild
+        # that does it is owed from this very transaction on.
+        aged = {window.tenant for window in collected.windows if window.hour <= collected.first_direct_hour}
+        if aged:
+            await tx.rows("owe_tenants", sorted(aged))
         return await tx.raise_epoch(collected.epoch)
 
     async def _open(self, shard: int, collected: Collected, *, first: bool) -> None:
@@ -265,8 +291,3 @@ def counter_rows(windows: Sequence[DirtyWindow]) -> list[CounterRow]:
             for writer, amount in zip(values[::2], values[1::2], strict=True)
         ]
     return rows
-
-
-def _aged(collected: Collected) -> list[str]:
-    """Tenants with windows too old to have moved ``spent`` directly; the margin covers an hour that just turned."""
-    return list(dict.fromkeys(w.tenant for w in collected.windows if w.hour <= collected.first_direct_hour))

@@ -73,3 +73,14 @@ async def _write(tx: Transaction, limits: Sequence[tuple[str, LimitRule]]) -> No
         [limit.beyond for _, limit in limits],
         [limit.shadow for _, limit in limits],
     )
+
+
+async def pass_over(tx: Transaction, rows: Sequence[TenantRow]) -> None:
+    """Leave tenants that no plan fits as they are in Redis, until they or the catalogue change."""
+    if rows:
+        ids, revs, months = (
+            [row.tenant for row in rows],
+            [row.rev for row in rows],
+            [row.interval_months for row in rows],
+        )
+        await tx.rows("mark_tenants_projected", ids, revs, months)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.period import bounds
+from sidecar.catalogue.snapshot import Snapshot
 from sidecar.errors import CatalogueInvalid, NotFound, StoreUnavailable
-from sidecar.ledger import plans, projection, tenants
+from sidecar.ledger import plans, projection
 from sidecar.ledger.spans import Span
 from sidecar.logs import fields
 from sidecar.store import snapshots
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sidecar.catalogue.model import Catalogue
-    from sidecar.catalogue.snapshot import Snapshot
     from sidecar.clock import Clock
     from sidecar.ledger.shard import ShardTransaction
     from sidecar.ledger.tenants import TenantRow
@@ -57,43 +57,42 @@ class Projector:
         await plans.mark_projected(tx, version.revision)
         return [("catalogue", str(version.revision))]
 
-    async def default_plan(self, tx: Transaction) -> str:
-        """Plan of tenants that were counted before anybody put them; empty without a catalogue."""
+    async def newcomers(self, tx: Transaction) -> tuple[str, str]:
+        """Plans of tenants that were counted before anybody put them: by default, and of requests without identity."""
         try:
-            return (await self._current(tx)).default_plan
+            catalogue = await self._current(tx)
         except NotFound:
-            return ""
+            return "", ""
+        return catalogue.default_plan, catalogue.anonymous_plan
 
-    async def shard(self, tx: ShardTransaction, collected: Collected, aged: Sequence[str]) -> list[tuple[str, str]]:
-        """Publish pending tenants and keys of a shard, and rebuild ``aged`` tenants; returns what to announce.
+    async def keys(self, tx: ShardTransaction) -> list[tuple[str, str]]:
+        """Give Redis the API keys of a shard that changed; returns what to announce."""
+        announced: list[tuple[str, str]] = []
+        while changed := await tx.pending_keys(TENANTS_PER_ROUND):
+            for key in changed:
+                await self._store.put_key(key.sha256, None if key.revoked_s else key.tenant)
+                announced.append(("key", key.sha256))
+            await tx.mark_keys_projected(changed)
+        return announced
+
+    async def tenants(self, tx: ShardTransaction, collected: Collected) -> list[tuple[str, str]]:
+        """Publish the pending tenants of a shard, with what their limits have used; returns what to announce.
 
         Raises NotFound while there is no catalogue, StoreUnavailable when Redis moved on (the next pass starts over).
         """
+        catalogue = await self._current(tx)
         announced: list[tuple[str, str]] = []
-        while changed_keys := await tx.pending_keys(TENANTS_PER_ROUND):
-            for key in changed_keys:
-                await self._store.put_key(key.sha256, None if key.revoked_s else key.tenant)
-                announced.append(("key", key.sha256))
-            await tx.mark_keys_projected(changed_keys)
-        rebuilt = set(aged)
-        while True:
-            pending = await tx.pending_tenants(TENANTS_PER_ROUND)
-            rows = pending + [row for row in await tenants.by_ids(tx, sorted(rebuilt)) if row not in pending]
-            rebuilt.clear()
-            if not rows:
-                break
-            published = await self._publish(tx, collected, rows)
+        while pending := await tx.pending_tenants(TENANTS_PER_ROUND):
+            found = [_resolved(catalogue, row) for row in pending]
+            published = await self._publish(tx, collected, [one for one in found if isinstance(one, Snapshot)])
             await tx.mark_projected(published)
+            await projection.pass_over(tx, [one for one in found if not isinstance(one, Snapshot)])
             announced += [("tenant", snapshot.tenant) for snapshot in published]
             if len(pending) < TENANTS_PER_ROUND:
                 break
-        if collected.state == "held":
-            await self._current(tx)
         return announced
 
-    async def _publish(self, tx: ShardTransaction, collected: Collected, rows: Sequence[TenantRow]) -> list[Snapshot]:
-        catalogue = await self._current(tx)
-        found = [projection.snapshot(catalogue, row) for row in rows]
+    async def _publish(self, tx: ShardTransaction, collected: Collected, found: Sequence[Snapshot]) -> list[Snapshot]:
         older = await self._older(tx, found, collected.first_direct_hour)
         limit = asyncio.Semaphore(PUBLISHED_AT_ONCE)
 
@@ -160,3 +159,12 @@ class Projector:
             log.warning("the applied catalogue cannot be read", extra=fields(cause=str(error)))
         self._revision = version.revision
         return self._catalogue
+
+
+def _resolved(catalogue: Catalogue, row: TenantRow) -> Snapshot | TenantRow:
+    """The tenant's snapshot; the row itself, and a log line, where there is no plan for it: it must not stop others."""
+    try:
+        return projection.snapshot(catalogue, row)
+    except NotFound as error:
+        log.warning("tenant cannot be resolved", extra=fields(tenant=row.tenant, cause=str(error)))
+        return row

@@ -354,3 +354,7 @@ update api_keys set projected_rev = 0 where shard = $1;
 -- name: current_revision
 -- The catalogue revision in force; null before the first.
 select max(revision) from plan_versions;
+
+-- name: owe_tenants
+-- Makes tenants pending: their limits are to be rebuilt from the ledger, whatever happens before that is done.
+update tenants set projected_rev = 0 where id = any($1::text[]);

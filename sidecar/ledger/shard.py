@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from sidecar.catalogue.model import ANONYMOUS
 from sidecar.catalogue.snapshot import Snapshot
 from sidecar.errors import LedgerRefused
 from sidecar.ledger import keys, projection
@@ -54,10 +55,11 @@ class ShardTransaction(Transaction):
         """Lock the shard until the transaction ends; False when another transaction has it."""
         return bool(await self.value("take_shard", LOCK_CLASS, self.shard))
 
-    async def merge(self, rows: Sequence[CounterRow], default_plan: str = "") -> int:
+    async def merge(self, rows: Sequence[CounterRow], default_plan: str = "", anonymous_plan: str = "") -> int:
         """Merge counters with max, recompute the totals of windows that grew, return how many counters grew.
 
-        A tenant nobody put is introduced with ``default_plan``, so that nothing counted is ever without an owner.
+        A tenant nobody put is introduced with ``default_plan`` (requests without identity: ``anonymous_plan``), so that
+        nothing counted is ever without an owner.
         """
         if not rows:
             return 0
@@ -65,6 +67,8 @@ class ShardTransaction(Transaction):
         for name in names:
             if zlib.crc32(name.encode()) % self.shards != self.shard:
                 raise LedgerRefused(f"tenant {name!r} does not belong to shard {self.shard}")
+        if ANONYMOUS in names:
+            await self.rows("introduce_tenants", [ANONYMOUS], anonymous_plan, self.shard)
         await self.rows("introduce_tenants", names, default_plan, self.shard)
         return int(
             await self.value(

@@ -251,13 +251,16 @@ class Store:
         """After Postgres went back in time: every window Redis has is to be sent again. Scans; rare by nature."""
         prefix = f"{self.keys.tag(shard)}window:"
         marked = 0
-        async for raw in self._redis.scan_iter(match=f"{prefix}*", count=1000):
-            tenant, _, member = raw.decode().removeprefix(prefix).partition(":")
-            version = await self._command("HINCRBY", self.keys.epoch(shard), "version", 1)
-            await self._command("HSET", raw, "v", version)
-            # A mark that stands keeps its version: the watermark must not pass what the ledger does not have.
-            await self._command("ZADD", self.keys.dirty(shard), "NX", version, f"{unescaped(tenant)}\0{member}")
-            marked += 1
+        try:
+            async for raw in self._redis.scan_iter(match=f"{prefix}*", count=1000):
+                tenant, _, member = raw.decode().removeprefix(prefix).partition(":")
+                version = await self._command("HINCRBY", self.keys.epoch(shard), "version", 1)
+                await self._command("HSET", raw, "v", version)
+                # A mark that stands keeps its version: the watermark must not pass what the ledger does not have.
+                await self._command("ZADD", self.keys.dirty(shard), "NX", version, f"{unescaped(tenant)}\0{member}")
+                marked += 1
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"{type(error).__name__} during scan: {error}") from error
         return marked
 
     async def _script(self, name: str, shard: int, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:

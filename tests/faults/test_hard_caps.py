@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.accounts import put_tenant
+from tests.servers.accounts import KEYS, put_tenant
 from tests.servers.load_client import LoadClient, Tally, crowd
 from tests.servers.sidecar_dev import SidecarDev
 
@@ -115,6 +115,23 @@ async def test_members_of_an_organization_share_its_cap_exactly(dev: SidecarDev)
     assert sum(each) == 3_000
     assert all(allowed <= 2_000 for allowed in each)
     assert [dev.ledger(member, "api_calls") for member in members] == each
+
+
+async def test_tenants_of_one_shard_that_come_at_the_same_moment_are_all_served(dev: SidecarDev) -> None:
+    """Each of their first requests waits for a lease, with one call at a time for all of the shard."""
+    shard = KEYS.shard_of("first")
+    names = [name for number in range(400) if KEYS.shard_of(name := f"together-{number}") == shard][:12]
+    for name in names:
+        put_tenant(dev, "large", name)
+    for together in (names[:6], names[6:]):
+
+        async def turn(client: LoadClient, tally: Tally) -> bool:
+            tally.add(await client.ask())
+            return False
+
+        tally = await crowd(dev.authz_port, 60, together, turn)
+        assert tally.reasons["limit_contended"] == 0
+        assert tally.allowed + tally.reasons["store_unavailable"] == 60
 
 
 async def test_nothing_differs_afterwards(dev: SidecarDev) -> None:

@@ -32,7 +32,8 @@ STEPS = st.lists(
         st.tuples(st.just("add"), st.integers(1, 2**40)),
         st.tuples(st.just("free"), st.integers(0, 50)),
     ),
-    max_size=25,
+    min_size=10,
+    max_size=40,
 )
 Counts = dict[WindowKey, int]
 

@@ -12,6 +12,7 @@ from tests.simulation.worker import SHARDS, TERMS
 from tests.simulation.world import TENANTS, Machine, World
 
 SPLIT_MS_MAX = TERMS.reclaim_after_ms - TERMS.lease_ttl_ms - 1_000
+JUMP_UNSEEN_MS = 10_000  # as far as a server's clock may step unnoticed: silence is cut short by it
 HOURS_LEAPT = (1, 2, 5, 23, 30, 46, 48, 60, 24 * 41)
 
 
@@ -128,6 +129,9 @@ class Faults:
             process = self._random.choice(alive).process
             ms = self._random.choice((200, 3_000, TERMS.reclaim_after_ms - 100, TERMS.reclaim_after_ms + 3_000, 25_000))
             self._world.count("pause beyond reclaim" if ms > TERMS.reclaim_after_ms else "pause", process.name)
+            if self._random.random() < 0.5:  # noqa: PLR2004
+                self._world.network.stalls[process] = ms
+                return
             process.paused = True
             self._later(ms, self._world.loop.resume, process)
 
@@ -242,6 +246,8 @@ class Faults:
         jump_ms = self._random.choice((-3_600_000, -30_000, -900, 5_000, 11_000, 60_000, 3_600_000))
         self._world.count("redis clock jumps", f"by {jump_ms} ms")
         self._world.redis_wrong_ms += jump_ms
+        if 0 < jump_ms <= JUMP_UNSEEN_MS:
+            self._world.oracle.silent_after_ms -= jump_ms
 
     # Postgres.
 

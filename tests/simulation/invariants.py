@@ -25,6 +25,7 @@ def heal(world: World) -> None:
     world.note("everything heals")
     world.network.heal()
     world.network.fuses.clear()
+    world.network.stalls.clear()
     world.redis.up = world.postgres.up = True
     for process in [*world.flushers, *(worker.process for worker in world.workers())]:
         world.loop.resume(process)
@@ -62,6 +63,8 @@ def check_alive(world: World) -> None:
         fault = worker.fault()
         if fault is not None:
             world.oracle.violated("crash", f"a loop of {worker.process.name} ended: {fault!r}")
+    for name in sorted(world.postgres.unknown):
+        world.oracle.violated("crash", f"the simulated ledger has no query {name}")
     for failure in world.loop.failures:
         world.oracle.violated("crash", f"{failure.get('exception')!r}")
     world.loop.failures.clear()

@@ -35,6 +35,7 @@ class Network:
         self.late_rate = 0
         self.repeated_rate = 0
         self.faults: dict[str, int] = {}
+        self.stalls: dict[Process, int] = {}
         self.fuses: dict[Process, int] = {}
         self.kill: Callable[[Process], None] = lambda process: None
         self._random = random
@@ -97,21 +98,24 @@ class Network:
                 answer = error
         if done is None or process in self.cut or self.drawn(self.reply_lost_rate, "reply lost"):
             return
-        self.loop.after_us(self.delay_us(), _deliver, self.loop, process, done, answer)
+        self.loop.after_us(self.delay_us(), self._deliver, process, done, answer)
 
+    def _deliver(self, process: Process, done: asyncio.Future[Any], answer: Any) -> None:
+        """Hand an answer over as a step of the process: a paused one finds it when it goes on."""
+        process.run(self.loop.call_soon, self._settle, process, done, answer)
 
-def _deliver(loop: VirtualLoop, process: Process, done: asyncio.Future[Any], answer: Any) -> None:
-    """Hand an answer over as a step of the process: a paused one finds it when it goes on."""
-    process.run(loop.call_soon, _settle, done, answer)
-
-
-def _settle(done: asyncio.Future[Any], answer: Any) -> None:
-    if done.done():
-        return
-    if isinstance(answer, Exception):
-        done.set_exception(answer)
-    else:
+    def _settle(self, process: Process, done: asyncio.Future[Any], answer: Any) -> None:
+        if done.done():
+            return
+        if isinstance(answer, Exception):
+            done.set_exception(answer)
+            return
         done.set_result(answer)
+        ms = self.stalls.pop(process, None)
+        if ms is not None:
+            # Between the arrival of the answer and its use.
+            process.paused = True
+            self.loop.after_us(ms * 1000, self.loop.resume, process)
 
 
 class Connection:

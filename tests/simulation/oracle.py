@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
 AWARE_WITHIN_MS = 16_000
+NEVER_MS = -(10**12)
 
 
 class Oracle:
@@ -38,12 +39,14 @@ class Oracle:
         self.reclaimed: dict[LimitKey, int] = defaultdict(int)
         self.snapshots: dict[str, Snapshot] = {}
         self.admitted = 0
+        self.silent_after_ms = 0
+        self._accepted: dict[tuple[str, str], int] = {}
         self._caps: dict[tuple[str, str], list[tuple[int, int | None]]] = defaultdict(list)
         self._now_ms = now_ms
         self._tags = shards
         self._note = note
         self._over: set[LimitKey] = set()
-        self._granting: set[bytes] = set()
+        self._granting: set[tuple[str, str]] = set()
         self._freed: tuple[bytes, bytes] = (b"", b"")
 
     def violated(self, invariant: str, about: str) -> None:
@@ -126,6 +129,13 @@ class Oracle:
                 for writer in list(self.counted):
                     self._except(server, writer, snapshot.tenant, rule)
 
+    def accepted(self, tag: str, writer: str) -> None:
+        """A server took a message of a writer for a sign of life."""
+        self._accepted[tag, writer] = self._now_ms()
+
+    def _silent(self, tag: str, writer: str) -> bool:
+        return self._now_ms() - self._accepted.get((tag, writer), NEVER_MS) >= self.silent_after_ms
+
     # What Redis tells.
 
     def heard(self, server: MemoryRedis, name: bytes, arguments: tuple[Any, ...]) -> None:
@@ -148,24 +158,26 @@ class Oracle:
             self.slack[key] += units
             return
         late = self.unreported(server, writer, key[0], rule).get((key[1], key[2]), 0)
-        self.slack[key] += min(late, units)
+        if any(
+            self._silent(tag, writer) for tag in self._tags if server.command(b"EXISTS", (f"{tag}tenant:{key[0]}",))
+        ):
+            self.slack[key] += min(late, units)
         self._note(f"Redis took {units} of {key} back from {writer}, which had spent {late} unreported")
 
-    def before(self, server: MemoryRedis) -> None:
-        """A call is about to run: note the exceptions when a generation begins to grant."""
-        for tag in self._tags:
-            marks = server.command(b"HMGET", (f"{tag}epoch", "gen", "state", "open_at"))
-            if marks[0] is None or marks[1] != b"open" or server.clock() < int(marks[2]) or marks[0] in self._granting:
+    def grants(self, server: MemoryRedis, tag: str, generation: str) -> None:
+        """A server was seen to grant: when a generation begins to, who was silent has exceptions."""
+        if (tag, generation) in self._granting:
+            return
+        self._granting.add((tag, generation))
+        self._note(f"generation {generation} of {tag} begins to grant")
+        for writer in list(self.counted):
+            known = server.command(b"HGET", (f"{tag}writer:{writer}", "gen")) == generation.encode()
+            if known or not self._silent(tag, writer):
                 continue
-            self._granting.add(marks[0])
-            self._note(f"generation {marks[0].decode()} begins to grant")
-            for writer in list(self.counted):
-                if server.command(b"HGET", (f"{tag}writer:{writer}", "gen")) == marks[0]:
-                    continue
-                for tenant, snapshot in self.snapshots.items():
-                    if server.command(b"EXISTS", (f"{tag}tenant:{tenant}",)):
-                        for rule in snapshot.limits:
-                            self._except(server, writer, tenant, rule)
+            for tenant, snapshot in self.snapshots.items():
+                if server.command(b"EXISTS", (f"{tag}tenant:{tenant}",)):
+                    for rule in snapshot.limits:
+                        self._except(server, writer, tenant, rule)
 
     def vanished(self, server: MemoryRedis, writer: str) -> None:
         """A writer lost what it had not reported; its leases will be freed as if it had spent nothing more."""

@@ -40,6 +40,7 @@ class Postgres:
         self.up = True
         self.life = 0
         self.tables = Tables()
+        self.unknown: set[str] = set()
         self.locks: dict[int, MemoryTransaction] = {}
         self.open: list[MemoryTransaction] = []
         self.watch: Callable[[CounterKey, int, int], None] = lambda key, before, after: None
@@ -98,7 +99,11 @@ class MemoryTransaction(ShardTransaction):
         self._alive()
         await self._answer()
         self._alive()
-        return list(getattr(self, f"_{name}")(*arguments))
+        query = getattr(self, f"_{name}", None)
+        if query is None:
+            self._postgres.unknown.add(name)  # the program would take an exception for an outage
+            raise LedgerUnavailable(f"the simulated ledger has no {name}")
+        return list(query(*arguments))
 
     async def row(self, name: str, *arguments: Any) -> Any:
         found = await self.rows(name, *arguments)
@@ -227,6 +232,11 @@ class MemoryTransaction(ShardTransaction):
     def _outrun_revision(self, name: str, revisions: int) -> Iterable[Any]:
         self._postgres.tables.revision += revisions
         self._set(self._postgres.tables.tenants[name], "rev", self._postgres.tables.revision)
+        return []
+
+    def _owe_tenants(self, names: list[str]) -> Iterable[Any]:
+        for name in names:
+            self._set(self._postgres.tables.tenants[name], "projected", 0)
         return []
 
     def _plan_versions(self, revision: int, before: int, most: int) -> Iterable[Any]:

@@ -43,7 +43,6 @@ class MemoryRedis:
         self.up = True
         self.calls = 0
         self.heard: Callable[[MemoryRedis, bytes, tuple[Any, ...]], None] | None = None
-        self.before: Callable[[MemoryRedis], None] = lambda server: None
         self.after: Callable[[MemoryRedis, str, tuple[Any, ...], Any], None] = lambda *about: None
         self._data: dict[bytes, Any] = {}
         self._expires: dict[bytes, int] = {}
@@ -97,7 +96,6 @@ class MemoryRedis:
             script = next(script for script in scripts if script.text == words[1])
             self._loaded.add(script.sha)
         count = int(words[2])
-        self.before(self)
         keys, arguments = words[3 : 3 + count], words[3 + count :]
         answer = lua.ENGINE.run(self, script, list(map(text, keys)), list(map(text, arguments)))
         self.after(self, script.name, arguments, answer)
@@ -127,6 +125,9 @@ class MemoryRedis:
         for key in keys:
             self._dropped(key)
         return found
+
+    def _do_keys(self, pattern: bytes) -> list[bytes]:
+        return self.keys(pattern.removesuffix(b"*"))
 
     def _do_exists(self, key: bytes) -> int:
         return int(self._find(key) is not None)

@@ -87,7 +87,7 @@ def quiet() -> None:
     gc.disable()
 
 
-def _one(seed: int) -> Outcome:
+def one(seed: int) -> Outcome:
     outcome = simulate(seed)
     if seed % 8 == 0:
         gc.collect()
@@ -111,7 +111,7 @@ def main() -> int:
     steps = 0
     bad: list[Outcome] = []
     with multiprocessing.Pool(options.jobs) if len(seeds) > 1 else _Alone() as pool:
-        for outcome in pool.imap_unordered(_one, seeds, chunksize=4):
+        for outcome in pool.imap_unordered(one, seeds, chunksize=4):
             faults.update(outcome.faults)
             steps += outcome.steps
             if outcome.violations:

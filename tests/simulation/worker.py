@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
-from sidecar.enforcement.exchange import Terms
+from sidecar.enforcement.exchange import ShardExchange, Terms
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import CoreCounters
@@ -42,7 +42,9 @@ def settings(folder: Path) -> Any:
 class Worker:
     """One life of a worker."""
 
-    def __init__(self, name: str, folder: Path, loop: VirtualLoop, clock: MachineClock, oracle: Oracle) -> None:
+    def __init__(
+        self, name: str, folder: Path, loop: VirtualLoop, clock: MachineClock, oracle: Oracle, again: Callable[[], bool]
+    ) -> None:
         self.process = Process(name)
         self.folder = folder
         self.clock = clock
@@ -50,6 +52,7 @@ class Worker:
         self.started = False
         self._loop = loop
         self._oracle = oracle
+        self._again = again
         self.core: Core = self.process.run(self._build)
 
     def _build(self) -> Core:
@@ -64,7 +67,22 @@ class Worker:
             self._oracle.spent(core.writer, charge, unleased, wall_ms)
 
         core.enforcer._spend = watched  # type: ignore[method-assign, assignment]
+        for exchange in core.exchanges:
+            self._repeat_replies(exchange)
         return core
+
+    def _repeat_replies(self, exchange: ShardExchange) -> None:
+        """Let replies come once more, after their successors: transports differ, the exchange has to cope."""
+        apply = exchange.apply
+        earlier: list[tuple[Any, ...]] = []
+
+        def applied(message: Any, sent: Any, reply: Any, sent_ms: int, now_ms: int) -> None:
+            apply(message, sent, reply, sent_ms, now_ms)
+            if earlier and earlier[0][0].sequence != message.sequence and self._again():
+                apply(*earlier[0], now_ms)
+            earlier[:] = [(message, sent, reply, sent_ms)]
+
+        exchange.apply = applied  # type: ignore[method-assign]
 
     def start(self) -> None:
         self.process.spawn(self._loop, self._start())

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import msgspec
+
 import sidecar.enforcement.changes
 import sidecar.enforcement.core
 import sidecar.ledger.flusher
@@ -26,6 +28,7 @@ from sidecar.enforcement.decision import Decision
 from sidecar.ledger.flusher import Flusher, FlushTerms
 from sidecar.store import snapshots
 from sidecar.store.client import Store
+from sidecar.store.messages import SYNC_REPLY, SyncReply
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import FlusherCounters
 from sidecar.usage.recovery import inspect
@@ -43,6 +46,7 @@ from tests.simulation.worker import SHARDS, TERMS, Worker
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 TENANTS = ("t0", "t1", "t2", "kid")
 ANSWER_MS = 3
+MESSAGE_MS = 50  # what a message may take before its sender has given it up
 BLOCK_BYTES = 4096
 FLUSHER_TIMEOUT_MS = 1_000
 
@@ -93,6 +97,7 @@ class World:
         self.network.kill = self.kill
         self.keys = Keyspace("sc", SHARDS)
         self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
+        self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
         self.oracle.ledger_has = self.ledger_has  # type: ignore[method-assign]
         self.machines: list[Machine] = []
         self.flushers: list[Process] = []
@@ -120,7 +125,6 @@ class World:
         replid = "".join(self.random.choices("0123456789abcdef", k=40))
         server = MemoryRedis(lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_ms, replid)
         server.heard = lambda *about: self.oracle.heard(*about)
-        server.before = lambda server: self.oracle.before(server)
         server.after = self._ran
         return server
 
@@ -136,6 +140,29 @@ class World:
     def _ran(self, server: MemoryRedis, script: str, arguments: tuple[Any, ...], answer: Any) -> None:
         if script == "publish" and answer >= 0:
             self.oracle.published(server, snapshots.decode(arguments[2]))
+        elif script == "sync":
+            self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))
+
+    def _synced(self, server: MemoryRedis, context: bytes, message: list[Any], reply: SyncReply) -> None:
+        """Note a sign of life, and that a need was met if there was room for it."""
+        writer, parts = message[0], message[4]
+        tag = msgspec.msgpack.decode(context)[0]
+        if reply.granting:
+            self.oracle.grants(server, tag, reply.generation)
+        if not reply.accepted:
+            return
+        self.oracle.accepted(tag, writer)
+        for part, answered in zip(parts, reply.parts, strict=True):
+            snapshot = self.oracle.snapshots.get(part[0])
+            if not reply.granting or snapshot is None or answered.revision != part[1] or snapshot.rev != part[1]:
+                continue
+            stops = {rule.name: rule.stop for rule in snapshot.limits}
+            for (name, limit_id, start, _, _, left, need, *_), lease in zip(part[3], answered.leases, strict=True):
+                stop = stops.get(name)
+                short = left + need - lease.units
+                if need and stop is not None and short > 0 and stop - lease.spent - lease.held >= short:
+                    about = f"{writer} needs {need} of {part[0]} {limit_id} {start}: {lease} of {stop}"
+                    self.oracle.violated("L3", about)
 
     def _committed(self, key: CounterKey, before: int, after: int) -> None:
         if after < max(before, self.highest.get(key, 0)):
@@ -166,12 +193,15 @@ class World:
     def start_worker(self, machine: Machine) -> Worker:
         name = self._name("w")
         CONNECTIONS[name] = self.network
-        worker = Worker(name, machine.folder, self.loop, machine.clock, self.oracle)
+        worker = Worker(name, machine.folder, self.loop, machine.clock, self.oracle, self._reply_again)
         CONNECTIONS.pop(name)
         machine.workers.append(worker)
         self.note(f"{name} starts on {machine.name} as writer {worker.core.writer}")
         worker.start()
         return worker
+
+    def _reply_again(self) -> bool:
+        return self.network.drawn(self.network.repeated_rate, "reply repeated")
 
     def start_flusher(self) -> Process:
         process = Process(self._name("f"))

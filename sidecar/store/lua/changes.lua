@@ -3,7 +3,7 @@
 -- Returns {last id, its number, gap, kind, id, kind, id, ...}; gap 1: something was missed, drop what is cached.
 
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-if not last[1] then return { '', 0, ARGV[1] ~= '' and 1 or 0 } end
+if not last[1] then return { '0-0', 0, (ARGV[1] ~= '' and ARGV[1] ~= '0-0') and 1 or 0 } end
 local last_id, last_number = last[1][1], tonumber(last[1][2][2])
 local seen = tonumber(ARGV[2])
 if ARGV[1] == '' then return { last_id, last_number, 0 } end

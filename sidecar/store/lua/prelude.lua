@@ -4,6 +4,7 @@
 --   gen, replid, state (held | open), since, open_at (ms), base (hour): the generation (docs/protocol.md)
 --   version: counts window changes     watermark: all changes up to it are in the ledger
 --   epoch, intent: ledger passes done / announced     reclaimed: lease units taken back from silent writers
+--   direct: the first hour whose windows move `spent` as they arrive
 --   seen: the server's time at the last call; skew: how far its jumps have taken it from steady time
 -- ARGV[1] is always msgpack {tag, clock offset in ms, fresh generation id}; the offset is 0 outside `sidecar dev`.
 -- Periods, hours and expiries follow `now`, which that offset moves; silence and holds follow `real`, a steady time that
@@ -39,14 +40,15 @@ local generation = {}
 
 local function start_generation(replid)
   generation = { gen = fresh, state = 'held', since = real, open_at = 0, base = this_hour - HOURS_RESTORED }
+  generation.direct = generation.base
   redis.call('HSET', epoch_key, 'gen', fresh, 'replid', replid, 'state', 'held', 'since', integer(real),
-    'open_at', '0', 'base', integer(generation.base), 'seen', integer(server_ms))
+    'open_at', '0', 'base', integer(generation.base), 'seen', integer(server_ms), 'direct', integer(generation.base))
 end
 
 -- The generation of this data set; a new one when there is none or the replication id says that another server serves it.
 local function load_generation()
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or 'none'
-  local found = redis.call('HMGET', epoch_key, 'gen', 'replid', 'state', 'since', 'open_at', 'base', 'seen', 'skew')
+  local found = redis.call('HMGET', epoch_key, 'gen', 'replid', 'state', 'since', 'open_at', 'base', 'seen', 'skew', 'direct')
   local seen, skew = tonumber(found[7]), tonumber(found[8]) or 0
   if seen then
     local elapsed = server_ms - seen
@@ -61,7 +63,11 @@ local function load_generation()
     start_generation(replid)
   else
     generation = { gen = found[1], state = found[3], since = tonumber(found[4]), open_at = tonumber(found[5]),
-      base = tonumber(found[6]) }
+      base = tonumber(found[6]), direct = tonumber(found[9]) }
+    if this_hour - HOURS_DIRECT > generation.direct then
+      generation.direct = this_hour - HOURS_DIRECT
+      redis.call('HSET', epoch_key, 'direct', integer(generation.direct))
+    end
   end
   generation.replid = replid
 end
@@ -79,8 +85,9 @@ local function is_silent(writers_key, writer, reclaim_after)
   return (tonumber(redis.call('ZSCORE', writers_key, writer)) or 0) <= real - reclaim_after
 end
 
+-- Never lower than it was in this generation: what lay below may have been trimmed, even if the clock was wrong then.
 local function first_direct_hour()
-  return math.max(generation.base, this_hour - HOURS_DIRECT)
+  return generation.direct
 end
 
 -- First second of the UTC month that contains the given second (days_from_civil, proleptic Gregorian).

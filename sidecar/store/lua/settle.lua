@@ -16,13 +16,10 @@ for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
   local current = tonumber(redis.call('HGET', key, 'v')) or version
   if current <= version then
     redis.call('ZREM', KEYS[2], entry)
-    -- A clean window is needed until no sync can touch it directly; from then on the ledger answers for it.
-    if hour < this_hour then
-      redis.call('PEXPIRE', key, integer(math.max(1000, (hour + HOURS_DIRECT + 2) * HOUR_MS - now)))
-      redis.call('ZREMRANGEBYSCORE', windows_key(tenant), '-inf', '(' .. integer(direct))
-    else
-      redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
-    end
+    -- A clean window is needed until no sync can touch it directly; from then on the ledger answers for it. One that
+    -- grows again is dirty and does not expire.
+    redis.call('PEXPIRE', key, integer((math.max(hour, this_hour) + HOURS_DIRECT + 2) * HOUR_MS - now))
+    redis.call('ZREMRANGEBYSCORE', windows_key(tenant), '-inf', '(' .. integer(direct))
   else
     redis.call('ZADD', KEYS[2], 'XX', 'GT', integer(version + 1), entry)
   end

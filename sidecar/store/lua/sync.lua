@@ -90,6 +90,8 @@ end
 
 -- At least the need if it fits, else a fair share: all that is asked when alone, half its part near the cap.
 local function grant(key, stop, current, need, want)
+  -- While somebody is short nobody gets more than a request waits for: what comes back must reach who needs it.
+  if (tonumber(redis.call('HGET', key, 'called')) or 0) > real - CALLED_MS then want = need end
   if want < need then want = need end
   if want <= 0 then return current end
   local room = room_of(key, stop)
@@ -111,7 +113,8 @@ end
 local function report_lease(tenant, limits, lease, current_revision)
   local name, id, start, end_ms, small = lease[1], lease[2], lease[3], lease[4], lease[5]
   local left, need, want, cumulative = lease[6], lease[7], lease[8], lease[9]
-  local ttl = end_ms + (small and 60000 or LIMIT_KEPT_MS) - now
+  local ttl = end_ms + LIMIT_KEPT_MS - now
+  if small then ttl = math.max(end_ms + 60000 - now, 60000) end -- a machine whose clock is late still gets its share
   if ttl <= 0 then return { 0, 0, 0, 0, false } end
   local key = limit_key(tenant, id, start)
   local limit
@@ -126,7 +129,7 @@ local function report_lease(tenant, limits, lease, current_revision)
   end
   local current = tonumber(redis.call('HGET', key, 'l:' .. writer)) or 0
   if accepted then
-    local units = math.min(current, left)
+    local units = math.max(0, math.min(current, left))
     if not granting() then units = left end
     set_lease(key, writer, held_key, current, units)
     current = units

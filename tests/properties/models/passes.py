@@ -8,7 +8,6 @@ from tests.properties.models.shard import (
     DAY_MS,
     HOUR_MS,
     HOURS_DIRECT,
-    LONG_MS,
     LONGEST_MS,
     NO_END_MS,
     Limit,
@@ -56,13 +55,10 @@ def settle(shard: Shard, generation: str, epoch: int, windows: list[list[Any]]) 
                 dirty[entry] = max(dirty[entry], version + 1)
             continue
         dirty.pop(entry, None)
-        if hour < shard.now // HOUR_MS:
-            keys.expire(key, max(1000, (hour + HOURS_DIRECT + 2) * HOUR_MS - shard.now))
-            index = keys.ranked.get(shard.windows_key(tenant), {})
-            for old in [old for old, at in index.items() if at < shard.direct]:
-                del index[old]
-        else:
-            keys.expire(key, LONG_MS)
+        keys.expire(key, (max(hour, shard.now // HOUR_MS) + HOURS_DIRECT + 2) * HOUR_MS - shard.now)
+        index = keys.ranked.get(shard.windows_key(tenant), {})
+        for old in [old for old, at in index.items() if at < shard.direct]:
+            del index[old]
     if epoch > keys.number(shard.epoch, "epoch"):
         keys.put(shard.epoch, epoch=epoch)
     watermark = min(dirty.values()) - 1 if dirty else keys.number(shard.epoch, "version")

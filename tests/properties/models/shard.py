@@ -61,7 +61,7 @@ class Shard:
     @property
     def direct(self) -> int:
         """The first hour whose windows move ``spent`` as they arrive."""
-        return max(self.keys.number(self.epoch, "base"), self.now // HOUR_MS - HOURS_DIRECT)
+        return self.keys.number(self.epoch, "direct")
 
     def begin(self, fresh: str) -> None:
         """What every call starts with."""
@@ -75,11 +75,13 @@ class Shard:
             keys.put(self.epoch, seen=self.clock)
         if not self.generation or keys.get(self.epoch, "replid") != self.replid:
             self.start_generation()
+        elif self.now // HOUR_MS - HOURS_DIRECT > self.direct:
+            self.keys.put(self.epoch, direct=self.now // HOUR_MS - HOURS_DIRECT)
 
     def start_generation(self) -> None:
         self.keys.put(
             self.epoch, gen=self.fresh, replid=self.replid, state="held", since=self.real, open_at=0,
-            base=self.now // HOUR_MS - 2, seen=self.clock,
+            base=self.now // HOUR_MS - 2, seen=self.clock, direct=self.now // HOUR_MS - 2,
         )  # fmt: skip
 
     def silent(self, reclaim_after: int, most: int) -> list[str]:
@@ -201,7 +203,7 @@ class Shard:
         cumulative: int,
     ) -> list[Any]:  # fmt: skip
         keys = self.keys
-        ttl = end_ms + (60_000 if small else DAY_MS) - self.now
+        ttl = max(end_ms + 60_000 - self.now, 60_000) if small else end_ms + DAY_MS - self.now
         if ttl <= 0:
             return [0, 0, 0, 0, False]
         key = self.limit_key(tenant, limit_id, start)
@@ -216,7 +218,7 @@ class Shard:
                 self.count(key, limit, growth)
         if accepted:
             lease = keys.number(key, f"l:{writer}")
-            self.set_lease(key, writer, min(lease, left) if self.granting else left)
+            self.set_lease(key, writer, max(0, min(lease, left)) if self.granting else left)
             if current and limit is not None and limit.stop >= 0 and self.granting:
                 self._grant(key, writer, limit.stop, need, max(want, need), reclaim_after)
         called = keys.number(key, "called") > self.real - 1000
@@ -224,6 +226,8 @@ class Shard:
 
     def _grant(self, key: str, writer: str, stop: int, need: int, want: int, reclaim_after: int) -> None:
         keys, lease = self.keys, self.keys.number(key, f"l:{writer}")
+        if keys.number(key, "called") > self.real - 1000:
+            want = need
         if want <= 0:
             return
         if stop - keys.number(key, "spent") - keys.number(key, "held") < want:

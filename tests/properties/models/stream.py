@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 Entry = tuple[int, int, str, str]  # life of the stream, number, kind, id
+EMPTY: Entry = (-1, 0, "", "")  # where a reader stands that found the stream empty
 
 
 class Stream:
@@ -27,11 +28,11 @@ class Stream:
     def after(self, seen: Entry | None, most: int) -> tuple[Entry | None, bool, list[Entry]]:
         """Where the reader stands now, whether it missed something, and what is new to it."""
         if not self.entries:
-            return None, seen is not None, []
+            return EMPTY, seen not in (None, EMPTY), []
         last = self.entries[-1]
         if seen is None or seen == last:
             return last, False, []
         new = [entry for entry in self.entries if entry[:2] > seen[:2]]
-        if new and new[0][0] == seen[0] and new[0][1] == seen[1] + 1:
+        if new and new[0][1] == seen[1] + 1 and (seen == EMPTY or new[0][0] == seen[0]):
             return new[:most][-1], False, new[:most]
         return last, True, []

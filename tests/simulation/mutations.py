@@ -1,0 +1,309 @@
+"""Shortcuts that the protocol must not take, each put into the code on purpose: the simulation has to notice.
+
+    python -m tests.simulation.mutations [--seeds 2000] [--only NAME]
+
+Prints one JSON line: for each mutation the number of seeds until it was caught, or null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import json
+import multiprocessing
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from sidecar.enforcement.adoption import Adoption
+from sidecar.enforcement.core import Core
+from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.synchroniser import Synchroniser
+from sidecar.ledger.flusher import Flusher
+from sidecar.ledger.projector import Projector
+from sidecar.store.scripts import Script
+from sidecar.usage.journal import SUFFIX
+from sidecar.usage.recovery import inspect as inspect_journal
+from sidecar.usage.window import Window
+from tests.simulation import lua, run
+
+Patch = Callable[[ExitStack], None]
+
+
+def script(name: str, *edits: tuple[str, str]) -> Patch:
+    """Edits of a script's text; every one must fit, so that a mutation cannot become none unnoticed."""
+
+    def apply(stack: ExitStack) -> None:
+        text = lua.SCRIPTS[name].text
+        for old, new in edits:
+            if text.count(old) != 1:
+                raise ValueError(f"{name}.lua has {text.count(old)} times: {old}")
+            text = text.replace(old, new)
+        stack.enter_context(mock.patch.dict(lua.SCRIPTS, {name: Script(name, text)}))
+
+    return apply
+
+
+def every_script(*edits: tuple[str, str]) -> Patch:
+    """Edits of the prelude."""
+
+    def apply(stack: ExitStack) -> None:
+        for name, found in list(lua.SCRIPTS.items()):
+            if "load_generation()" in found.text:
+                script(name, *edits)(stack)
+
+    return apply
+
+
+def method(owner: type, name: str, *edits: tuple[str, str]) -> Patch:
+    """Edits of a method's source."""
+
+    def apply(stack: ExitStack) -> None:
+        function = getattr(owner, name)
+        source = textwrap.dedent(inspect.getsource(function))
+        for old, new in edits:
+            if source.count(old) != 1:
+                raise ValueError(f"{owner.__name__}.{name} has {source.count(old)} times: {old}")
+            source = source.replace(old, new)
+        names: dict[str, Any] = {}
+        code = compile("from __future__ import annotations\n" + source, f"<mutated {name}>", "exec")
+        exec(code, function.__globals__, names)  # noqa: S102 - the program's own source with one line changed
+        stack.enter_context(mock.patch.object(owner, name, names[name]))
+
+    return apply
+
+
+def replaced(owner: type, name: str, value: Any) -> Patch:
+    return lambda stack: stack.enter_context(mock.patch.object(owner, name, value))
+
+
+def both(*patches: Patch) -> Patch:
+    def apply(stack: ExitStack) -> None:
+        for patch in patches:
+            patch(stack)
+
+    return apply
+
+
+async def _at_once(*_arguments: Any) -> None:
+    """Wait for nothing."""
+
+
+def _absolute_total(stack: ExitStack) -> None:
+    """Restore what the ledger says in all, whatever syncs brought meanwhile."""
+    older = Projector._older
+
+    async def all_of_it(self: Projector, tx: Any, found: Any, first_direct_hour: int) -> Any:
+        return await older(self, tx, found, first_direct_hour + 72)
+
+    stack.enter_context(mock.patch.object(Projector, "_older", all_of_it))
+    script("publish", ("local members = redis.call(", "local members = {} or redis.call("))(stack)
+
+
+def _leases_first(stack: ExitStack) -> None:
+    """Free a dead writer's leases, then report what it had counted."""
+    finish = Adoption._finish
+
+    async def hasty(self: Adoption, journal: Any) -> None:
+        for shard in range(self._store.keys.shards):
+            while await self._insist(self._store.retire, shard, journal.writer):
+                pass
+        await asyncio.sleep(1.5)
+        await finish(self, journal)
+
+    stack.enter_context(mock.patch.object(Adoption, "_finish", hasty))
+
+
+def _old_writer_goes_on(stack: ExitStack) -> None:
+    """Continue the id and the cells of a journal that a dead process left."""
+    build, window = Core.__init__, ShardExchange.window
+    known: dict[str, dict[Any, int]] = {}
+
+    def built(self: Core, settings: Any, store: Any, clock: Any, counters: Any) -> None:
+        left = sorted((settings.state / "journals").glob(f"*{SUFFIX}"))
+        dead = [path for path in left if path.stem not in known or path.stem not in ALIVE]
+        with ExitStack() as tokens:
+            if dead:
+                writer, windows = inspect_journal(dead[0])
+                known[writer] = {one.key: one.value for one in windows}
+                dead[0].unlink()
+                core = sys.modules[Core.__module__]
+                tokens.enter_context(mock.patch.object(core.secrets, "token_hex", lambda _size: writer))  # type: ignore[attr-defined]
+            build(self, settings, store, clock, counters)
+        ALIVE.add(self.writer)
+
+    def opened(self: ShardExchange, account: Any, key: Any) -> Window:
+        fresh = key not in account.windows
+        found = window(self, account, key)
+        if fresh:
+            found.view[found.index] = known.get(self.writer, {}).get(key, 0)
+            found.dirty = True
+        return found
+
+    stack.enter_context(mock.patch.object(Core, "__init__", built))
+    stack.enter_context(mock.patch.object(ShardExchange, "window", opened))
+
+
+ALIVE: set[str] = set()
+
+_LOWERED = "set_lease(key, writer, held_key, current, units)\n    current = units\n    if current_revision"
+_PART = "  if own_revision > revision then"
+_ACCEPTED = "local accepted = known_generation == generation.gen and sequence > stored_sequence and not stored[3]"
+_GRANTING = "return generation.state == 'open' and real >= generation.open_at"
+_STEADY = "if elapsed > JUMP_MS or elapsed < -1000 then"
+
+MUTATIONS: dict[str, Patch] = {
+    "spent moved by leases as well as windows": script(
+        "sync",
+        (
+            _LOWERED,
+            f"if current > units then redis.call('HINCRBY', key, 'spent', integer(current - units)) end\n    {_LOWERED}",
+        ),
+    ),
+    "restoring an absolute total": _absolute_total,
+    "refusing syncs during the restore": script(
+        "sync",
+        (
+            _ACCEPTED,
+            _ACCEPTED + "\nif generation.state == 'held' then parts = {} end\nlocal refused = #message[5] - #parts",
+        ),
+        (
+            "local replies = {}",
+            "local replies = {}\nfor index = 1, refused do\n  local leases = {}\n  for position = 1, #message[5][index][4] do leases[position] = { 0, 0, 0, 0, false } end\n  replies[index] = { message[5][index][2], leases }\nend",
+        ),
+    ),
+    "granting during the restore": every_script((_GRANTING, "return true")),
+    "granting after lease_ttl instead of reclaim_after": script(
+        "open", ("local open_at = generation.since + reclaim_after", "local open_at = generation.since + 2000")
+    ),
+    "reclaiming after lease_ttl": both(
+        script("sync", ("local reclaim_after = tonumber(ARGV[2])", "local reclaim_after = 2000")),
+        script(
+            "collect",
+            (
+                "local ledger_epoch, most, reclaim_after = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])",
+                "local ledger_epoch, most, reclaim_after = tonumber(ARGV[2]), tonumber(ARGV[3]), 2000",
+            ),
+        ),
+        script(
+            "retire",
+            ("local lost = reclaim_after > 0", "local lost = reclaim_after > 0\nif lost then reclaim_after = 2000 end"),
+        ),
+    ),
+    "no generation in messages": script(
+        "sync", (_ACCEPTED, _ACCEPTED.replace("known_generation == generation.gen and ", ""))
+    ),
+    "no check of the acknowledged sequence, replication id ignored": both(
+        every_script(("if not found[1] or found[2] ~= replid then", "if not found[1] then")),
+        script("sync", ("and acknowledged > stored_sequence then", "and false then")),
+        script("collect", ("if ledger_epoch > intent then", "if false then")),
+    ),
+    "using late replies": method(
+        ShardExchange,
+        "apply",
+        (
+            "timely = message.sequence == self._sequence and now_ms - sent_ms < self.terms.lease_ttl_ms",
+            "timely, sent_ms = message.sequence == self._sequence, now_ms",
+        ),
+    ),
+    "using superseded replies": method(
+        ShardExchange, "apply", ("timely = message.sequence == self._sequence and", "timely =")
+    ),
+    "dropping a departed writer's entry": script(
+        "retire",
+        (
+            "local remaining = redis.call('SCARD', held_key)",
+            "if not lost then\n  redis.call('DEL', writer_key)\n  for _, key in ipairs(redis.call('KEYS', tag .. 'window:*')) do redis.call('HDEL', key, writer) end\nend\n"
+            "local remaining = redis.call('SCARD', held_key)",
+        ),
+    ),
+    "deleting an adopted journal when Redis has it": replaced(Adoption, "_await_ledger", _at_once),
+    "freeing a cell when Redis has it": method(Window, "in_ledger", ("self.version <= watermark and ", "")),
+    "continuing an old writer id": _old_writer_goes_on,
+    "freeing an old life's leases before its windows are reported": _leases_first,
+    "stale messages counting as signs of life": script(
+        "sync", (_ACCEPTED, _ACCEPTED.replace("sequence > stored_sequence and ", "sequence > 0 and "))
+    ),
+    "new limits starting at zero": script(
+        "publish", ("for key, units in pairs(sums) do", "for key, units in pairs({}) do")
+    ),
+    "accepting syncs of an older revision": script(
+        "sync",
+        (_PART, "  if false then"),
+        ("report_lease(tenant, limits, lease, own_revision == revision)", "report_lease(tenant, limits, lease, true)"),
+    ),
+    "no guaranteed need": script("sync", ("if need <= room and units < need then units = need end", "")),
+    "a waiter joined to a call sent before it": method(
+        Synchroniser,
+        "_exchange",
+        (
+            "            finally:\n",
+            "            finally:\n                waiters += self._waiting[shard]\n                self._waiting[shard] = []\n",
+        ),
+    ),
+    "a jump of Redis' clock counts as silence": every_script((_STEADY, "if false then")),
+    "windows that the ledger lacks expire": script("sync", ("redis.call('PERSIST', key)", "")),
+    "a restored ledger is not noticed in an idle shard": replaced(Flusher, "_compare", lambda _self, _epochs: None),
+    "forgotten revisions are not outrun": method(
+        Projector,
+        "_publish",
+        ("rev > one.rev]", "False]"),
+    ),
+    "a cell is freed by the writer's clock alone": method(
+        ShardExchange, "_release_windows", ("min(self.hour, self.redis_hour) - HOURS_KEPT", "self.hour")
+    ),
+}
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """The program with one shortcut in it."""
+    ALIVE.clear()
+    with ExitStack() as stack:
+        MUTATIONS[name](stack)
+        yield
+
+
+def _noticed(name: str, seed: int) -> str | None:
+    """The first violation that a seed shows of a mutation."""
+    with mutated(name):
+        violations = run.one(seed).violations
+    return violations[0] if violations else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations")
+    parser.add_argument("--seeds", type=int, default=2_000)
+    parser.add_argument("--from", type=int, default=0, dest="first")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    run.quiet()
+    found: dict[str, int | None] = {}
+    with multiprocessing.Pool(options.jobs) as pool:
+        for name in MUTATIONS:
+            if options.only not in name:
+                continue
+            found[name] = None
+            for batch in range(0, options.seeds, options.jobs * 8):
+                seeds = range(options.first + batch, options.first + min(batch + options.jobs * 8, options.seeds))
+                results = pool.map(partial(_noticed, name), seeds, chunksize=1)
+                caught = next((index for index, violation in enumerate(results) if violation), None)
+                if caught is not None:
+                    found[name] = batch + caught + 1
+                    print(f"{found[name]:5}  {name}: {results[caught][:150]}", file=sys.stderr)
+                    break
+            else:
+                print(f" none  {name}", file=sys.stderr)
+    print(json.dumps(found))
+    return 1 if None in found.values() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
