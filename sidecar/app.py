@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 BACKOFFICE_STORE_TIMEOUT_MS = 5_000
 STORE_CHECK_RETRY_S = 0.5
+# A pass may wait for a slow Postgres, a person who asked the API should not.
+FLUSHER_TIMEOUT_S = 30
+CONTROL_TIMEOUT_S = 5
 
 
 class Worker:
@@ -142,18 +145,16 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
             store = await stack.enter_async_context(
                 _store(settings, clock, f"b{os.getpid()}", BACKOFFICE_STORE_TIMEOUT_MS)
             )
-            ledger = await Ledger.open(
-                settings.postgres_dsn, shards=settings.shards, connections_max=8, prepared=not settings.pgbouncer
-            )
-            stack.push_async_callback(ledger.close)
             flusher = None
             if "flusher" in roles:
+                ledger = await _ledger(settings, stack, connections_max=8, timeout_s=FLUSHER_TIMEOUT_S)
                 terms = FlushTerms(settings.flush_interval_ms, settings.reclaim_after_ms, settings.restore_hold)
                 flusher = Flusher(ledger, store, clock, counters, terms)
                 stack.callback((await _checked(store)).cancel)
                 await stack.enter_async_context(_task(flusher.run()))
             await stack.enter_async_context(_ops_socket(settings, "backoffice", Backoffice(flusher, counters, clock)))
             if "control" in roles:
+                ledger = await _ledger(settings, stack, connections_max=4, timeout_s=CONTROL_TIMEOUT_S)
                 app = control_app(ledger, settings.admin_tokens, clock)
                 await stack.enter_async_context(_site(app, settings.control_listen))
             child.report_ready()
@@ -162,6 +163,20 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
             if flusher is not None:
                 with contextlib.suppress(SidecarError, TimeoutError):
                     await asyncio.wait_for(flusher.flush(), max(1.0, settings.drain_s / 2))
+
+
+async def _ledger(
+    settings: Settings, stack: contextlib.AsyncExitStack, *, connections_max: int, timeout_s: float
+) -> Ledger:
+    ledger = await Ledger.open(
+        settings.postgres_dsn,
+        shards=settings.shards,
+        connections_max=connections_max,
+        prepared=not settings.pgbouncer,
+        timeout_s=timeout_s,
+    )
+    stack.push_async_callback(ledger.close)
+    return ledger
 
 
 def _clock(settings: Settings) -> Clock:

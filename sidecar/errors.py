@@ -34,6 +34,10 @@ class StoreUnavailable(SidecarError):
     transient = True
 
 
+class ParentMissing(StoreUnavailable):
+    """Redis does not have the tenant's parent yet, whose limits apply too; try again in a second."""
+
+
 class StoreRefused(SidecarError):
     """Redis answered, but cannot be used as it is set up; mend the setting that is named."""
 

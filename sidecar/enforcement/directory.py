@@ -15,7 +15,7 @@ import msgspec
 from sidecar.catalogue.model import ANONYMOUS
 from sidecar.catalogue.resolve import resolve
 from sidecar.enforcement.account import Account
-from sidecar.errors import SidecarError, StoreRefused, StoreUnavailable
+from sidecar.errors import ParentMissing, SidecarError, StoreRefused, StoreUnavailable
 from sidecar.logs import fields
 from sidecar.store import snapshots
 
@@ -198,8 +198,9 @@ class Directory:
         parent = None
         if snapshot.parent and snapshot.parent != tenant:
             parent = self.account(snapshot.parent) or await self.load(snapshot.parent)
-            if parent is not None:
-                parent.has_children = True
+            if parent is None:
+                raise ParentMissing(f"tenant {tenant} has the parent {snapshot.parent}, which Redis does not have yet")
+            parent.has_children = True
         return self._admit(snapshot, parent)
 
     def _loaded(self, tenant: str, task: asyncio.Task[Account | None]) -> None:

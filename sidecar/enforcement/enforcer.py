@@ -13,7 +13,7 @@ from sidecar.catalogue.model import ANONYMOUS
 from sidecar.enforcement import explanation, verdict
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.verdict import DEGRADED, FINE, NEAR, Denial
-from sidecar.errors import StoreRefused, StoreUnavailable
+from sidecar.errors import ParentMissing, StoreRefused, StoreUnavailable
 from sidecar.usage.window import Window, WindowKey
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class Enforcer:
     async def _decide_waiting(self, identity: Identity, route: RouteRule) -> Decision:
         try:
             found = await self._account(identity)
+        except ParentMissing:
+            return STORE_AWAY
         except (StoreUnavailable, StoreRefused):
             found = self._without_store(identity)
         if isinstance(found, Decision):

@@ -70,6 +70,7 @@ class Flusher:
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
         self._started_ms = clock.monotonic_ms()
         self._reclaimed = [0] * self._shards
+        self._generations = [""] * self._shards
         self._round = [0] * self._shards
         self._caught_up = [False] * self._shards
         self._backlog = [0] * self._shards
@@ -84,11 +85,15 @@ class Flusher:
             tasks.create_task(self._every(PARTITIONS_INTERVAL_S, self._partitions))
 
     async def flush(self) -> None:
-        """Pass until everything that was dirty at the call is in the ledger. Raises what a pass raises."""
+        """Pass until everything that Redis had at the call is in the ledger. Raises what a pass raises."""
         await self.project()
         for shard in range(self._shards):
-            while await self._pass(shard, full=True):
-                pass
+            wanted, _ = await self._store.marks(shard)
+            while True:
+                await self._pass(shard, full=True)
+                version, watermark = await self._store.marks(shard)
+                if watermark >= wanted or version < wanted:  # or Redis lost it, and the journals report it again
+                    break
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -175,6 +180,8 @@ class Flusher:
             epoch = await self._merge(tx, collected, state.epoch)
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await store.announce(await self._projector.keys(tx))
+            if self._generations[shard] != collected.generation:
+                self._generations[shard], self._round[shard], self._caught_up[shard] = collected.generation, 0, False
             caught_up = self._caught_up[shard] or len(collected.windows) >= collected.dirty
             restored = caught_up and await self._project_shard(tx, collected)
         self._epochs[shard] = epoch

@@ -80,9 +80,11 @@ class Projector:
 
         Raises NotFound while there is no catalogue, StoreUnavailable when Redis moved on (the next pass starts over).
         """
-        catalogue = await self._current(tx)
+        await self._current(tx)
         announced: list[tuple[str, str]] = []
         while pending := await tx.pending_tenants(TENANTS_PER_ROUND):
+            # The catalogue of the very read that found them pending: one applied meanwhile makes them pending again.
+            catalogue = await self._at(tx, pending[0].catalogue)
             found = [_resolved(catalogue, row) for row in pending]
             published = await self._publish(tx, collected, [one for one in found if isinstance(one, Snapshot)])
             await tx.mark_projected(published)
@@ -144,12 +146,17 @@ class Projector:
         return older
 
     async def _current(self, tx: Transaction) -> Catalogue:
-        """The catalogue in force; read again only when its revision changed."""
-        if self._catalogue is not None and await plans.current_revision(tx) == self._revision:
-            return self._catalogue
-        version = await plans.current(tx)
-        if version is None:
+        """The catalogue in force; NotFound before the first."""
+        revision = await plans.current_revision(tx)
+        if not revision:
             raise NotFound("no catalogue was applied yet; run `sidecar catalogue apply FILE`")
+        return await self._at(tx, revision)
+
+    async def _at(self, tx: Transaction, revision: int) -> Catalogue:
+        """The catalogue of a revision; read again only when it is another one than last time."""
+        if self._catalogue is not None and revision == self._revision:
+            return self._catalogue
+        version = await plans.get(tx, revision)
         try:
             self._catalogue = parse(version.document, f"revision {version.revision}")
         except CatalogueInvalid as error:

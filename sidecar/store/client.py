@@ -187,6 +187,11 @@ class Store:
         raw = await self._script("collect", shard, keys, (ledger_epoch, most, reclaim_after_ms))
         return COLLECTED.decode(raw)
 
+    async def marks(self, shard: int) -> tuple[int, int]:
+        """How many window changes there were, and up to which of them the ledger has all."""
+        version, watermark = await self._command("HMGET", self.keys.epoch(shard), "version", "watermark")
+        return int(version or 0), int(watermark or 0)
+
     async def settle(
         self, shard: int, generation: str, epoch: int, windows: Sequence[tuple[str, str, int, int, int]]
     ) -> int:

@@ -48,6 +48,7 @@ def check(world: World) -> None:
     world.note("nobody asks any more")
     world.loop.run_until(world.loop.now_ms + IDLE_MS)
     check_nothing_held(world)
+    check_metric(world)
     for worker in list(world.workers()):
         if worker.process.alive:
             worker.stop(20)
@@ -159,6 +160,27 @@ def check_nothing_held(world: World) -> None:
             leases = {name.decode(): int(units) for name, units in found.items() if name.startswith(b"l:")}
             if int(found.get(b"held", b"0")) or int(found.get(b"n", b"0")) or leases:
                 world.oracle.violated("L2", f"{key.decode()} still holds {leases}: {found}")
+
+
+DISTURBED = (
+    "power lost",
+    "hours pass",
+    "plan changed",
+    "catalogue changed",
+    "wall clock jumps",
+    "worker cut off beyond reclaim",
+)
+
+
+def check_metric(world: World) -> None:
+    """What Redis says it took back covers what vanished with a disk, unless state was lost as well."""
+    oracle = world.oracle
+    if world.lost_state or any(fault in world.network.faults for fault in DISTURBED):
+        return
+    for (writer, key), units in oracle.vanished_units.items():
+        if units > oracle.reclaimed_from[writer, key] + oracle.unleased[key]:
+            about = f"{writer} vanished with {units} of {key}, {oracle.reclaimed_from[writer, key]} were taken back"
+            oracle.violated("metric", about)
 
 
 def _over(world: World, key: bytes) -> bool:

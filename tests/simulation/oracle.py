@@ -37,6 +37,8 @@ class Oracle:
         self.unleased: dict[LimitKey, int] = defaultdict(int)
         self.slack: dict[LimitKey, int] = defaultdict(int)
         self.reclaimed: dict[LimitKey, int] = defaultdict(int)
+        self.reclaimed_from: dict[tuple[str, LimitKey], int] = defaultdict(int)
+        self.vanished_units: dict[tuple[str, LimitKey], int] = defaultdict(int)
         self.snapshots: dict[str, Snapshot] = {}
         self.admitted = 0
         self.silent_after_ms = 0
@@ -148,6 +150,7 @@ class Oracle:
 
     def _reclaim(self, server: MemoryRedis, key: LimitKey, writer: str, units: int) -> None:
         self.reclaimed[key] += units
+        self.reclaimed_from[writer, key] += units
         snapshot = self.snapshots.get(key[0])
         rule = (
             next((rule for rule in snapshot.limits if rule.name == key[1].partition(":")[0]), None)
@@ -158,6 +161,8 @@ class Oracle:
             self.slack[key] += units
             return
         late = self.unreported(server, writer, key[0], rule).get((key[1], key[2]), 0)
+        if writer in self.lost:
+            return  # accounted for when it vanished
         if any(
             self._silent(tag, writer) for tag in self._tags if server.command(b"EXISTS", (f"{tag}tenant:{key[0]}",))
         ):
@@ -183,12 +188,16 @@ class Oracle:
         """A writer lost what it had not reported; its leases will be freed as if it had spent nothing more."""
         for tenant, snapshot in self.snapshots.items():
             for rule in snapshot.limits:
-                self._except(server, writer, tenant, rule)
+                for (limit_id, start), units in self._except(server, writer, tenant, rule).items():
+                    if rule.stop is not None:
+                        self.vanished_units[writer, (tenant, limit_id, start)] += units
 
-    def _except(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> None:
-        for (limit_id, start), units in self.unreported(server, writer, tenant, rule).items():
+    def _except(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
+        found = self.unreported(server, writer, tenant, rule)
+        for (limit_id, start), units in found.items():
             self.slack[tenant, limit_id, start] += units
             self._note(f"{units} of {tenant} {limit_id} {start} by {writer} are not known to Redis")
+        return found
 
     def unreported(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
         """What a writer allowed of a limit and this server does not know, by id and start of the period."""

@@ -157,10 +157,16 @@ class World:
             if not reply.granting or snapshot is None or answered.revision != part[1] or snapshot.rev != part[1]:
                 continue
             stops = {rule.name: rule.stop for rule in snapshot.limits}
-            for (name, limit_id, start, _, _, left, need, *_), lease in zip(part[3], answered.leases, strict=True):
+            for (name, limit_id, start, end_ms, _, left, need, *_), lease in zip(part[3], answered.leases, strict=True):
                 stop = stops.get(name)
                 short = left + need - lease.units
-                if need and stop is not None and short > 0 and stop - lease.spent - lease.held >= short:
+                if (
+                    need
+                    and stop is not None
+                    and short > 0
+                    and server.clock() < end_ms
+                    and stop - lease.spent - lease.held >= short
+                ):
                     about = f"{writer} needs {need} of {part[0]} {limit_id} {start}: {lease} of {stop}"
                     self.oracle.violated("L3", about)
 
@@ -253,8 +259,9 @@ class World:
         """A machine is gone for good; what its journals held and Redis never heard is lost."""
         for worker in machine.workers:
             self.kill(worker.process)
-        for path in machine.journals.glob("*.journal"):
+        for path in sorted(machine.journals.glob("*.journal")):
             self.oracle.lost[path.stem] = {}
+            self.oracle.vanished(self.redis, path.stem)
         shutil.rmtree(machine.folder)
         self.machines.remove(machine)
         self.gone += machine.workers

@@ -238,6 +238,9 @@ def test_identity_headers_are_compared_in_lower_case_and_authorization_means_bea
 
 
 def test_a_client_certificate_may_come_in_the_header_of_envoy() -> None:
-    text = "metrics: {api_calls: {}}\nplans: {free: {}}\nidentity:\n  - {client_cert: x-forwarded-client-cert, claim: URI}\n"
+    text = (
+        "metrics: {api_calls: {}}\nplans: {free: {}}\n"
+        "identity:\n  - {client_cert: x-forwarded-client-cert, claim: URI}\n"
+    )
     (rule,) = parse(text, "c").identity
     assert (rule.kind, rule.header, rule.claim) == ("client_cert", "x-forwarded-client-cert", "URI")
