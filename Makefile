@@ -3,6 +3,8 @@
 # make check     format, lint, types, imports
 # make test      check, then every test
 # make bench     every question of bench/, such as the decision rate as a ratio to a constant answer
+# make simulate  the protocol under faults, SEEDS=n runs of it from FIRST=n on
+# make mutations shortcuts put into the code on purpose: the simulation has to notice each
 # make clean     everything that the above made
 # make lock      renew the pins in requirements/
 
@@ -11,7 +13,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := install
-.PHONY: install install-dev dev check format test test-fast bench lock clean
+.PHONY: install install-dev dev check format test test-fast bench simulate mutations lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,6 +76,15 @@ test-fast: install-dev
 
 bench: install-dev
 	@for question in bench/*.py; do $(BIN)/python "$$question" $(ARGS); done
+
+SEEDS ?= 2000
+FIRST ?= 0
+
+simulate: install-dev
+	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --from $(FIRST)
+
+mutations: install-dev
+	@$(BIN)/python -m tests.simulation.mutations --seeds $(SEEDS)
 
 # Pins for every platform, with hashes and without any address they were fetched from.
 LOCK := $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \

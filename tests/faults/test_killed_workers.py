@@ -57,6 +57,7 @@ async def only_living_journals(dev: SidecarDev) -> None:
     await until(lambda: len(dev.now().pids["authz"]) == WORKERS and journals(dev) == WORKERS, 40)
 
 
+@pytest.mark.slow
 async def test_the_ledger_has_every_answered_allow_after_20_kills(dev: SidecarDev) -> None:
     tenant = put_tenant(dev, "large")
     killer = Killer(dev)

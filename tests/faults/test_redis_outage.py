@@ -41,6 +41,7 @@ def redis_stopped(dev: SidecarDev) -> Iterator[None]:
         dev.signal_redis(signal.SIGCONT)
 
 
+@pytest.mark.slow
 async def test_each_limit_follows_its_policy_in_an_outage_and_all_of_it_is_counted(dev: SidecarDev) -> None:
     tenants = {plan: put_tenant(dev, plan) for plan in ("closed", "open", "bounded")}
 

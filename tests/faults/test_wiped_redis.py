@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,7 @@ async def test_nothing_is_lost_and_everything_comes_back(dev: SidecarDev) -> Non
     assert dev.cli_json("verify") == []
 
 
+@pytest.mark.slow
 async def test_a_hard_cap_stays_exact_over_a_wipe(dev: SidecarDev) -> None:
     tenant = put_tenant(dev, "capped")
     tally = Tally()
@@ -80,6 +83,20 @@ async def test_a_hard_cap_stays_exact_over_a_wipe(dev: SidecarDev) -> None:
     await asyncio.gather(wipes(), crowd(dev.authz_port, 40, [tenant], turn, tally))
     assert tally.allowed == CAP
     assert dev.ledger(tenant, "api_calls") == CAP
+    assert dev.cli_json("verify") == []
+
+
+async def test_a_worker_killed_at_the_moment_of_a_wipe_loses_nothing(dev: SidecarDev) -> None:
+    """Redis forgot what was reported and the worker that knew is gone: its journal and the ledger know."""
+    tenant = put_tenant(dev, "large")
+    async with Traffic(dev.authz_port, [tenant], clients=20, rate_per_s=500) as traffic:
+        await traffic.reached(300)
+        pid = dev.now().pids["authz"][0]
+        await wipe(dev)
+        os.kill(pid, signal.SIGKILL)
+        await traffic.reached(300)
+    tally = traffic.tally
+    assert tally.allowed <= dev.ledger(tenant, "api_calls") <= tally.allowed + tally.lost
     assert dev.cli_json("verify") == []
 
 

@@ -21,7 +21,7 @@ from tests.servers.accounts import put_tenant
 from tests.servers.load_client import LoadClient
 from tests.servers.sidecar_dev import SidecarDev
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 CALLS = 7
 

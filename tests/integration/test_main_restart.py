@@ -61,6 +61,7 @@ class Customers:
         await until(lambda: self.over == len(self._clients), 40)
 
 
+@pytest.mark.slow
 async def test_a_hard_cap_and_the_ledger_stay_exact_over_a_stop_and_a_kill(servers_directory: Path) -> None:
     state = servers_directory / "goes-on"
     dev = SidecarDev(state, CATALOGUE, workers=2)

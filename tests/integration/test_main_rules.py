@@ -15,7 +15,7 @@ from tests.servers.accounts import create_key, put_tenant
 from tests.servers.load_client import LoadClient
 from tests.servers.sidecar_dev import SidecarDev
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 CATALOGUE = Path(__file__).parent.parent / "faults" / "limits.yaml"
 

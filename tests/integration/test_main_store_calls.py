@@ -33,6 +33,7 @@ def scripts_run(client: redis.Redis) -> int:
     return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
 
+@pytest.mark.slow
 async def test_a_thousand_requests_a_second_need_at_most_five_script_calls(dev: SidecarDev) -> None:
     tenant = put_tenant(dev, "large")
     with redis.Redis.from_url(dev.at.redis) as client:

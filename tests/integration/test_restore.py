@@ -77,7 +77,7 @@ async def test_a_cap_is_exact_across_a_wipe_in_the_middle(
     assert first + second == 100
     await settled(place, core, flusher, "t", 100)
     month = bounds("month", place.clock.wall_s())[0]
-    await core.stop(5)
+    await core.abandon()
     assert int((await place.store.limit("t", "api_calls", month))["spent"]) == 100
 
 
@@ -116,8 +116,8 @@ async def test_nothing_is_granted_until_writers_that_may_still_spend_have_run_ou
         return (await place.ask(other, "t")).allow
 
     await until(granted_again)
-    await core.stop(5)
-    await other.stop(5)
+    await core.abandon()
+    await other.abandon()
 
 
 async def test_keys_tenants_and_the_catalogue_come_back_after_a_wipe(
@@ -158,4 +158,4 @@ async def test_a_journal_of_a_dead_writer_counts_once(wipeable: tuple[Installati
     assert await place.counted("t") == allowed
     rest = await allowed_in_all(place, heir, flusher, "t")
     assert allowed + rest == 100
-    await heir.stop(5)
+    await heir.abandon()

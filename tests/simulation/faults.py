@@ -129,7 +129,7 @@ class Faults:
             process = self._random.choice(alive).process
             ms = self._random.choice((200, 3_000, TERMS.reclaim_after_ms - 100, TERMS.reclaim_after_ms + 3_000, 25_000))
             self._world.count("pause beyond reclaim" if ms > TERMS.reclaim_after_ms else "pause", process.name)
-            if self._random.random() < 0.5:  # noqa: PLR2004
+            if self._random.random() < 0.5:
                 self._world.network.stalls[process] = ms
                 return
             process.paused = True

@@ -15,7 +15,7 @@ from tests.simulation.oracle import parts
 from tests.simulation.worker import SHARDS, TERMS, Worker
 from tests.simulation.world import TENANTS, World
 
-SETTLED_MS = TERMS.reclaim_after_ms * 2 + 8_000
+SETTLED_MS = TERMS.reclaim_after_ms * 2 + 4_000
 IDLE_MS = 6_000
 TRIES_MAX = 120
 

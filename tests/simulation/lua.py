@@ -38,7 +38,9 @@ local function pack(value, out)
   elseif kind == 'string' then
     local size = #value
     if size < 32 then out[#out + 1] = char(160 + size)
-    else out[#out + 1] = char(219, floor(size / 16777216), floor(size / 65536) % 256, floor(size / 256) % 256, size % 256) end
+    else
+      out[#out + 1] = char(219, floor(size / 16777216), floor(size / 65536) % 256, floor(size / 256) % 256, size % 256)
+    end
     out[#out + 1] = value
   elseif kind == 'boolean' then out[#out + 1] = value and '\195' or '\194'
   elseif kind == 'table' then
@@ -89,9 +91,12 @@ class ScriptEngine:
         found = self._server.command(name, arguments)
         if found is None:
             return False
-        if isinstance(found, list):
-            return self._table([False if item is None else item for item in found], recursive=True)
-        return found
+        if type(found) is not list:
+            return found
+        if None in found:
+            found = [False if item is None else item for item in found]
+        # Only a stream's entries are lists in a list.
+        return self._table(found, recursive=True) if found and type(found[0]) is list else self._table(found)
 
     def _unpack(self, raw: bytes) -> Any:
         value = _texts(msgspec.msgpack.decode(raw))
@@ -108,9 +113,10 @@ class ScriptEngine:
 
 
 def _texts(value: Any) -> Any:
-    if isinstance(value, list):
+    kind = type(value)
+    if kind is list:
         return [_texts(item) for item in value]
-    return value.encode() if isinstance(value, str) else value
+    return value.encode() if kind is str else value
 
 
 SCRIPTS: dict[str, Script] = load()

@@ -134,7 +134,7 @@ def _old_writer_goes_on(stack: ExitStack) -> None:
                 known[writer] = {one.key: one.value for one in windows}
                 dead[0].unlink()
                 core = sys.modules[Core.__module__]
-                tokens.enter_context(mock.patch.object(core.secrets, "token_hex", lambda _size: writer))  # type: ignore[attr-defined]
+                tokens.enter_context(mock.patch.object(core.secrets, "token_hex", return_value=writer))
             build(self, settings, store, clock, counters)
         ALIVE.add(self.writer)
 
@@ -157,13 +157,25 @@ _PART = "  if own_revision > revision then"
 _ACCEPTED = "local accepted = known_generation == generation.gen and sequence > stored_sequence and not stored[3]"
 _GRANTING = "return generation.state == 'open' and real >= generation.open_at"
 _STEADY = "if elapsed > JUMP_MS or elapsed < -1000 then"
+_REFUSED = """
+for index = 1, refused do
+  local leases = {}
+  for position = 1, #message[5][index][4] do leases[position] = { 0, 0, 0, 0, false } end
+  replies[index] = { message[5][index][2], leases }
+end"""
+_DROPPED = """
+if not lost then
+  redis.call('DEL', writer_key)
+  for _, key in ipairs(redis.call('KEYS', tag .. 'window:*')) do redis.call('HDEL', key, writer) end
+end
+"""
 
 MUTATIONS: dict[str, Patch] = {
     "spent moved by leases as well as windows": script(
         "sync",
         (
             _LOWERED,
-            f"if current > units then redis.call('HINCRBY', key, 'spent', integer(current - units)) end\n    {_LOWERED}",
+            f"if current > units then redis.call('HINCRBY', key, 'spent', integer(current - units)) end {_LOWERED}",
         ),
     ),
     "restoring an absolute total": _absolute_total,
@@ -175,7 +187,7 @@ MUTATIONS: dict[str, Patch] = {
         ),
         (
             "local replies = {}",
-            "local replies = {}\nfor index = 1, refused do\n  local leases = {}\n  for position = 1, #message[5][index][4] do leases[position] = { 0, 0, 0, 0, false } end\n  replies[index] = { message[5][index][2], leases }\nend",
+            "local replies = {}\n" + _REFUSED,
         ),
     ),
     "granting during the restore": every_script((_GRANTING, "return true")),
@@ -219,8 +231,7 @@ MUTATIONS: dict[str, Patch] = {
         "retire",
         (
             "local remaining = redis.call('SCARD', held_key)",
-            "if not lost then\n  redis.call('DEL', writer_key)\n  for _, key in ipairs(redis.call('KEYS', tag .. 'window:*')) do redis.call('HDEL', key, writer) end\nend\n"
-            "local remaining = redis.call('SCARD', held_key)",
+            _DROPPED + "local remaining = redis.call('SCARD', held_key)",
         ),
     ),
     "deleting an adopted journal when Redis has it": replaced(Adoption, "_await_ledger", _at_once),
@@ -244,7 +255,7 @@ MUTATIONS: dict[str, Patch] = {
         "_exchange",
         (
             "            finally:\n",
-            "            finally:\n                waiters += self._waiting[shard]\n                self._waiting[shard] = []\n",
+            f"            finally:\n{' ' * 16}waiters += self._waiting[shard]\n{' ' * 16}self._waiting[shard] = []\n",
         ),
     ),
     "a jump of Redis' clock counts as silence": every_script((_STEADY, "if false then")),
@@ -294,10 +305,10 @@ def main() -> int:
             for batch in range(0, options.seeds, options.jobs * 8):
                 seeds = range(options.first + batch, options.first + min(batch + options.jobs * 8, options.seeds))
                 results = pool.map(partial(_noticed, name), seeds, chunksize=1)
-                caught = next((index for index, violation in enumerate(results) if violation), None)
+                caught = next(((index, about) for index, about in enumerate(results) if about), None)
                 if caught is not None:
-                    found[name] = batch + caught + 1
-                    print(f"{found[name]:5}  {name}: {results[caught][:150]}", file=sys.stderr)
+                    found[name] = batch + caught[0] + 1
+                    print(f"{found[name]:5}  {name}: {caught[1][:150]}", file=sys.stderr)
                     break
             else:
                 print(f" none  {name}", file=sys.stderr)

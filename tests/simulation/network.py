@@ -37,7 +37,7 @@ class Network:
         self.faults: dict[str, int] = {}
         self.stalls: dict[Process, int] = {}
         self.fuses: dict[Process, int] = {}
-        self.kill: Callable[[Process], None] = lambda process: None
+        self.kill: Callable[[Process], None] = lambda _process: None
         self._random = random
 
     def heal(self) -> None:

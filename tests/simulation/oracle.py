@@ -214,7 +214,7 @@ class Oracle:
                 found[scope or rule.name, _start(rule, key.period, key.hour)] += units - known
         return found
 
-    ledger_has: Callable[[WindowKey, str], int] = staticmethod(lambda key, writer: 0)
+    ledger_has: Callable[[WindowKey, str], int] = staticmethod(lambda _key, _writer: 0)
 
     def _known(self, server: MemoryRedis, key: WindowKey, writer: str) -> int:
         for tag in self._tags:

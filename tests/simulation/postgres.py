@@ -43,7 +43,7 @@ class Postgres:
         self.unknown: set[str] = set()
         self.locks: dict[int, MemoryTransaction] = {}
         self.open: list[MemoryTransaction] = []
-        self.watch: Callable[[CounterKey, int, int], None] = lambda key, before, after: None
+        self.watch: Callable[[CounterKey, int, int], None] = lambda _key, _before, _after: None
 
     def stop(self) -> None:
         """Go down: what was not committed is gone."""

@@ -43,7 +43,7 @@ class MemoryRedis:
         self.up = True
         self.calls = 0
         self.heard: Callable[[MemoryRedis, bytes, tuple[Any, ...]], None] | None = None
-        self.after: Callable[[MemoryRedis, str, tuple[Any, ...], Any], None] = lambda *about: None
+        self.after: Callable[[MemoryRedis, str, tuple[Any, ...], Any], None] = lambda *_about: None
         self._data: dict[bytes, Any] = {}
         self._expires: dict[bytes, int] = {}
         self._loaded: set[str] = set()
@@ -78,7 +78,7 @@ class MemoryRedis:
         call = self._commands.get(name)
         if call is None:
             raise ResponseError(f"the simulated Redis has no {name.decode()}")
-        found = call(*map(text, arguments))
+        found = call(*[one if type(one) is bytes else text(one) for one in arguments])
         if self.heard is not None and name in (b"HINCRBY", b"HDEL"):
             self.heard(self, name, arguments)
         return found

@@ -17,8 +17,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
+from typing import Self
 
 from msgspec import Struct
 
@@ -131,13 +133,13 @@ def main() -> int:
 class _Alone:
     """A pool of this process only, for a single seed."""
 
-    def __enter__(self) -> _Alone:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_about: object) -> None:
         return
 
-    def imap_unordered(self, call: object, seeds: list[int], chunksize: int) -> list[Outcome]:
+    def imap_unordered(self, call: object, seeds: Iterable[int], chunksize: int) -> list[Outcome]:
         return [simulate(seed) for seed in seeds]
 
 

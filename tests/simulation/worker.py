@@ -32,7 +32,7 @@ def settings(folder: Path) -> Any:
         state=folder,
         **TERMS._asdict(),
         sync_interval_ms=500,
-        changes_interval_ms=1_000,
+        changes_interval_ms=2_000,
         request_repeat_s=0,
         tenants_cached_max=100,
         keys_cached_max=100,
@@ -74,7 +74,7 @@ class Worker:
     def _repeat_replies(self, exchange: ShardExchange) -> None:
         """Let replies come once more, after their successors: transports differ, the exchange has to cope."""
         apply = exchange.apply
-        earlier: list[tuple[Any, ...]] = []
+        earlier: list[tuple[Any, Any, Any, int]] = []
 
         def applied(message: Any, sent: Any, reply: Any, sent_ms: int, now_ms: int) -> None:
             apply(message, sent, reply, sent_ms, now_ms)

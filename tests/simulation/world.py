@@ -28,8 +28,8 @@ from sidecar.enforcement.decision import Decision
 from sidecar.ledger.flusher import Flusher, FlushTerms
 from sidecar.store import snapshots
 from sidecar.store.client import Store
-from sidecar.store.messages import SYNC_REPLY, SyncReply
 from sidecar.store.keys import Keyspace
+from sidecar.store.messages import SYNC_REPLY, SyncReply
 from sidecar.telemetry import FlusherCounters
 from sidecar.usage.recovery import inspect
 from sidecar.usage.window import WindowKey
@@ -86,7 +86,7 @@ class World:
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed = seed
         self.random = Random(seed)
-        self.loop = VirtualLoop()
+        self.loop = VirtualLoop()  # type: ignore[abstract]
         self.history: list[str] = []
         self.start_ms = self._beginning()
         self.redis_wrong_ms = 0
@@ -98,7 +98,7 @@ class World:
         self.keys = Keyspace("sc", SHARDS)
         self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
-        self.oracle.ledger_has = self.ledger_has  # type: ignore[method-assign]
+        self.oracle.ledger_has = self.ledger_has
         self.machines: list[Machine] = []
         self.flushers: list[Process] = []
         self.lost_state = 0
@@ -124,7 +124,7 @@ class World:
     def _server(self) -> MemoryRedis:
         replid = "".join(self.random.choices("0123456789abcdef", k=40))
         server = MemoryRedis(lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_ms, replid)
-        server.heard = lambda *about: self.oracle.heard(*about)
+        server.heard = self._heard
         server.after = self._ran
         return server
 
@@ -136,6 +136,9 @@ class World:
         self.redis = self.network.server = server
         self.lost_state += 1
         return server
+
+    def _heard(self, server: MemoryRedis, name: bytes, arguments: tuple[Any, ...]) -> None:
+        self.oracle.heard(server, name, arguments)
 
     def _ran(self, server: MemoryRedis, script: str, arguments: tuple[Any, ...], answer: Any) -> None:
         if script == "publish" and answer >= 0:
@@ -335,7 +338,7 @@ class _Connections:
 def simulated(random: Random) -> Iterator[None]:
     """Put the simulation in the place of servers, random ids and large files."""
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
-    parse = lambda text, name: catalogue(text)  # noqa: E731
+    parse = lambda text, _name: catalogue(text)  # noqa: E731
     with ExitStack() as stack:
         for module, name, value in (
             (sidecar.store.client, "Redis", _Connections),
@@ -344,6 +347,7 @@ def simulated(random: Random) -> Iterator[None]:
             (sidecar.enforcement.changes, "parse", parse),
             (sidecar.ledger.projector, "parse", parse),
             (sidecar.ledger.flusher, "PROJECT_INTERVAL_S", 1.0),
+            (sidecar.enforcement.core, "OBSERVE_INTERVAL_S", 10.0),
             (sidecar.usage.journal, "BLOCK_BYTES", BLOCK_BYTES),
             (sidecar.usage.recovery, "BLOCK_BYTES", BLOCK_BYTES),
         ):

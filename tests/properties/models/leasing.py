@@ -66,10 +66,6 @@ class Writer:
         state.spend(units)
         return True
 
-    @property
-    def unreported(self) -> int:
-        return sum(window.value - window.acknowledged for window in self.account.windows.values())
-
     def counted(self) -> list[list[Any]]:
         """What its journal holds."""
         return [[*window.key[1:], window.value] for window in self.account.windows.values()]
@@ -107,7 +103,10 @@ class Leasing:
 
     @property
     def admissible(self) -> int:
-        """The cap, and the one exception to it: what a writer had spent and not said when it was silent too long."""
+        """The cap, and the one exception to it: what a writer that was silent too long had spent unknown to anybody.
+
+        That is what the ledger does not have, for Redis may have been wiped meanwhile.
+        """
         stop = self.terms.limits[0].stop
         return (stop or 0) + sum(self.excused.values())
 
@@ -116,7 +115,12 @@ class Leasing:
         self.shard.clock += ms
         for writer in self.writers:
             if self.now >= writer.exchange.gone_after_ms:
-                self.excused[writer.name] = max(self.excused.get(writer.name, 0), writer.unreported)
+                self.excused[writer.name] = max(self.excused.get(writer.name, 0), self.unknown(writer))
+
+    def unknown(self, writer: Writer) -> int:
+        return sum(
+            window.value - self.ledger.get((*window.key, writer.name), 0) for window in writer.account.windows.values()
+        )
 
     def request(self, writer: Writer, units: int) -> bool:
         allowed = writer.spend(units, self.now, self.wall_ms)
