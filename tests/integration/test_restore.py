@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
@@ -159,3 +160,55 @@ async def test_a_journal_of_a_dead_writer_counts_once(wipeable: tuple[Installati
     rest = await allowed_in_all(place, heir, flusher, "t")
     assert allowed + rest == 100
     await heir.abandon()
+
+
+async def test_a_cap_is_exact_when_an_old_copy_takes_over(
+    fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], redis_prefix: str, database: str, tmp_path: Path
+) -> None:
+    """A replica that replication did not reach any more is promoted: what it never saw comes back."""
+    primary, replica = await fresh_redis(), await fresh_redis()
+    options = urlsplit(primary.url)
+    async with (
+        redis.asyncio.Redis.from_url(replica.url) as copy,
+        installation(primary.url, redis_prefix, database, tmp_path) as before,
+        installation(replica.url, redis_prefix, database, tmp_path) as after,
+    ):
+        await before.catalogue()
+        flusher = before.flusher(reclaim_after_ms=1_000)
+        await flusher.flush()
+        core = await before.core(reclaim_after_ms=1_000, lease_ttl_ms=500)
+        first = sum([(await before.ask(core, "t")).allow for _ in range(20)])
+        await settled(before, core, flusher, "t", first)
+        await copy.config_set("masterauth", options.password or "")
+        await copy.replicaof("127.0.0.1", options.port)
+
+        async def copied() -> bool:
+            return bool((await copy.info("replication"))["master_link_status"] == "up")
+
+        await until(copied)
+        await copy.replicaof("NO", "ONE")
+        first += sum([(await before.ask(core, "t")).allow for _ in range(30)])
+        await settled(before, core, flusher, "t", first)
+        await core.abandon()
+        flusher = after.flusher(reclaim_after_ms=1_000)
+        heir = await after.core(reclaim_after_ms=1_000, lease_ttl_ms=500)
+        rest = await allowed_in_all(after, heir, flusher, "t")
+        assert first + rest == 100
+        await heir.abandon()
+
+
+async def test_a_worker_starts_with_the_catalogue_it_kept_while_redis_is_away(
+    fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], redis_prefix: str, database: str, tmp_path: Path
+) -> None:
+    server = await fresh_redis()
+    async with installation(server.url, redis_prefix, database, tmp_path) as place:
+        await place.catalogue()
+        await place.flusher().flush()
+        core = await place.core()
+        await core.abandon()
+        await server.stop()
+        again = await place.core()
+        assert again.enforcer.policy.revision == 1
+        assert (await place.ask(again, "t")).status == 503
+        await again.abandon()
+        await server.start()

@@ -59,8 +59,10 @@ class Faults:
             self.change_plan,
             self.change_plan,
             self.change_catalogue,
+            self.change_unheard,
             self.leap,
             self.second_flusher,
+            self.wipe_after_adoption,
         ]
         chosen = random.sample(blows, random.randrange(2, 9))
         for _ in range(random.randrange(2, 10)):
@@ -227,6 +229,17 @@ class Faults:
             self._world.network.old = None
             self._world.network.old_side.clear()
 
+    def wipe_after_adoption(self) -> None:
+        """A journal is adopted while Postgres is away, and then Redis loses what it heard."""
+        machine = self._machine()
+        if machine and machine.alive() and self._world.postgres.up:
+            self._world.count("redis wiped after an adoption")
+            self._world.postgres.stop()
+            self._world.kill(machine.alive()[0].process)
+            self._replace(machine)
+            self._later(self._random.choice((800, 3_000, 5_000)), self.wipe)
+            self._later(6_000, self._postgres_up)
+
     def restart_redis(self) -> None:
         """The same data, served by a new process after a moment."""
         self._world.count("redis restarted")
@@ -288,6 +301,16 @@ class Faults:
             number = self._random.randrange(len(TEXTS))
             self._world.count("catalogue changed", f"to {number}")
             self._world.postgres.apply_catalogue(TEXTS[number])
+
+    def change_unheard(self) -> None:
+        """Workers do not hear what is announced; a plan changes, and changes again."""
+        self._world.count("changes unheard")
+        for worker in self._world.workers():
+            if self._random.random() < 0.7:  # noqa: PLR2004
+                self._world.network.deaf.add(worker.process)
+        self.change_plan()
+        self._later(self._random.randrange(2_000, 6_000), self.change_plan)
+        self._later(14_000, self._world.network.deaf.clear)
 
     def leap(self) -> None:
         """All machines sleep for hours and wake together."""

@@ -18,6 +18,7 @@ from tests.simulation.world import TENANTS, World
 SETTLED_MS = TERMS.reclaim_after_ms * 2 + 4_000
 IDLE_MS = 6_000
 TRIES_MAX = 120
+USED_UP_S = 10
 
 
 def heal(world: World) -> None:
@@ -113,11 +114,12 @@ def check_caps_usable(world: World) -> None:
         for rule in owner.snapshot.limits if owner is not None else ():
             if owner is None or rule.metric != "calls" or rule.stop is None:
                 continue
-            start = bounds(rule.period, now_s)[0]
             limit_id = rule.name if rule.scope == "tenant" else f"{rule.name}:u1"
-            total = world.oracle.total(owner.tenant, rule, limit_id, start)
-            lost = _lost(world, owner.tenant, rule, limit_id, start)
-            full = full or total - lost >= rule.stop
+            for at_s in (now_s, now_s - USED_UP_S):  # a period may have ended meanwhile
+                start = bounds(rule.period, at_s)[0]
+                total = world.oracle.total(owner.tenant, rule, limit_id, start)
+                lost = _lost(world, owner.tenant, rule, limit_id, start)
+                full = full or total - lost >= rule.stop
     if not full:
         world.oracle.violated("L3", f"{worker.process.name} cannot use {tenant} to the last unit: {denied}")
 

@@ -14,6 +14,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
+from tests.simulation import lua
 from tests.simulation.redis import MemoryRedis
 from tests.simulation.scheduler import Process, VirtualLoop
 
@@ -30,6 +31,7 @@ class Network:
         self.old: MemoryRedis | None = None
         self.old_side: set[Process] = set()
         self.cut: set[Process] = set()
+        self.deaf: set[Process] = set()  # the stream of changes lives in another slot, maybe on another server
         self.lost_rate = 0
         self.reply_lost_rate = 0
         self.late_rate = 0
@@ -37,12 +39,14 @@ class Network:
         self.faults: dict[str, int] = {}
         self.stalls: dict[Process, int] = {}
         self.fuses: dict[Process, int] = {}
+        self.woken: Callable[[Process], None] = lambda _process: None
         self.kill: Callable[[Process], None] = lambda _process: None
         self._random = random
 
     def heal(self) -> None:
         self.lost_rate = self.reply_lost_rate = self.late_rate = self.repeated_rate = 0
         self.cut.clear()
+        self.deaf.clear()
         self.old_side.clear()
         self.old = None
 
@@ -80,7 +84,8 @@ class Network:
         loop = self.loop
         if self.burn(process):
             return
-        if process in self.cut or self.drawn(self.lost_rate, "request lost"):
+        unheard = process in self.deaf and words[1] in (lua.SCRIPTS["changes"].sha, lua.SCRIPTS["changes"].text)
+        if unheard or process in self.cut or self.drawn(self.lost_rate, "request lost"):
             return
         loop.after_us(self.delay_us(), self._arrive, process, words, done)
         if words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
@@ -115,7 +120,11 @@ class Network:
         if ms is not None:
             # Between the arrival of the answer and its use.
             process.paused = True
-            self.loop.after_us(ms * 1000, self.loop.resume, process)
+            self.loop.after_us(ms * 1000, self._wake, process)
+
+    def _wake(self, process: Process) -> None:
+        self.loop.resume(process)
+        self.woken(process)
 
 
 class Connection:

@@ -46,6 +46,7 @@ from tests.simulation.worker import SHARDS, TERMS, Worker
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 TENANTS = ("t0", "t1", "t2", "kid")
 ANSWER_MS = 3
+WOKEN_REQUESTS = 16
 MESSAGE_MS = 50  # what a message may take before its sender has given it up
 BLOCK_BYTES = 4096
 FLUSHER_TIMEOUT_MS = 1_000
@@ -95,6 +96,7 @@ class World:
         self.postgres.watch = self._committed
         self.network = Network(self.loop, Random(seed + 1), self.redis)
         self.network.kill = self.kill
+        self.network.woken = self._besiege
         self.keys = Keyspace("sc", SHARDS)
         self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
@@ -210,7 +212,7 @@ class World:
         return worker
 
     def _reply_again(self) -> bool:
-        return self.network.drawn(self.network.repeated_rate, "reply repeated")
+        return self.network.drawn(self.network.repeated_rate * 5, "reply repeated")
 
     def start_flusher(self) -> Process:
         process = Process(self._name("f"))
@@ -290,6 +292,14 @@ class World:
         routes = catalogue(TEXTS[0]).routes
         route = self.random.choices(routes, (1, 2, 6))[0]
         self.send(self.random.choice(workers), self.random.choice(TENANTS), route, self.random.choice(("u1", "u2", "")))
+
+    def _besiege(self, process: Process) -> None:
+        """Send requests to a worker that just went on, before it can ask whether its leases are still its own."""
+        for worker in self.workers():
+            if worker.process is process and process.alive:
+                for _ in range(WOKEN_REQUESTS):
+                    route = catalogue(TEXTS[0]).routes[-1]
+                    self.loop.after_us(10, self.send, worker, self.random.choice(TENANTS), route, "u1")
 
     def send(self, worker: Worker, tenant: str, route: Any, user: str, heard: list[Decision] | None = None) -> None:
         costs = route.costs

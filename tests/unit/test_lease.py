@@ -1,7 +1,19 @@
+"""One limit at one writer: what it reports, and what it makes of the answer."""
+
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from sidecar.catalogue.snapshot import LimitRule
-from sidecar.enforcement.lease import IDLE_AFTER_MS, LimitState
+from sidecar.enforcement.lease import (
+    CALLED_RESERVE_MS,
+    CONTENDED_FOR_MS,
+    FIRST_LEASE_UNITS,
+    IDLE_AFTER_MS,
+    LimitState,
+)
 from sidecar.store.messages import LeaseReply
 
 RULE = LimitRule(
@@ -49,3 +61,128 @@ def test_a_lease_that_nobody_spends_is_given_back() -> None:
     granted(state, NOW_MS + 100)
     assert state.left > 0
     assert granted(state, NOW_MS + 100 + IDLE_AFTER_MS) == 0
+
+
+def leased(**changes: Any) -> LimitState:
+    state = LimitState(RULE, "calls", 0, 10_000_000, leased=True)
+    for name, value in changes.items():
+        setattr(state, name, value)
+    return state
+
+
+def settled(state: LimitState, units: int, *, spent: int = 0, called: bool = False, need: int = 0) -> None:
+    """A report that Redis answers with a lease of ``units``."""
+    state.need = need
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    reply = LeaseReply(units=units, spent=spent, held=units, over_ms=0, called=called)
+    state.settle(sent, state.own, reply, NOW_MS, renewed=True)
+
+
+def test_what_was_spent_since_the_report_is_taken_off_the_grant() -> None:
+    state = leased(left=10)
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    own = state.own
+    state.spend(4)
+    state.settle(sent, own, LeaseReply(30, 100, 50, 0, called=False), NOW_MS, renewed=True)
+    assert (state.left, state.used, state.held_elsewhere) == (26, 104, 20)
+
+
+def test_more_spent_since_than_granted_leaves_nothing_rather_than_a_debt() -> None:
+    state = leased(left=10)
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    own = state.own
+    state.spend_unleased(40)
+    state.settle(sent, own, LeaseReply(30, 0, 30, 0, called=False), NOW_MS, renewed=True)
+    assert state.left == 0
+
+
+def test_totals_count_even_when_the_lease_was_not_renewed() -> None:
+    state = leased(left=10, own_changed_ms=NOW_MS)
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    state.settle(sent, state.own, LeaseReply(70, 500, 70, 9, called=False), NOW_MS, renewed=False)
+    assert (state.left, state.used, state.over_ms, state.known) == (10, 500, 9, True)
+
+
+def test_a_report_asks_for_what_waits_beyond_what_is_left() -> None:
+    state = leased(left=3)
+    state.wait_for(10)
+    state.wait_for(4)
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    assert (sent.left, sent.need) == (3, 7)
+    assert sent.left + sent.want >= 14
+    again = state.report(NOW_MS, 2, 1_000_000)
+    assert again.need == 0
+
+
+def test_a_lease_follows_the_rate_within_bounds() -> None:
+    state = leased(reported_ms=NOW_MS - 1000, own=5_000)
+    assert state.report(NOW_MS, 2, 1_000_000).want == 10_000
+    state = leased(reported_ms=NOW_MS - 1000, own=5_000)
+    assert state.report(NOW_MS, 2, 600).want == 600
+    state = leased(reported_ms=NOW_MS - 1000, own=1)
+    assert state.report(NOW_MS, 2, 1_000_000).want == FIRST_LEASE_UNITS
+
+
+def test_a_lease_more_than_half_full_is_not_topped_up() -> None:
+    state = leased(left=11, own_changed_ms=NOW_MS)
+    assert state.report(NOW_MS, 2, 1_000_000).want == 0
+    state = leased(left=10, own_changed_ms=NOW_MS)
+    assert state.report(NOW_MS, 2, 1_000_000).want == 10
+
+
+def test_a_limit_whose_period_is_over_asks_for_nothing_and_has_nothing_left() -> None:
+    state = leased(left=11, own_changed_ms=NOW_MS)
+    sent = state.report(NOW_MS, 2, 1_000_000, renewing=False)
+    assert (state.left, sent.left, sent.want) == (0, 0, 0)
+
+
+def test_asking_again_is_pointless_for_a_moment_after_a_short_answer() -> None:
+    state = leased()
+    settled(state, 2, need=5)
+    assert state.hold_on(5, NOW_MS)
+    assert not state.hold_on(2, NOW_MS)
+    assert not state.hold_on(5, NOW_MS + CONTENDED_FOR_MS)
+    settled(state, 5, need=5)
+    assert not state.hold_on(9, NOW_MS)
+
+
+def test_units_called_in_are_given_back_but_for_the_next_moment() -> None:
+    state = leased(left=500, rate_per_s=100, reported_ms=NOW_MS - 100, own_changed_ms=NOW_MS, target=500)
+    settled(state, 500, called=True)
+    assert state.left == state.rate_per_s * CALLED_RESERVE_MS // 1000
+    assert state.to_report
+
+
+def test_spent_out_is_known_only_from_redis_and_while_the_cap_stands() -> None:
+    state = leased(used=995)
+    assert not state.spent_out(6)
+    settled(state, 0, spent=995)
+    assert state.spent_out(6)
+    assert not state.spent_out(5)
+    state.stop = None
+    assert not state.spent_out(6)
+
+
+def test_a_small_limit_reports_all_it_spent_in_its_period() -> None:
+    state = LimitState(msgspec.structs.replace(RULE, period="minute"), "calls", 0, 60, leased=True)
+    state.left = 9
+    state.spend(4)
+    assert state.report(NOW_MS, 2, 1_000_000).cumulative == 4
+    state.spend(1)
+    assert state.report(NOW_MS, 2, 1_000_000).cumulative == 5
+
+
+def test_what_an_outage_let_through_is_bounded_until_redis_grants_again() -> None:
+    state = leased(outage_used=7)
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    reply = LeaseReply(0, 0, 0, 0, called=False)
+    state.settle(sent, state.own, reply, NOW_MS, renewed=True, granting=False)
+    assert state.outage_used == 7
+    state.settle(sent, state.own, reply, NOW_MS, renewed=True, granting=True)
+    assert state.outage_used == 0
+
+
+def test_a_forfeited_lease_is_said_again() -> None:
+    state = leased(left=10, known=True, own_reported=0)
+    state.forfeit()
+    assert (state.left, state.to_report) == (0, True)

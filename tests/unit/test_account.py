@@ -1,0 +1,216 @@
+"""A tenant in memory: what requests cost, when that is worked out anew, and what a new snapshot changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.catalogue.model import RouteRule
+from sidecar.enforcement.account import CHARGES_MAX, SWEEP_LEAST, scope_value
+from sidecar.enforcement.lease import FORGET_AFTER_MS
+from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, plan
+
+DAY_S = 86_400
+PER_USER = limit(HARD, name="per_user", scope="user")
+PER_MINUTE = limit(HARD, name="burst", period="minute")
+
+
+def test_a_charge_is_worked_out_once_for_its_hour() -> None:
+    owner = account()
+    charge = owner.charge(ONE, "", "", NOON_S)
+    assert owner.charge(ONE, "", "", NOON_S + 3599) is charge
+    assert owner.charge(ONE, "", "", NOON_S + 3600) is not charge
+
+
+@pytest.mark.parametrize("other", [("k", ""), ("", "u")])
+def test_another_key_or_user_has_its_own_charge(other: tuple[str, str]) -> None:
+    owner = account()
+    assert owner.charge(ONE, *other, NOON_S) is not owner.charge(ONE, "", "", NOON_S)
+
+
+def test_a_route_of_the_same_name_that_says_something_else_has_its_own_charge() -> None:
+    owner = account()
+    charge = owner.charge(ONE, "", "", NOON_S)
+    assert owner.charge(RouteRule(name="one", costs={"api": 1}), "", "", NOON_S) is charge
+    assert owner.charge(RouteRule(name="one", costs={"api": 2}), "", "", NOON_S) is not charge
+
+
+def test_a_charge_ends_with_the_shortest_period_it_touches() -> None:
+    owner = account(plan(HARD, PER_MINUTE))
+    charge = owner.charge(ONE, "", "", NOON_S + 30)
+    assert (charge.since_ms, charge.until_ms) == (NOON_S * 1000, (NOON_S + 60) * 1000)
+
+
+def test_a_charge_ends_with_a_trial_and_with_the_billing_period() -> None:
+    assert account(plan(status_until_s=NOON_S + 7)).charge(ONE, "", "", NOON_S).until_ms == (NOON_S + 7) * 1000
+    assert account(plan(anchor_s=NOON_S + 9)).charge(ONE, "", "", NOON_S).until_ms == (NOON_S + 9) * 1000
+
+
+def test_a_clock_that_steps_back_over_a_period_gets_the_period_it_is_in() -> None:
+    owner = account()
+    midnight_s = NOON_S + DAY_S // 2
+    later = owner.charge(ONE, "", "", midnight_s)
+    earlier = owner.charge(ONE, "", "", midnight_s - 1)
+    assert (later.limits[0][1].start_s, earlier.limits[0][1].start_s) == (midnight_s, midnight_s - DAY_S)
+    again = owner.charge(ONE, "", "", midnight_s)
+    assert again.limits[0][1] is owner.limits["calls"]
+
+
+def test_no_charge_refers_to_a_limit_that_departed() -> None:
+    """Such a limit never gets a lease again, so its requests would be refused until the charge ends."""
+    owner = account()
+    other = RouteRule(name="other", costs={"api": 1})
+    midnight_s = NOON_S + DAY_S // 2
+    owner.charge(ONE, "", "", midnight_s)
+    owner.charge(other, "", "", midnight_s - 1)
+    owner.charge(other, "", "", midnight_s)
+    assert owner.charge(ONE, "", "", midnight_s).limits[0][1] is owner.limits["calls"]
+
+
+def test_headroom_is_watched_and_costs_nothing() -> None:
+    owner = account()
+    charge = owner.charge(RouteRule(name="peek", headroom=("api",)), "", "", NOON_S)
+    [(_, state, units)] = charge.limits
+    assert (units, charge.series, state.watched) == (0, [], True)
+
+
+def test_a_scoped_limit_counts_its_own_series_beside_the_tenants() -> None:
+    owner = account(plan(HARD, PER_USER))
+    charge = owner.charge(RouteRule(name="two", costs={"api": 2}), "", "u1", NOON_S)
+    assert [(series, units) for _, series, units in charge.series] == [("api", 2), ("api@per_user:u1", 2)]
+    assert [state.id for _, state, _ in charge.limits] == ["calls", "per_user:u1"]
+    anonymous = owner.charge(ONE, "", "", NOON_S)
+    assert [state.id for _, state, _ in anonymous.limits] == ["calls"]
+
+
+def test_small_limits_have_no_windows_of_their_own() -> None:
+    owner = account(plan(limit(PER_MINUTE, scope="user")))
+    assert [series for _, series, _ in owner.charge(ONE, "", "u1", NOON_S).series] == ["api"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (HARD, ""),
+        (limit(HARD, routes=("two",)), None),
+        (limit(HARD, scope="route"), "one"),
+        (limit(HARD, scope="route", routes=("one",)), "one"),
+        (limit(HARD, scope="key"), "k"),
+        (PER_USER, "u"),
+    ],
+)
+def test_a_scope_names_what_is_counted_apart(rule: object, expected: str | None) -> None:
+    assert scope_value(rule, ONE, "k", "u") == expected  # type: ignore[arg-type]
+
+
+def test_limits_of_the_parent_apply_too_and_are_counted_there() -> None:
+    parent = account(plan(tenant="org"))
+    child = account(plan(), parent)
+    charge = child.charge(ONE, "", "u1", NOON_S)
+    assert [(owner.tenant, series) for owner, series, _ in charge.series] == [("acme", "api"), ("org", "api")]
+    assert [owner.tenant for owner, _, _ in charge.limits] == ["acme", "org"]
+
+
+def test_a_change_of_the_parents_plan_reaches_the_childs_next_request() -> None:
+    parent = account(plan(tenant="org"))
+    child = account(plan(), parent)
+    child.charge(ONE, "", "", NOON_S)
+    parent.adopt(plan(limit(HARD, name="new"), tenant="org", rev=2))
+    assert [state.id for _, state, _ in child.charge(ONE, "", "", NOON_S).limits] == ["calls", "new"]
+
+
+def test_a_window_of_the_parent_that_is_freed_is_in_no_childs_charge() -> None:
+    """Its cell may be another window's by then."""
+    parent = account(plan(tenant="org"))
+    child = account(plan(), parent)
+    charge = child.charge(ONE, "", "", NOON_S)
+    parent.drop_charges()
+    assert child.charge(ONE, "", "", NOON_S) is not charge
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({}, 30),
+        ({"stop": 200, "included": 200}, 30),
+        ({"stop": 99, "included": 99}, 0),
+        ({"stop": None}, 0),
+        ({"shadow": True}, 0),
+        ({"on_outage": "open"}, 30),
+    ],
+)
+def test_a_lease_goes_on_unless_its_cap_was_lowered(change: dict[str, object], left: int) -> None:
+    owner = account()
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.left, state.known = 30, True
+    owner.adopt(plan(limit(HARD, **change), rev=2))
+    assert owner.limits["calls"] is state
+    assert (state.left, state.known) == (left, False)
+    assert state.rule == limit(HARD, **change)
+
+
+@pytest.mark.parametrize("change", [{"metric": "tokens"}, {"period": "month"}, {"scope": "user"}, {"name": "other"}])
+def test_a_limit_of_another_kind_departs_and_gives_its_lease_back(change: dict[str, object]) -> None:
+    owner = account()
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.left = 30
+    owner.adopt(plan(limit(HARD, **change), rev=2))
+    assert (owner.limits, owner.departed, state.left) == ({}, [state], 0)
+    assert owner.touched
+
+
+def test_a_tenant_in_shadow_has_no_leases() -> None:
+    owner = account()
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.left = 30
+    owner.adopt(plan(shadow=True, rev=2))
+    assert (state.left, state.leased) == (0, False)
+
+
+def test_a_new_period_starts_a_new_limit_and_gives_the_old_lease_back() -> None:
+    owner = account()
+    [(_, old, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    old.left, old.outage_used = 30, 4
+    [(_, new, _)] = owner.charge(ONE, "", "", NOON_S + DAY_S).limits
+    assert (new.left, new.known, owner.departed, old.left) == (0, False, [old], 0)
+    assert new.outage_used == 4  # an outage does not end with a period
+
+
+def test_what_was_spent_of_a_minute_is_known_when_it_comes_back() -> None:
+    """Redis merges it with max: counted from 0 again, it would be swallowed."""
+    owner = account(plan(PER_MINUTE))
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.spend_unleased(7)
+    owner.charge(ONE, "", "", NOON_S + 60)
+    [(_, again, _)] = owner.charge(ONE, "", "", NOON_S + 59).limits
+    assert again is not state
+    assert again.own == 7
+
+
+def test_features_are_passed_on_as_text() -> None:
+    owner = account(plan(features={"a": True, "b": 3, "c": "x", "d": "kept"}, forward=("a", "b", "c", "gone")))
+    assert owner.features == (("a", "true"), ("b", "3"), ("c", "x"))
+
+
+def test_charges_are_bounded() -> None:
+    owner = account()
+    for number in range(CHARGES_MAX + 5):
+        owner.charge(ONE, "", f"u{number}", NOON_S)
+    assert len(owner.charges) <= CHARGES_MAX
+
+
+def test_limits_of_users_who_left_are_forgotten() -> None:
+    owner = account(plan(HARD, PER_USER))
+    for number in range(SWEEP_LEAST - 1):
+        for _, state, _ in owner.charge(ONE, "", f"u{number}", NOON_S).limits:
+            state.known = True
+    owner.exchange.composed_ms = FORGET_AFTER_MS
+    busy = owner.limits["per_user:u3"]
+    busy.left = 1
+    owner.charge(ONE, "", "new", NOON_S)
+    assert set(owner.limits) == {"calls", "per_user:u3", "per_user:new"}
+
+
+def test_a_soft_limit_is_not_leased() -> None:
+    owner = account(plan(SOFT))
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    assert not state.leased

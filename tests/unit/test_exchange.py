@@ -1,0 +1,339 @@
+"""One writer's side of the sync: what a message says, and which replies are believed."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.catalogue.model import RouteRule
+from sidecar.enforcement.account import Account
+from sidecar.enforcement.exchange import ACKNOWLEDGED_KEPT_MS, LIMITS_PER_SYNC, TENANTS_PER_SYNC, Sent, ShardExchange
+from sidecar.enforcement.lease import IDLE_AFTER_MS, LimitState
+from sidecar.store.messages import LeaseReply, SyncMessage
+from sidecar.usage.window import Window, WindowKey
+from tests.unit.tenants import HARD, NOON_S, ONE, PLAN, exchange, lease, limit, plan, reply
+
+HOUR = NOON_S // 3600
+NOW_MS = 1_000_000
+
+
+def touched(shard: ShardExchange, tenant: str = "acme", units: int = 1) -> tuple[Account, LimitState, Window]:
+    """A tenant that counted ``units``, as the enforcer leaves it."""
+    owner = Account(plan(tenant=tenant), shard)
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    window = shard.window(owner, WindowKey(tenant, "api", owner.period(NOON_S), HOUR))
+    count(owner, window, units)
+    return owner, state, window
+
+
+def count(owner: Account, window: Window, units: int) -> None:
+    window.view[window.index] += units
+    window.dirty = True
+    owner.exchange.touch(owner)
+
+
+def exchanged(shard: ShardExchange, now_ms: int, *leases: LeaseReply, generation: str = "g1") -> SyncMessage:
+    """A call that is answered at once."""
+    message, sent = shard.compose(now_ms)
+    shard.apply(message, sent, reply(message, *leases, generation=generation), now_ms, now_ms)
+    return message
+
+
+def granted(shard: ShardExchange, units: int = 50) -> tuple[Account, LimitState, Window]:
+    """A tenant with a lease in hand."""
+    owner, state, window = touched(shard)
+    exchanged(shard, NOW_MS, lease(0))  # learns the generation
+    state.wait_for(1)
+    shard.touch(owner)
+    exchanged(shard, NOW_MS, lease(units))
+    assert state.left == units
+    return owner, state, window
+
+
+def test_a_message_is_a_snapshot_of_what_was_counted() -> None:
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    owner, _, window = touched(shard, units=5)
+    message, sent = shard.compose(NOW_MS)
+    [part] = message.parts
+    assert part.windows == [("api", owner.period(NOON_S), HOUR, 5)]
+    count(owner, window, 2)
+    shard.apply(message, sent, reply(message, lease(0)), NOW_MS, NOW_MS)
+    assert (window.acknowledged, window.dirty) == (5, True)
+    assert exchanged(shard, NOW_MS).parts[0].windows[0][3] == 7
+    assert (window.acknowledged, window.dirty) == (7, False)
+
+
+def test_what_a_lost_message_said_is_said_again() -> None:
+    shard = exchange()
+    _, _, window = touched(shard, units=5)
+    _, sent = shard.compose(NOW_MS)
+    shard.undo(sent)
+    assert window.dirty
+    assert exchanged(shard, NOW_MS, lease(0)).parts[0].windows[0][3] == 5
+
+
+def test_sequences_only_grow_and_what_was_accepted_is_acknowledged() -> None:
+    shard = exchange()
+    granted(shard)
+    first = exchanged(shard, NOW_MS, lease(50))
+    second, _ = shard.compose(NOW_MS)
+    assert second.sequence == first.sequence + 1
+    assert (second.generation, second.acknowledged) == ("g1", first.sequence)
+
+
+def test_a_refused_sequence_is_never_acknowledged() -> None:
+    """Redis does not store it; acknowledged, it would look like one that Redis lost, and begin a new generation."""
+    shard = exchange()
+    granted(shard)
+    accepted = exchanged(shard, NOW_MS, lease(50))
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(50), accepted=False), NOW_MS, NOW_MS)
+    assert shard.compose(NOW_MS)[0].acknowledged == accepted.sequence
+
+
+def test_an_acknowledgement_is_forgotten_before_redis_may_forget_the_writer() -> None:
+    shard = exchange()
+    granted(shard)
+    assert shard.compose(NOW_MS + ACKNOWLEDGED_KEPT_MS + 1)[0].acknowledged == 0
+
+
+@pytest.mark.parametrize(("late_ms", "used"), [(9_999, True), (10_000, False)])
+def test_a_reply_counts_only_within_the_time_a_lease_lives(late_ms: int, used: bool) -> None:
+    shard = exchange()
+    _, state, _ = granted(shard, 10)
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(40)), NOW_MS, NOW_MS + late_ms)
+    assert (state.left, shard.replies_unused) == ((40, 0) if used else (10, 1))
+
+
+def test_a_superseded_reply_is_not_used() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard, 10)
+    message, sent = shard.compose(NOW_MS)
+    shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(40)), NOW_MS, NOW_MS)
+    assert (state.left, shard.replies_unused) == (10, 1)
+
+
+def test_leases_may_be_spent_from_the_sending_of_the_last_call_on() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard)
+    message, sent = shard.compose(NOW_MS + 5_000)
+    shard.apply(message, sent, reply(message, lease(50)), NOW_MS + 5_000, NOW_MS + 9_000)
+    assert shard.spendable(NOW_MS + 14_999)
+    assert not shard.spendable(NOW_MS + 15_000)
+    assert state.left == 50
+    assert not shard.spendable(NOW_MS + 65_000)
+    assert state.left == 0
+
+
+def test_a_lease_that_ran_out_in_flight_comes_back_only_with_the_reply() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard)
+    message, sent = shard.compose(NOW_MS + 59_000)
+    assert not shard.spendable(NOW_MS + 60_000)
+    assert state.left == 0
+    shard.apply(message, sent, reply(message, lease(30)), NOW_MS + 59_000, NOW_MS + 60_001)
+    assert state.left == 30
+    assert shard.spendable(NOW_MS + 60_002)
+
+
+def test_an_unaccepted_reply_renews_nothing() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard)
+    message, sent = shard.compose(NOW_MS + 1_000)
+    shard.apply(message, sent, reply(message, lease(70), accepted=False), NOW_MS + 1_000, NOW_MS + 1_000)
+    assert state.left == 50
+    assert not shard.spendable(NOW_MS + 10_000)
+
+
+def test_a_new_generation_makes_everything_unsaid() -> None:
+    shard = exchange()
+    _, state, window = granted(shard)
+    assert (window.acknowledged, window.dirty) == (1, False)
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(0), generation="g2", granting=False), NOW_MS, NOW_MS)
+    assert shard.generation_changes == 1
+    assert (window.acknowledged, window.version, window.dirty) == (0, 0, True)
+    assert state.left == 50
+    again, _ = shard.compose(NOW_MS)
+    assert (again.generation, again.acknowledged) == ("g2", 0)
+    assert again.parts[0].windows[0][3] == 1
+    assert again.parts[0].leases[0].left == 50
+
+
+def test_a_part_without_effect_is_said_again_with_the_new_snapshot() -> None:
+    shard = exchange()
+    owner, state, window = granted(shard)
+    count(owner, window, 3)
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, revision=2), NOW_MS, NOW_MS)
+    assert shard.stale == [owner]
+    assert (state.left, window.dirty) == (50, True)
+    owner.adopt(plan(limit(HARD, stop=40, included=40), rev=2))
+    part = shard.compose(NOW_MS)[0].parts[0]
+    assert (part.revision, part.windows[0][3], part.leases[0].left) == (2, 4, 0)
+
+
+def test_a_tenant_that_redis_does_not_know_is_looked_up() -> None:
+    shard = exchange()
+    owner, _, _ = granted(shard)
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(0), revision=-1), NOW_MS, NOW_MS)
+    assert shard.stale == [owner]
+
+
+def test_a_reply_from_before_a_lower_cap_gives_nothing_back() -> None:
+    shard = exchange()
+    owner, state, _ = granted(shard)
+    message, sent = shard.compose(NOW_MS)
+    owner.adopt(plan(limit(HARD, stop=10, included=10), rev=2))
+    assert state.left == 0
+    shard.apply(message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
+    assert state.left == 0
+    assert shard.compose(NOW_MS)[0].parts[0].leases[0].left == 0
+
+
+def test_a_departed_limit_is_reported_until_redis_has_heard_it() -> None:
+    shard = exchange()
+    owner, state, _ = granted(shard)
+    owner.adopt(plan(limit(HARD, name="other"), rev=2))
+    for _ in range(2):
+        message, sent = shard.compose(NOW_MS)
+        assert [(one.name, one.left) for one in message.parts[0].leases] == [("calls", 0)]
+        shard.undo(sent)
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(0), revision=2), NOW_MS, NOW_MS)
+    assert owner.departed == []
+    assert state not in owner.limits.values()
+
+
+def test_an_idle_lease_is_given_back() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard)
+    message, _ = shard.compose(NOW_MS + IDLE_AFTER_MS + 1)
+    assert (state.left, message.parts[0].leases[0].left) == (0, 0)
+
+
+def test_a_closing_writer_asks_for_nothing_and_returns_all() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard)
+    shard.return_leases()
+    [report] = shard.compose(NOW_MS)[0].parts[0].leases
+    assert (state.left, report.left, report.want) == (0, 0, 0)
+
+
+def test_more_tenants_than_fit_take_turns() -> None:
+    shard = exchange()
+    for number in range(TENANTS_PER_SYNC + 10):
+        touched(shard, f"t{number}")
+    first, _ = shard.compose(NOW_MS)
+    second, _ = shard.compose(NOW_MS)
+    assert [len(message.parts) for message in (first, second)] == [TENANTS_PER_SYNC, 10]
+
+
+def test_holders_beyond_one_message_take_turns() -> None:
+    shard = exchange()
+    for number in range(TENANTS_PER_SYNC + 10):
+        touched(shard, f"t{number}")
+    for _ in range(4):
+        message, sent = shard.compose(NOW_MS)
+        leases = [lease(50)] if shard.generation else [lease(0)]
+        shard.apply(message, sent, reply(message, *leases), NOW_MS, NOW_MS)
+    seen = {part.tenant for _ in range(2) for part in exchanged(shard, NOW_MS, lease(50)).parts}
+    assert len(seen) == TENANTS_PER_SYNC + 10
+
+
+def test_a_limit_waits_for_the_windows_that_feed_it() -> None:
+    """Reported without them, spent units would look unspent, and Redis would grant them again."""
+    shard = exchange()
+    per_user = limit(HARD, name="per_user", scope="user")
+    owner = Account(plan(per_user), shard)
+    units: dict[str, int] = {}
+    for number in range(LIMITS_PER_SYNC + 40):
+        charge = owner.charge(ONE, "", f"u{number}", NOON_S)
+        for _, series, cost in charge.series:
+            key = WindowKey("acme", series, owner.period(NOON_S), HOUR)
+            count(owner, shard.window(owner, key), cost)
+            units[series] = units.get(series, 0) + cost
+    told: dict[str, int] = {}
+    for _ in range(3):
+        [part] = shard.compose(NOW_MS)[0].parts
+        told |= {series: value for series, _, _, value in part.windows}
+        assert all(told[f"api@{one.id}"] == 1 for one in part.leases)
+    assert told == units
+
+
+def settled(shard: ShardExchange, window: Window, watermark: int) -> None:
+    message, sent = shard.compose(NOW_MS)
+    shard.apply(message, sent, reply(message, lease(0), watermark=watermark, hour=shard.hour), NOW_MS, NOW_MS)
+
+
+def test_a_cell_is_kept_until_the_ledger_has_it_and_its_hours_are_over() -> None:
+    shard = exchange()
+    owner, _, window = touched(shard)
+    exchanged(shard, NOW_MS, lease(0))
+    exchanged(shard, NOW_MS, lease(0))
+    settled(shard, window, watermark=1)
+    assert shard.kept == 1
+    shard.hour += 2
+    settled(shard, window, watermark=0)
+    assert shard.kept == 1
+    settled(shard, window, watermark=1)
+    assert (shard.kept, owner.windows, owner.charges) == (0, {}, {})
+    assert shard.freed_hour == HOUR
+
+
+def test_a_clock_that_steps_back_over_the_hour_finds_its_cell_again() -> None:
+    """A new cell would start from 0 again, and max would swallow what it counts."""
+    shard = exchange()
+    owner, _, window = touched(shard, units=5)
+    exchanged(shard, NOW_MS, lease(0))
+    exchanged(shard, NOW_MS, lease(0))
+    shard.hour += 1
+    settled(shard, window, watermark=1)
+    assert shard.window(owner, window.key) is window
+
+
+def test_what_is_not_in_the_ledger_does_not_keep_others() -> None:
+    shard = exchange()
+    old, _, stuck = touched(shard, "old")
+    stuck.version = 99
+    for number in range(3):
+        touched(shard, f"t{number}")
+    exchanged(shard, NOW_MS, lease(0))
+    exchanged(shard, NOW_MS, lease(0))
+    count(old, stuck, 1)
+    stuck.acknowledged = 0
+    shard.hour += 2
+    message, sent = shard.compose(NOW_MS)
+    shard.undo(sent)
+    sent_none: list[Sent] = []
+    empty = SyncMessage("w1", message.sequence, "g1", 0, [])
+    shard.apply(empty, sent_none, reply(empty, watermark=50, hour=shard.hour), NOW_MS, NOW_MS)
+    assert list(old.windows.values()) == [stuck]
+    assert shard.kept == 1
+
+
+def test_an_account_with_anything_left_to_say_is_not_forgotten() -> None:
+    shard = exchange()
+    owner, state, window = granted(shard)
+    assert not shard.forget(owner)
+    state.left = 0
+    shard.compose(NOW_MS)
+    assert not shard.forget(owner)
+    idle = Account(PLAN, shard)
+    assert shard.forget(idle)
+    idle.has_children = True
+    assert not shard.forget(idle)
+    assert window.key in owner.windows
+
+
+def test_a_soft_limit_is_counted_without_a_lease() -> None:
+    shard = exchange()
+    owner = Account(plan(limit(HARD, stop=None)), shard)
+    [(_, state, _)] = owner.charge(RouteRule(name="two", costs={"api": 2}), "", "", NOON_S).limits
+    state.spend_unleased(2)
+    shard.touch(owner)
+    [report] = shard.compose(NOW_MS)[0].parts[0].leases
+    assert (report.left, report.need, report.want, report.cumulative) == (0, 0, 0, 0)
