@@ -306,7 +306,7 @@ class Faults:
         """Workers do not hear what is announced; a plan changes, and changes again."""
         self._world.count("changes unheard")
         for worker in self._world.workers():
-            if self._random.random() < 0.7:  # noqa: PLR2004
+            if self._random.random() < 0.7:
                 self._world.network.deaf.add(worker.process)
         self.change_plan()
         self._later(self._random.randrange(2_000, 6_000), self.change_plan)

@@ -69,6 +69,9 @@ class ScriptServer:
     def put(self, key: str, value: str) -> None:
         self._redis.set(key, value)
 
+    def set_ttl(self, key: str, ttl_ms: int) -> None:
+        self._redis.pexpire(key, ttl_ms)
+
     def trim_changes(self, kept: int) -> None:
         self._redis.xtrim(self.space.changes, maxlen=kept, approximate=False)
 

@@ -1,0 +1,215 @@
+"""Cases of the scripts that random calls rarely meet, each of which once was wrong."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sidecar.clock import Clock
+from sidecar.embedded import EmbeddedRedis
+from sidecar.store.client import Store
+from sidecar.store.keys import Keyspace, escaped, unescaped
+from tests.properties.models.server import ScriptServer, unpacked
+
+NOW_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
+HOUR = NOW_MS // 3_600_000
+DAY_S = NOW_MS // 86_400_000 * 86_400
+RECLAIM_MS = 60_000
+LIMIT = ["calls", "api", "day", False, 100, 100]
+
+
+class Redis:
+    """One shard with tenant "acme", granting."""
+
+    def __init__(self, server: ScriptServer) -> None:
+        self.server = server
+        self.now_ms = NOW_MS
+        self.sequences: dict[str, int] = {}
+        self.generation = ""
+        self.direct = 0
+        self.collect()
+        self.publish(1, LIMIT)
+        self.call("open", [self.space.writers(0)], self.generation, 1, RECLAIM_MS, "full", [])
+
+    @property
+    def space(self) -> Keyspace:
+        return self.server.space
+
+    def call(self, script: str, keys: list[str], *arguments: object) -> Any:
+        self.server.set_clock(self.now_ms, "a")
+        return self.server.call(script, 0, secrets.token_hex(4), keys, *arguments)
+
+    def wait(self, ms: int) -> None:
+        """Let time go by as it does with calls coming in: without jumps."""
+        for _ in range(-(-ms // 5_000)):
+            self.now_ms += 5_000
+            self.call("find_key", [self.space.api_key("none")])
+
+    def publish(self, revision: int, *limits: list[Any], tenant: str = "acme") -> None:
+        message = [tenant, revision, list(limits), self.generation, self.direct, []]
+        assert self.call("publish", [self.space.tenant(tenant)], message, "document") >= 0
+
+    def sync(
+        self, writer: str, windows: list[Any], leases: list[Any], *, revision: int = 1, tenant: str = "acme"
+    ) -> Any:
+        self.sequences[writer] = self.sequences.get(writer, 0) + 1
+        keys = [self.space.writers(0), self.space.writer(0, writer), self.space.held(0, writer), self.space.dirty(0)]
+        message = [writer, self.sequences[writer], self.generation, 0, [[tenant, revision, windows, leases]]]
+        return unpacked(self.call("sync", keys, RECLAIM_MS, message))
+
+    def lease(self, writer: str, left: int, want: int, *, small: bool = False) -> int:
+        """Report one lease of the tenant's limit, and ask for more; returns what Redis set aside."""
+        end_ms = (NOW_MS // 60_000 + 1) * 60_000 if small else (DAY_S + 86_400) * 1000
+        report = ["calls", "calls", DAY_S, end_ms, small, left, 0, want, 0]
+        return int(self.sync(writer, [], [report])[5][0][1][0][0])
+
+    def collect(self, epoch: int = 0, most: int = 100) -> Any:
+        keys = [self.space.dirty(0), self.space.writers(0)]
+        collected = unpacked(self.call("collect", keys, epoch, most, RECLAIM_MS))
+        self.generation, self.direct = collected[0], collected[3]
+        return collected
+
+    def settle(self, windows: list[Any]) -> Any:
+        return self.call("settle", [self.space.dirty(0)], self.generation, 1, windows)
+
+    def retire(self, writer: str, *, lost: bool) -> Any:
+        keys = [self.space.writers(0), self.space.writer(0, writer), self.space.held(0, writer)]
+        return self.call("retire", keys, writer, 500, RECLAIM_MS if lost else 0)
+
+    def kept(self, key: str) -> Any:
+        return self.server.state()[key][0]
+
+    @property
+    def limit(self) -> Any:
+        return self.kept(self.space.limit("acme", "calls", DAY_S))
+
+
+@pytest.fixture
+def redis(redis_server: EmbeddedRedis) -> Iterator[Redis]:
+    server = ScriptServer(redis_server.url, f"t{secrets.token_hex(6)}")
+    yield Redis(server)
+    server.close()
+
+
+def test_a_writer_that_came_back_before_it_was_taken_for_lost_keeps_its_lease(redis: Redis) -> None:
+    """The flusher decides who is lost a transaction earlier; the writer may have a new lease by then."""
+    redis.lease("w1", 0, 30)
+    redis.wait(RECLAIM_MS)
+    assert redis.collect()[8] == ["w1"]
+    assert redis.lease("w1", 0, 20) == 20
+    assert redis.retire("w1", lost=True) == 0
+    assert redis.limit["held"] == "20"
+
+
+def test_a_writer_taken_for_lost_gives_its_lease_back_and_is_counted(redis: Redis) -> None:
+    redis.lease("w1", 0, 30)
+    redis.wait(RECLAIM_MS)
+    redis.retire("w1", lost=True)
+    assert redis.limit["held"] == "0"
+    assert redis.collect()[6] == 30
+
+
+def test_the_lease_of_a_minute_outlives_its_writer(redis: Redis) -> None:
+    """What was spent of it is in no journal."""
+    redis.lease("w1", 0, 30, small=True)
+    redis.retire("w1", lost=False)
+    assert redis.limit["held"] == "30"
+
+
+def test_a_window_that_grew_during_the_pass_stays_marked_where_it_first_changed(redis: Redis) -> None:
+    redis.sync("w1", [["api", 0, HOUR, 5]], [])
+    [window] = redis.collect()[9]
+    redis.sync("w1", [["api", 0, HOUR, 6]], [])
+    redis.sync("w2", [["api", 0, HOUR, 1]], [])
+    assert redis.settle([window[:5]]) == window[4]
+    assert redis.settle([window[:5]]) == window[4]
+    [again] = redis.collect()[9]
+    assert redis.settle([again[:5]]) == again[4]
+    assert redis.collect()[9] == []
+
+
+def test_a_window_that_is_dirty_again_does_not_expire(redis: Redis) -> None:
+    redis.sync("w1", [["api", 0, HOUR - 2, 5]], [])
+    redis.settle([redis.collect()[9][0][:5]])
+    key = redis.space.window("acme", "api", 0, HOUR - 2)
+    assert redis.server.state()[key][1] is not None
+    redis.sync("w1", [["api", 0, HOUR - 2, 6]], [])
+    assert redis.server.state()[key][1] is None
+
+
+def test_a_living_writers_windows_count_however_wrong_its_clock_is(redis: Redis) -> None:
+    """Its leases shrink by what it spends; were that not counted, Redis would grant it again."""
+    redis.sync("w1", [["api", 0, HOUR - 100, 7]], [])
+    start = (HOUR - 100) // 24 * 86_400
+    assert redis.kept(redis.space.limit("acme", "calls", start))["spent"] == "7"
+
+
+def test_a_limit_of_another_metric_starts_from_what_that_metric_has_used(redis: Redis) -> None:
+    redis.sync("w1", [["api", 0, HOUR, 60]], [])
+    redis.publish(2, ["calls", "tokens", "day", False, 100, 100])
+    report = ["calls", "calls", DAY_S, (DAY_S + 86_400) * 1000, False, 0, 0, 50, 0]
+    [[units, spent, *_]] = redis.sync("w1", [], [report], revision=2)[5][0][1]
+    assert (units, spent) == (50, 0)
+
+
+def test_tenants_whose_ids_hold_colons_share_no_key(redis: Redis) -> None:
+    redis.publish(1, LIMIT, tenant="acme:calls")
+    redis.sync("w1", [["api", 0, HOUR, 5]], [])
+    redis.sync("w1", [["api", 0, HOUR, 7]], [], tenant="acme:calls")
+    assert redis.space.limit("acme", "calls:x", 0) != redis.space.limit("acme:calls", "x", 0)
+    found = {(window[0], window[1], window[5][1]) for window in redis.collect()[9]}
+    assert found == {("acme", "api", 5), ("acme:calls", "api", 7)}
+
+
+@pytest.mark.parametrize("tenant", ["a", "a:b", "a%3Ab", "100%", "%", ":", "ü:%25"])
+def test_a_tenants_name_in_a_key_can_be_read_back(tenant: str) -> None:
+    assert ":" not in escaped(tenant)
+    assert unescaped(escaped(tenant)) == tenant
+
+
+def test_a_ledger_restored_from_a_backup_starts_no_new_generation(redis: Redis) -> None:
+    for epoch in (3, 4, 5):
+        redis.collect(epoch)
+    redis.settle([])
+    redis.call("settle", [redis.space.dirty(0)], redis.generation, 6, [])
+    before = redis.generation
+    assert redis.collect(2)[5] == 6  # the flusher sees that Redis is ahead, and raises the ledger's epoch beyond it
+    redis.call("settle", [redis.space.dirty(0)], redis.generation, 7, [])
+    redis.collect(7)
+    assert redis.generation == before
+
+
+def test_an_introduced_tenant_in_use_is_not_forgotten_after_a_day(redis: Redis) -> None:
+    key = redis.space.tenant("new")
+    limits = [LIMIT]
+    assert redis.call("lookup", [key], 1, "default", limits)[1:] == [0, b"default"]
+    redis.now_ms += 3_600_000
+    redis.server.set_ttl(key, 1_000)
+    redis.sync("w1", [["api", 0, HOUR, 1]], [], revision=0, tenant="new")
+    assert redis.server.state()[key][1] > 80_000_000
+    redis.publish(1, LIMIT, tenant="new")
+    assert redis.server.state()[key][1] is None
+    assert "introduced" not in redis.kept(key)
+
+
+async def test_every_window_is_marked_again_after_the_ledger_went_back(
+    redis_server: EmbeddedRedis, redis_prefix: str
+) -> None:
+    """A mark that stands keeps its version, or the watermark would pass it."""
+    server = ScriptServer(redis_server.url, redis_prefix)
+    one = Redis(server)
+    one.publish(1, LIMIT, tenant="org:acme")
+    one.sync("w1", [["api", 0, HOUR, 5]], [], tenant="org:acme")
+    one.settle([one.collect()[9][0][:5]])
+    one.sync("w1", [["api", 0, HOUR, 1]], [])
+    dirty = one.kept(one.space.dirty(0))
+    store = Store(redis_server.url, Keyspace(redis_prefix, 1), Clock(), identity="test", timeout_ms=5000)
+    assert await store.mark_all_dirty(0) == 2
+    await store.close()
+    marked = one.kept(one.space.dirty(0))
+    assert set(marked) == {f"acme\0api:0:{HOUR}", f"org:acme\0api:0:{HOUR}"}
+    assert dirty.items() <= marked.items()
+    server.close()
