@@ -77,6 +77,7 @@ class Account:
         "limits",
         "parent",
         "provisional",
+        "refused_since_ms",
         "snapshot",
         "stale",
         "tenant",
@@ -94,6 +95,7 @@ class Account:
         self.withdrawn = False
         self.touched = False
         self.edition = 0
+        self.refused_since_ms = 0
         self.has_children = False
         self.limits: dict[str, LimitState] = {}
         self.departed: list[LimitState] = []

@@ -271,14 +271,24 @@ class ShardExchange:
             if part.revision > one.revision or one.account.snapshot.rev != one.revision:
                 # Without effect, or from before a snapshot that came meanwhile and may have lowered a cap.
                 self._reject(one)
+                self._refused(one.account, sent_ms, now_ms)
             else:
                 self._take_over(one, part, reply.version, now_ms, renewed=renewed)
         if reply.generation != self.generation:
             self._start_over(reply.generation)
         self._release_windows()
 
+    def _refused(self, account: Account, sent_ms: int, now_ms: int) -> None:
+        """A tenant whose part has no effect is not renewed by syncs of its shard: leases end after ``lease_ttl``."""
+        if not account.refused_since_ms:
+            account.refused_since_ms = sent_ms
+        elif now_ms - account.refused_since_ms >= self.terms.lease_ttl_ms:
+            for state in account.limits.values():
+                state.forfeit()
+
     def _take_over(self, one: Sent, part: TenantReply, version: int, now_ms: int, *, renewed: bool) -> None:
         account = one.account
+        account.refused_since_ms = 0
         for window, value in one.windows:
             window.acknowledged = value
             window.version = version

@@ -211,6 +211,9 @@ class LimitState:
                 if self.left > reserve:
                     self.left = reserve
                     self.known = False
+        elif reply.units:
+            # A repetition that overtook the message may have been granted these: say again what is left.
+            self.known = False
 
     def forfeit(self) -> None:
         """Give up what is left, and say so in the next report.

@@ -176,6 +176,9 @@ class Oracle:
         self._granting.add((tag, generation))
         self._note(f"generation {generation} of {tag} begins to grant")
         for writer in list(self.counted):
+            if writer in self.lost:
+                self.vanished(server, writer)  # Redis may have forgotten what it had heard, and the ledger never did
+                continue
             known = server.command(b"HGET", (f"{tag}writer:{writer}", "gen")) == generation.encode()
             if known or not self._silent(tag, writer):
                 continue
@@ -188,9 +191,13 @@ class Oracle:
         """A writer lost what it had not reported; its leases will be freed as if it had spent nothing more."""
         for tenant, snapshot in self.snapshots.items():
             for rule in snapshot.limits:
-                for (limit_id, start), units in self._except(server, writer, tenant, rule).items():
-                    if rule.stop is not None:
-                        self.vanished_units[writer, (tenant, limit_id, start)] += units
+                for (limit_id, start), units in self.unreported(server, writer, tenant, rule).items():
+                    key = (tenant, limit_id, start)
+                    more = units - self.vanished_units[writer, key]
+                    if rule.stop is not None and more > 0:
+                        self.vanished_units[writer, key] += more
+                        self.slack[key] += more
+                        self._note(f"{more} of {key} vanished with {writer}")
 
     def _except(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
         found = self.unreported(server, writer, tenant, rule)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.lease import (
@@ -96,11 +97,13 @@ def test_more_spent_since_than_granted_leaves_nothing_rather_than_a_debt() -> No
     assert state.left == 0
 
 
-def test_totals_count_even_when_the_lease_was_not_renewed() -> None:
+@pytest.mark.parametrize(("held", "known"), [(0, True), (70, False)])
+def test_totals_count_even_when_the_lease_was_not_renewed(held: int, known: bool) -> None:
+    """What Redis holds for this writer by an earlier copy of the message is to be reported again."""
     state = leased(left=10, own_changed_ms=NOW_MS)
     sent = state.report(NOW_MS, 2, 1_000_000)
-    state.settle(sent, state.own, LeaseReply(70, 500, 70, 9, called=False), NOW_MS, renewed=False)
-    assert (state.left, state.used, state.over_ms, state.known) == (10, 500, 9, True)
+    state.settle(sent, state.own, LeaseReply(held, 500, 70, 9, called=False), NOW_MS, renewed=False)
+    assert (state.left, state.used, state.over_ms, state.known) == (10, 500, 9, known)
 
 
 def test_a_report_asks_for_what_waits_beyond_what_is_left() -> None:

@@ -48,6 +48,7 @@ class Writer:
         self.exchange = ShardExchange(0, name, self.journal, TERMS)
         self.account = Account(terms, self.exchange)
         self.waiting: Call | None = None
+        self.reads_snapshots = True
 
     def spend(self, units: int, now_ms: int, wall_ms: int) -> bool:
         """What the enforcer does with a request; False when it would have to ask Redis."""
@@ -154,7 +155,8 @@ class Leasing:
             writer.waiting = None
         if writer.exchange.stale:
             writer.exchange.stale.clear()
-            writer.account.adopt(self.terms)
+            if writer.reads_snapshots:
+                writer.account.adopt(self.terms)
 
     def exchange(self, writer: Writer) -> None:
         """A call without accidents."""
