@@ -361,7 +361,8 @@ class StreamMachine(RuleBasedStateMachine):
     )
     def announce(self, changes: list[tuple[str, str]]) -> None:
         flat = [word for change in changes for word in change]
-        assert self.server.alone("announce", 10_000, *flat) == self.stream.announce(changes)
+        answer = self.server.alone("announce", 10_000, *flat)
+        assert answer == self.stream.announce(changes, answer)
 
     @rule(kept=st.integers(0, 3))
     def trim(self, kept: int) -> None:

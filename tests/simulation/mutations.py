@@ -248,6 +248,7 @@ MUTATIONS: dict[str, Patch] = {
         "sync",
         (_PART, "  if false then"),
         ("report_lease(tenant, limits, lease, own_revision == revision)", "report_lease(tenant, limits, lease, true)"),
+        ("replies[index] = { own_revision, leases }", "replies[index] = { revision, leases }"),
     ),
     "no guaranteed need": script("sync", ("if need <= room and units < need then units = need end", "")),
     "a waiter joined to a call sent before it": method(

@@ -13,7 +13,7 @@ import pytest
 from tests.simulation.run import simulate
 
 # Seeds that once showed a fault of the program; what it was is in docs/simulation.md.
-REGRESSIONS = (11, 28, 106, 145, 157, 158, 191, 337, 405, 473, 591, 1035, 1253, 1587, 1898, 1955, 2350)
+REGRESSIONS = (11, 28, 106, 145, 157, 158, 191, 337, 405, 473, 591, 1035, 1253, 1587, 1898, 1955, 2350, 9146)
 BATCH = 25
 BATCHES = int(os.environ.get("SIMULATION_SEEDS", "500")) // BATCH
 FIRST = int(os.environ.get("SIMULATION_FIRST", "0"))

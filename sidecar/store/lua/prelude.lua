@@ -10,8 +10,8 @@
 -- Periods, hours and expiries follow `now`, which that offset moves; silence and holds follow `real`, a steady time that
 -- stands still while the server's clock jumps: a jump neither makes a writer look silent nor ends a hold.
 --
--- Windows of the last HOURS_DIRECT hours move `spent` as they arrive. Older ones reach it through the ledger and a
--- rebuild, because their hash may have expired and the difference to what was known could not be told.
+-- Windows of the last HOURS_DIRECT hours move `spent` as they arrive. Older ones do so provisionally and are set right
+-- through the ledger and a rebuild, because their hash may have expired and what was known of them with it.
 
 local HOURS_DIRECT = 47
 local HOURS_RESTORED = 2

@@ -42,7 +42,6 @@ local function next_version()
 end
 
 local function report_windows(tenant, limits, windows)
-  local direct = first_direct_hour()
   for _, window in ipairs(windows) do
     local series, period, hour = window[1], window[2], window[3]
     local growth, key = merge_window(tenant, series, period, hour, writer, window[4])
@@ -53,12 +52,11 @@ local function report_windows(tenant, limits, windows)
         -- However long the ledger is away, what it does not have must not expire; settle sets the time again.
         redis.call('PERSIST', key)
       end
-      -- A living writer's windows always count at once, or one with a wrong clock could spend what `spent` never sees.
-      if hour >= direct or accepted then
-        each_fed(limits, series, period, hour, function(limit, id, start)
-          spend(tenant, limit, id, start, growth)
-        end)
-      end
+      -- An old window counts at once, too, or the room of the lease behind it could be granted before the ledger's
+      -- rebuild. If its hash had expired it counts twice until that rebuild, which errs on the safe side.
+      each_fed(limits, series, period, hour, function(limit, id, start)
+        spend(tenant, limit, id, start, growth)
+      end)
     end
   end
 end

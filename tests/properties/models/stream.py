@@ -7,14 +7,15 @@ EMPTY: Entry = (-1, 0, "", "")  # where a reader stands that found the stream em
 
 
 class Stream:
-    """Numbers restart with every life of the stream."""
+    """Every life of the stream has numbers of its own, from wherever it began."""
 
     def __init__(self) -> None:
         self.life = 0
         self.entries: list[Entry] = []
 
-    def announce(self, changes: list[tuple[str, str]]) -> int:
-        last = self.entries[-1][1] if self.entries else 0
+    def announce(self, changes: list[tuple[str, str]], answer: int) -> int:
+        """``answer``: what Redis said, which tells where a new life begins."""
+        last = self.entries[-1][1] if self.entries else answer - len(changes)
         self.entries += [(self.life, last + 1 + index, *change) for index, change in enumerate(changes)]
         return self.entries[-1][1]
 
@@ -33,6 +34,6 @@ class Stream:
         if seen is None or seen == last:
             return last, False, []
         new = [entry for entry in self.entries if entry[:2] > seen[:2]]
-        if new and new[0][1] == seen[1] + 1 and (seen == EMPTY or new[0][0] == seen[0]):
+        if new and new[0][0] == seen[0] and new[0][1] == seen[1] + 1:
             return new[:most][-1], False, new[:most]
         return last, True, []
