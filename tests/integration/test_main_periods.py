@@ -71,6 +71,7 @@ async def test_periods_end_and_graces_run_out_when_the_clock_moves_on(dev: Sidec
         assert (await of_trial.decided()).mark == "ok"
         assert (await of_past_due.decided()).mark == "grace"
 
+        dev.cli("flush")  # the excess is known to Redis before the clock moves
         dev.advance_clock("23h")
         assert (await of_billed.decided()).status == 429
         assert (await of_overspent.decided()).mark == "grace"
