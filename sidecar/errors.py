@@ -52,6 +52,30 @@ class LedgerRefused(SidecarError):
     """Postgres answered, but cannot be used as it is set up; mend what is named."""
 
 
+class StripeUnavailable(SidecarError):
+    """Stripe did not answer, or with an error of its own: the call may or may not have taken effect."""
+
+    transient = True
+
+
+class StripeBusy(StripeUnavailable):
+    """Stripe asked to slow down: the call had no effect. Try again later."""
+
+    def __init__(self, message: str | None = None, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StripeRefused(SidecarError):
+    """Stripe refused the call, which had no effect; mend what is named."""
+
+    def __init__(self, message: str | None = None, *, status: int = 400, code: str = "", param: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
 class JournalUnusable(SidecarError):
     """The journal file cannot be read or written; see the path and the cause."""
 

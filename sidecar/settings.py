@@ -100,6 +100,30 @@ class Settings(Struct, frozen=True, kw_only=True):
     close_delay_s: Annotated[
         int, _about("s", "How long after its end a period takes usage before it counts as late.", 0, MONTH_S)
     ] = 3_600
+    stripe_key: Annotated[
+        str, _about("key", "Secret key of the Stripe account; empty turns billing off.", secret=True)
+    ] = ""
+    stripe_url: Annotated[str, _about("url", "Where Stripe's API is; another one only for tests.")] = (
+        "https://api.stripe.com"
+    )
+    stripe_webhook_secrets: Annotated[
+        tuple[str, ...],
+        _about("list", "Signing secrets of the webhook endpoint; several while one is replaced.", secret=True),
+    ] = ()
+    stripe_interval_s: Annotated[
+        int, _about("s", "How often a tenant's new usage is sent to Stripe; tenants take turns.", 1, 3_600)
+    ] = 300
+    stripe_calls_per_s: Annotated[
+        int,
+        _about("calls/s", "Meter calls of all forwarders together; Stripe takes 1,000 live, 25 in a sandbox.", 1, 950),
+    ] = 800
+    stripe_bulk: Annotated[bool, _about("yes/no", "Whether usage goes over the v2 meter event stream.")] = False
+    stripe_proration: Annotated[
+        str, _about("word", "On a change of plan: create_prorations, always_invoice or none.")
+    ] = "create_prorations"
+    stripe_reconcile_interval_s: Annotated[
+        int, _about("s", "How often ledger and Stripe are compared; 0 turns it off.", 0, MONTH_S)
+    ] = 86_400
     drain_s: Annotated[int, _about("s", "How long a stop may take to report everything and wait for it.", 1, 600)] = 15
     log_level: Annotated[str, _about("word", "debug, info, warning or error.")] = "info"
     clock_file: Annotated[
@@ -194,6 +218,7 @@ def _bad_words(settings: Settings) -> list[str]:
         "roles": (*ROLES, "all"),
         "restore_hold": ("full", "reported"),
         "log_level": LOG_LEVELS,
+        "stripe_proration": ("create_prorations", "always_invoice", "none"),
     }
     problems = []
     for name, words in allowed.items():
@@ -209,6 +234,8 @@ def _bad_words(settings: Settings) -> list[str]:
         problems.append("SIDECAR_REDIS_URL must begin with redis://, rediss:// or unix://")
     if settings.postgres_dsn and not re.match(r"postgres(ql)?://", settings.postgres_dsn):
         problems.append("SIDECAR_POSTGRES_DSN must begin with postgresql://")
+    if not re.match(r"https?://", settings.stripe_url):
+        problems.append("SIDECAR_STRIPE_URL must begin with https:// (http:// only for a stand-in)")
     return problems
 
 

@@ -1,6 +1,7 @@
-"""The named queries of queries.sql, read once.
+"""The named queries of sql/, one file a noun, read once.
 
-A block starts with ``-- name: x``, the next comment line is its sentence, and it ends where the next one starts.
+A block starts with ``-- name: x``, the next comment line is its sentence, and it ends where the next one starts. Times
+go in and out as whole unix seconds, windows as unix seconds // 3600.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 @cache
 def queries() -> dict[str, str]:
-    text = files("sidecar.ledger").joinpath("queries.sql").read_text(encoding="utf-8")
-    parts = _NAME.split(text)[1:]
-    names = parts[::2]
-    if len(set(names)) != len(names):
-        raise ValueError("queries.sql names a query twice")
-    return {name: body.strip() for name, body in zip(names, parts[1::2], strict=True)}
+    """Every query by its name; a name that is given twice is a ValueError."""
+    found: dict[str, str] = {}
+    for file in sorted(files("sidecar.ledger").joinpath("sql").iterdir(), key=lambda file: file.name):
+        parts = _NAME.split(file.read_text(encoding="utf-8"))[1:]
+        for name, body in zip(parts[::2], parts[1::2], strict=True):
+            if name in found:
+                raise ValueError(f"{file.name} names {name} again")
+            found[name] = body.strip()
+    return found
 
 
 @cache

@@ -1,6 +1,6 @@
 """One transaction of the ledger, and the edge at which driver errors become ours.
 
-Guarantees: every query is a named one of queries.sql; nothing of the driver escapes: a failure that passes by itself is
+Guarantees: every query is a named one of sql/; nothing of the driver escapes: a failure that passes by itself is
             LedgerUnavailable, every other one LedgerRefused with its cause.
 Gives up:   telling whether a commit whose answer was lost took place. Merges are safe to repeat, which is why.
 """

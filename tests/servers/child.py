@@ -83,22 +83,18 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        for reader in self._readers:
+        for reader, stream in zip(self._readers, (self._process.stdout, self._process.stderr), strict=True):
             reader.join(5)
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
+            # Closing what a thread still reads (a grandchild holds the other end) would wait for that grandchild.
+            if stream is not None and not reader.is_alive():
                 stream.close()
         return status
 
     def _read(self, stream: IO[str], lines: list[str]) -> None:
-        try:
-            for line in stream:
-                with self._changed:
-                    lines.append(line.rstrip("\n"))
-                    self._changed.notify_all()
-        except ValueError:  # closed by stop() while a grandchild still holds the other end
-            pass
-        finally:
+        for line in stream:
             with self._changed:
-                self._open -= 1
+                lines.append(line.rstrip("\n"))
                 self._changed.notify_all()
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()

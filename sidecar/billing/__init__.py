@@ -1,0 +1,1 @@
+"""Usage in the ledger becomes money: Stripe meters, outbox, subscriptions, webhooks, reconciliation."""

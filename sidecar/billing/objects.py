@@ -1,0 +1,130 @@
+"""Ids of the meters, products and prices at Stripe, as ``sidecar stripe setup`` found or made them.
+
+Guarantees: one current object for each kind and name; what was replaced stays known, so that an older subscription can
+            still be told which plan it is on. Names follow from the catalogue alone: a meter has its metric's name, a
+            product is ``metric:<metric>`` or ``plan:<plan>``, a price is its lookup key without the prefix.
+Gives up:   knowing better than Stripe: setup reads Stripe and writes here, everybody else only reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from sidecar.errors import NotFound
+from sidecar.ledger.transaction import Transaction
+
+Kind = Literal["meter", "product", "price"]
+PREFIX = "quota"  # of event names, lookup keys and metadata: what Stripe's account has from us
+ANNUAL_MONTHS = 12
+
+
+class StripeObject(Struct, frozen=True, kw_only=True):
+    """One object at Stripe. ``metric`` is empty of what belongs to a plan alone, ``plan`` of what all plans share.
+
+    ``interval_months`` is how often a price is paid, ``event_name`` what a meter listens to.
+    """
+
+    id: str
+    kind: Kind
+    name: str
+    plan: str = ""
+    metric: str = ""
+    event_name: str = ""
+    interval_months: int = 0
+    current: bool = True
+
+
+class PlanPrices(Struct, frozen=True):
+    """What a subscription to a plan consists of: ids of the base prices (empty: none), and one price a metric."""
+
+    base: str
+    annual: str
+    metered: dict[str, str]
+
+
+def event_name(metric: str) -> str:
+    """The name of a metric's meter events."""
+    return f"{PREFIX}_{metric}"
+
+
+def metric_product(metric: str) -> str:
+    """The name of the product that a metric's prices belong to."""
+    return f"metric:{metric}"
+
+
+def plan_product(plan: str) -> str:
+    """The name of the product that a plan's base prices belong to."""
+    return f"plan:{plan}"
+
+
+def base_price(plan: str, *, annual: bool = False) -> str:
+    """The name of a plan's base price."""
+    return f"plan:{plan}:annual" if annual else f"plan:{plan}"
+
+
+def usage_price(plan: str, metric: str) -> str:
+    """The name of a plan's price of a metric."""
+    return f"usage:{plan}:{metric}"
+
+
+def lookup_key(price: str) -> str:
+    """The lookup key of a price; names of plans and metrics have no colons, so no two are equal."""
+    return f"{PREFIX}:{price}"
+
+
+async def objects(tx: Transaction, kind: Kind | Literal[""] = "") -> dict[str, StripeObject]:
+    """The current objects of a kind by name; names of different kinds never meet."""
+    found = [_object(row) for row in await tx.rows("stripe_objects", kind)]
+    return {item.name: item for item in found}
+
+
+async def meter_event_name(tx: Transaction, metric: str) -> str:
+    """What usage of a metric is sent as; NotFound when setup has made no meter for it."""
+    meter = (await objects(tx, "meter")).get(metric)
+    if meter is None:
+        raise NotFound(f"there is no meter of {metric} at Stripe; run `sidecar stripe setup`")
+    return meter.event_name
+
+
+async def plan_prices(tx: Transaction, plan: str) -> PlanPrices:
+    """The prices that a new subscription to a plan gets; NotFound when setup has not made any."""
+    found = [_object(row) for row in await tx.rows("stripe_plan_prices", plan)]
+    if not found:
+        raise NotFound(f"there are no prices of the plan {plan} at Stripe; run `sidecar stripe setup`")
+    by_name = {item.name: item.id for item in found}
+    return PlanPrices(
+        base=by_name.get(base_price(plan), ""),
+        annual=by_name.get(base_price(plan, annual=True), ""),
+        metered={item.metric: item.id for item in found if item.metric},
+    )
+
+
+async def by_ids(tx: Transaction, ids: Iterable[str]) -> dict[str, StripeObject]:
+    """Those of the ids that are ours, replaced ones too."""
+    found = [_object(row) for row in await tx.rows("stripe_objects_by_id", list(ids))]
+    return {item.id: item for item in found}
+
+
+async def record(tx: Transaction, found: Sequence[StripeObject]) -> None:
+    """Make these the current objects of their kinds and names."""
+    columns = [
+        [item.id for item in found],
+        [item.kind for item in found],
+        [item.name for item in found],
+    ]
+    await tx.rows("retire_stripe_objects", *columns)
+    await tx.rows(
+        "write_stripe_objects",
+        *columns,
+        [item.plan for item in found],
+        [item.metric for item in found],
+        [item.event_name for item in found],
+        [item.interval_months for item in found],
+    )
+
+
+def _object(row: Sequence[object]) -> StripeObject:
+    return StripeObject(**dict(zip(StripeObject.__struct_fields__, row, strict=True)))  # type: ignore[arg-type]

@@ -1,0 +1,2 @@
+-- Customers, subscriptions, invoices and received events as Stripe has them.
+select;

@@ -1,0 +1,2 @@
+-- What the comparison of ledger and Stripe found.
+select;

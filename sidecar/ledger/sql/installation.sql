@@ -1,0 +1,44 @@
+-- name: record_shards
+-- Records the number of shards at first use.
+update installation set shards = $1 where shards is null;
+
+-- name: installation
+-- What is fixed at installation.
+select ledger_id, shards from installation;
+
+-- name: set_clock_ahead
+-- Moves ledger_now() ahead of the server's clock.
+update installation set clock_ahead = make_interval(secs => $1::bigint);
+
+-- name: ensure_partitions
+-- Makes the missing monthly partitions around an instant.
+select ensure_partitions($1::int, to_timestamp($2::bigint));
+
+-- name: take_shard
+-- Locks a shard until the transaction ends, or says that somebody else has it.
+select pg_try_advisory_xact_lock($1::int, $2::int);
+
+-- name: shard_state
+-- How far a shard is.
+select epoch, generation from shards where shard = $1;
+
+-- name: shard_epochs
+-- How far each shard is.
+select shard, epoch from shards;
+
+-- name: shards_pending
+-- Shards with tenants or API keys that changed since they were projected.
+select shard from tenants where rev > projected_rev
+union
+select shard from api_keys where rev > projected_rev;
+
+-- name: raise_epoch
+-- Raises a shard's epoch beyond what it was and beyond what the caller knows.
+insert into shards as s (shard, epoch) values ($1, $2::bigint + 1)
+on conflict (shard) do update set epoch = greatest(s.epoch, $2::bigint) + 1, updated = now()
+returning epoch;
+
+-- name: set_generation
+-- Records the generation of Redis' data set that a shard works with.
+insert into shards (shard, generation) values ($1, $2)
+on conflict (shard) do update set generation = excluded.generation, updated = now();

@@ -1,0 +1,117 @@
+-- name: introduce_tenants
+-- Makes a tenant of every id that was counted before anybody put it.
+insert into tenants (id, plan, origin, shard)
+select id, $2, 'introduced', $3
+from unnest($1::text[]) as id
+where not exists (select from tenants as t where t.id = id.id collate "C")
+on conflict (id) do nothing;
+
+-- name: merge_counters
+-- Merges counters with max and sets the totals of the windows that grew; the caller holds the shard, so what it reads stays.
+with incoming as materialized (
+    select i.tenant collate "C" as tenant, i.metric collate "C" as metric, i.scope collate "C" as scope,
+        to_timestamp(i.period_s) as period, to_timestamp(i.hour * 3600) as hour, i.writer collate "C" as writer,
+        max(i.amount) as amount
+    from unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::bigint[])
+        as i (tenant, metric, scope, period_s, hour, writer, amount)
+    where i.amount <> 0
+    group by 1, 2, 3, 4, 5, 6
+    order by 5, 1, 2, 3, 4, 6
+), grown as (
+    insert into usage_counters as c (shard, hour, tenant, metric, scope, period, writer, amount)
+    select $1::int, hour, tenant, metric, scope, period, writer, amount from incoming
+    on conflict (shard, hour, tenant, metric, scope, period, writer) do update set amount = excluded.amount
+        where c.amount < excluded.amount
+    returning c.hour, c.tenant, c.metric, c.scope, c.period, c.writer, c.amount
+), touched as (
+    select distinct hour, tenant, metric, scope, period from grown
+), parts as materialized (
+    -- The statement sees the counters as they were before it; of each writer the larger one is the newer one.
+    select hour, tenant, metric, scope, period, writer, max(amount) as amount
+    from (
+        select hour, tenant, metric, scope, period, writer, amount from grown
+        union all
+        select t.hour, t.tenant, t.metric, t.scope, t.period, c.writer, c.amount
+        from touched as t
+        cross join lateral (
+            select c.writer, c.amount from usage_counters as c
+            where c.shard = $1::int and c.hour = t.hour and c.tenant = t.tenant and c.metric = t.metric
+                and c.scope = t.scope and c.period = t.period
+            offset 0
+        ) as c
+    ) as known
+    group by hour, tenant, metric, scope, period, writer
+), totals as (
+    insert into usage_windows as w (tenant, metric, scope, period, hour, amount)
+    select tenant, metric, scope, period, hour, least(sum(amount), 9223372036854775807)::bigint
+    from parts group by tenant, metric, scope, period, hour
+    on conflict (tenant, metric, scope, period, hour) do update set amount = greatest(w.amount, excluded.amount)
+)
+select count(*) from grown;
+
+-- name: recent_counters
+-- Every counter of a shard's windows since an hour, by hour.
+select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600, writer, amount
+from usage_counters
+where shard = $1 and hour >= to_timestamp($2::bigint * 3600)
+order by hour;
+
+-- name: span_totals
+-- Sums the windows of many spans: one row for a tenant as a whole, one per scope of a scoped limit.
+select (s.ordinality - 1)::int as index, u.scope, u.amount
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[]) with ordinality
+    as s (tenant, metric, limit_name, from_hour, before_hour, period_s, ordinality)
+cross join lateral (
+    select '' as scope, coalesce(sum(w.amount), 0)::bigint as amount
+    from usage_windows as w
+    where s.limit_name = '' and w.tenant = s.tenant collate "C" and w.metric = s.metric collate "C" and w.scope = ''
+        and w.hour >= to_timestamp(s.from_hour * 3600) and w.hour < to_timestamp(s.before_hour * 3600)
+        and (s.period_s is null or w.period = to_timestamp(s.period_s))
+    having s.limit_name = ''
+    union all
+    select w.scope, sum(w.amount)::bigint
+    from usage_windows as w
+    where s.limit_name <> '' and w.tenant = s.tenant collate "C" and w.metric = s.metric collate "C"
+        and w.scope >= (s.limit_name || ':') collate "C" and w.scope < (s.limit_name || ';') collate "C"
+        and w.hour >= to_timestamp(s.from_hour * 3600) and w.hour < to_timestamp(s.before_hour * 3600)
+        and (s.period_s is null or w.period = to_timestamp(s.period_s))
+    group by w.scope
+) as u
+order by 1, 2;
+
+-- name: usage_by_period
+-- A tenant's totals by metric and billing period.
+select metric, extract(epoch from period)::bigint, sum(amount)::bigint
+from usage_windows
+where tenant = $1 and scope = '' and period >= to_timestamp($2::bigint)
+group by metric, period
+order by metric, period;
+
+-- name: usage_history
+-- A tenant's totals by metric and hour, day or month of UTC.
+select metric, extract(epoch from date_trunc($2, hour, 'UTC'))::bigint as at_s, sum(amount)::bigint
+from usage_windows
+where tenant = $1 and scope = '' and ($5 = '' or metric = $5)
+    and hour >= to_timestamp($3::bigint) and hour < to_timestamp($4::bigint)
+group by 1, 2
+order by 1, 2;
+
+-- name: tenant_counters
+-- Every writer's part of a tenant's windows since an hour.
+select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600, writer, amount
+from usage_counters
+where shard = $1 and tenant = $2 and hour >= to_timestamp($3::bigint * 3600)
+order by hour, metric, scope, period, writer;
+
+-- name: drift
+-- Windows since an hour whose total is not the sum of their counters.
+select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600,
+    coalesce(w.amount, 0), coalesce(c.amount, 0)::bigint
+from (select * from usage_windows where hour >= to_timestamp($1::bigint * 3600)) as w
+full join (
+    select tenant, metric, scope, period, hour, sum(amount) as amount
+    from usage_counters where hour >= to_timestamp($1::bigint * 3600)
+    group by tenant, metric, scope, period, hour
+) as c using (tenant, metric, scope, period, hour)
+where w.amount is distinct from c.amount
+order by hour, tenant, metric, scope;
