@@ -124,8 +124,9 @@ async def _run(options: Options, state: State, stop: Stop) -> None:
         stop.insist_with(supervisor.kill)
         stack.push_async_callback(supervisor.stop)
         await supervisor.start()
-        # Ready means that tenants and keys are in Redis too, not only that everybody listens.
-        await child.flush(state.ops_socket("backoffice"), FIRST_FLUSH_S)
+        # Ready means that the catalogue, tenants and keys are in Redis too, and that every worker has heard of them.
+        for process in ("backoffice", *(str(index) for index in range(found.workers))):
+            await child.flush(state.ops_socket(process), FIRST_FLUSH_S)
         await stack.enter_async_context(_background(file.watch()))
         await _serve(options, state, supervisor, (redis, postgres), secrets, file.path)
 

@@ -55,6 +55,7 @@ class ChangeReader:
         self._number = 0
         self._catalogue_due = True
         self._stream = Transition(log, "the stream of changes")
+        self._polling = asyncio.Lock()
         self.problem = ""
 
     async def first_policy(self) -> None:
@@ -76,17 +77,24 @@ class ChangeReader:
         """Follow the stream."""
         while True:
             try:
-                await self._poll()
+                await self.catch_up()
             except (StoreUnavailable, StoreRefused) as error:
                 self._stream.bad(cause=str(error))
             else:
                 self._stream.good()
             await asyncio.sleep(self._interval_s)
 
+    async def catch_up(self) -> None:
+        """Take note of everything that was announced so far. Raises StoreUnavailable or StoreRefused."""
+        async with self._polling:
+            await self._poll()
+
     async def _poll(self) -> None:
+        # What was read before the place in the stream was known may have changed since, unannounced to this reader.
+        first = not self._last_id
         changes = await self._store.changes(self._last_id, self._number)
         self._last_id, self._number = changes.last_id, changes.number
-        if changes.gap or len(changes.entries) >= ANNOUNCED_ALL:
+        if first or changes.gap or len(changes.entries) >= ANNOUNCED_ALL:
             self._catalogue_due = True
             self._directory.changed_all()
         for kind, name in changes.entries:

@@ -89,7 +89,8 @@ class Core:
             task.add_done_callback(_ended)
 
     async def flush(self) -> None:
-        """Report everything counted so far to Redis; raises StoreUnavailable when it does not answer."""
+        """Hear what was announced and report everything counted so far; StoreUnavailable when Redis does not answer."""
+        await self.changes.catch_up()
         for exchange in self.exchanges:
             for _ in range(exchange.rounds):
                 if not await self.synchroniser.join(exchange):

@@ -24,7 +24,7 @@ BACK_S = 30
 
 @pytest.fixture(scope="session")
 def dev(servers_directory: Path) -> Iterator[SidecarDev]:
-    with SidecarDev(servers_directory / "dev", CATALOGUE) as started:
+    with SidecarDev(servers_directory / "main-job", CATALOGUE) as started:
         yield started
 
 
