@@ -45,8 +45,7 @@ class Decision(Struct, frozen=True):
 
     ``status`` is the real HTTP status (200 when allowed); ``reason`` one of REASONS; ``quota_status`` the value of
     x-quota-status; ``limit`` the tightest limit, or the violated one; ``violated`` the names of violated limits;
-    ``features`` name/value pairs for the upstream; ``retry_after_s`` 0 when there is nothing to wait for;
-    ``jitter`` whether Retry-After may be spread.
+    ``features`` name/value pairs for the upstream; ``retry_after_s`` 0 when there is nothing to wait for.
     """
 
     allow: bool

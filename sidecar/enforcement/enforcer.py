@@ -291,7 +291,7 @@ class Enforcer:
         """One limit of a charge: a mark, a Denial, or SHORT. Zero units ask for headroom only."""
         if state.leased:
             if not units:
-                return verdict.headroom(state, wall_ms)
+                return verdict.headroom(state, wall_ms, away=away or self._away(owner.exchange, now_ms))
             if state.left < units or not owner.exchange.spendable(now_ms):
                 return verdict.leased(state, units, now_ms, wall_ms, away=away or self._away(owner.exchange, now_ms))
             if state.rule.beyond == "deny":

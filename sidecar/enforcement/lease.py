@@ -33,12 +33,14 @@ class LimitState:
     """What is left of the lease, what is used in all, and what Redis last said about the rest.
 
     A limit without ``stop``, or in shadow, is counted and never ``leased``. ``own`` counts this writer's spending in
-    the period; ``known`` is False until Redis has confirmed the totals since the last change or failure.
+    the period; ``known`` is False until Redis has confirmed the totals since the last change or failure, ``heard`` until
+    it has said them for the first time.
     """
 
     __slots__ = (
         "contended_until_ms",
         "end_s",
+        "heard",
         "held_elsewhere",
         "id",
         "in_flight",
@@ -83,6 +85,7 @@ class LimitState:
         self.held_elsewhere = 0
         self.over_ms = 0
         self.known = False
+        self.heard = False
         self.in_flight = False
         self.need = 0
         self.waiting = 0
@@ -192,7 +195,7 @@ class LimitState:
         since = self.own - own_sent
         self.used = reply.spent + since
         self.over_ms = reply.over_ms
-        self.known = True
+        self.known = self.heard = True
         if not self.leased:
             return
         if renewed:

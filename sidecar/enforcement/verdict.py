@@ -67,12 +67,18 @@ def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bo
     if state.stop is not None and (units > state.stop or state.spent_out(units)):
         return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
     if away:
-        if rule.on_outage == "open":
-            return DEGRADED
-        if rule.on_outage == "bounded" and state.outage_used + units <= rule.outage_units:
-            return DEGRADED
-        return Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
+        return in_outage(state, units)
     return contended(state) if state.hold_on(units, now_ms) else SHORT
+
+
+def in_outage(state: LimitState, units: int) -> Denial | int:
+    """What the limit's outage policy says to units that no lease covers: DEGRADED or a Denial."""
+    rule = state.rule
+    if rule.on_outage == "open":
+        return DEGRADED
+    if rule.on_outage == "bounded" and state.outage_used + units <= rule.outage_units:
+        return DEGRADED
+    return Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
 
 
 def contended(state: LimitState) -> Denial:
@@ -80,8 +86,10 @@ def contended(state: LimitState) -> Denial:
     return Denial(429, "limit_contended", state, CONTENDED_RETRY_S)
 
 
-def headroom(state: LimitState, wall_ms: int) -> Denial | int:
-    """Whether a leased limit has a unit left in all, without wanting one."""
+def headroom(state: LimitState, wall_ms: int, *, away: bool) -> Denial | int | str:
+    """Whether a leased limit has a unit left in all, without wanting one: SHORT while Redis has never said."""
+    if not state.heard:
+        return in_outage(state, 0) if away else SHORT
     if state.spent_out(1):
         return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
     return FINE

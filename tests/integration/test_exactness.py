@@ -227,3 +227,18 @@ async def test_a_worker_that_saw_an_empty_stream_hears_the_next_change(
             while core.enforcer.policy.revision != 2:
                 await asyncio.sleep(0.02)
         await core.abandon()
+
+
+async def test_headroom_is_known_before_the_first_answer(place: Installation) -> None:
+    """A worker that never heard of a limit asks Redis before it says that something is left."""
+    routes = "routes:\n  - name: peek\n    match: /peek\n    costs: {}\n    headroom: [api_calls]\n"
+    await place.catalogue(CATALOGUE + routes)
+    await place.tenant("t", "free")
+    flusher = place.flusher()
+    await flusher.flush()
+    first = await place.core("first")
+    assert await allowed(place, first, "t", 100) == 100
+    await first.flush()
+    second = await place.core("second")
+    decision = await place.ask(second, "t", "/peek")
+    assert (decision.allow, decision.reason) == (False, "limit_reached")
