@@ -33,8 +33,8 @@ class LimitState:
     """What is left of the lease, what is used in all, and what Redis last said about the rest.
 
     A limit without ``stop``, or in shadow, is counted and never ``leased``. ``own`` counts this writer's spending in
-    the period; ``known`` is False until Redis has confirmed the totals since the last change or failure, ``heard`` until
-    it has said them for the first time.
+    the period; ``known`` is False until Redis has confirmed the totals since the last change or failure, and ``heard``
+    until it has said them for the first time.
     """
 
     __slots__ = (

@@ -63,7 +63,6 @@ def counted(state: LimitState, units: int, wall_ms: int) -> Denial | int:
 
 def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool) -> Denial | int | str:
     """A limit whose lease does not cover ``units``: SHORT to ask Redis, a Denial, or DEGRADED by its outage policy."""
-    rule = state.rule
     if state.stop is not None and (units > state.stop or state.spent_out(units)):
         return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
     if away:
