@@ -39,6 +39,7 @@ from sidecar.catalogue.model import Catalogue, IdentityRule, RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
 from sidecar.enforcement.decision import Decision, Identity, LimitView
+from sidecar.enforcement.fast_path import Check
 from sidecar.gateway.listener import DecisionListener
 
 MODES = ("floor", "headers", "constant", "decision")
@@ -111,6 +112,12 @@ class Trivial:
         self.used += route.costs["api_calls"]
         view = LimitView("api_calls", 100_000_000, self.used, 100_000_000 - self.used, 2_592_000, 86_400, 0)
         return Decision(True, 200, "allowed", "ok", identity.tenant or "", "standard", self.features, view)
+
+    def allow_known(self, check: Check, request_id: str) -> None:
+        """Leave everything to ``decide``."""
+
+    def get_to_know(self, check: Check) -> None:
+        """Forget it."""
 
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         return self.decide(identity, route, request_id)

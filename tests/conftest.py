@@ -7,6 +7,7 @@ that kills or wipes a Redis asks for one of its own.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import itertools
 import secrets
 import shutil
@@ -25,12 +26,23 @@ from sidecar.embedded import EmbeddedPostgres, EmbeddedRedis
 from sidecar.embedded.redis import DATABASES
 
 T = TypeVar("T")
+TEARDOWN_S = 180
 
 # The time of one example says nothing on a machine that also runs servers; the time of a whole test is bounded.
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
 
 _redis_databases = itertools.cycle(range(1, DATABASES))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """End the process when a teardown hangs; pytest's own watch ends with the failure of the test."""
+    faulthandler.dump_traceback_later(TEARDOWN_S, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
-from sidecar.enforcement.lease import LimitState, near_at
+from sidecar.enforcement.lease import LimitState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,10 +31,12 @@ class Charge:
     """What one kind of request costs a tenant (and its parent), valid from ``since_ms`` to ``until_ms`` (wall).
 
     ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs
-    of (window, units), with the first request that is allowed.
+    of (window, units), with the first request that is allowed. ``edition`` is that of the account when it was worked
+    out; ``standing`` and ``spends`` are for the fast path.
     """
 
     __slots__ = (
+        "edition",
         "features_missing",
         "limits",
         "owners",
@@ -42,6 +44,8 @@ class Charge:
         "route",
         "series",
         "since_ms",
+        "spends",
+        "standing",
         "until_ms",
         "windows",
     )
@@ -56,6 +60,9 @@ class Charge:
         self.windows: list[tuple[Window, int]] | None = None
         self.owners: tuple[Account, ...] = ()
         self.features_missing: tuple[str, ...] = ()
+        self.edition = 0
+        self.standing = 0
+        self.spends: tuple[tuple[LimitState, int], ...] = ()
 
 
 class Account:
@@ -126,10 +133,7 @@ class Account:
             if rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
                 self._forget(state)
                 continue
-            state.rule = rule
-            state.stop = rule.stop
-            state.near_at = near_at(rule)
-            state.leased = self._leased(rule)
+            state.follow(rule, leased=self._leased(rule))
             state.contended_until_ms = 0
             state.known = False
 
@@ -156,6 +160,8 @@ class Account:
         self._add(charge, route, key_id, user, now_s)
         for one in self._ancestors():
             one._add(charge, route, "", "", now_s)  # noqa: SLF001 - another account of this class
+        charge.edition = self.edition
+        charge.spends = tuple((state, units) for _, state, units in charge.limits)
         if len(self.charges) >= CHARGES_MAX:
             self.charges.clear()
         self.charges[cache_key] = charge
@@ -192,6 +198,10 @@ class Account:
             charge.limits.append((self, state, cost))
             if value and cost and not state.small:
                 charge.series.append((self, f"{rule.metric}@{state.id}", cost))
+
+    def current(self, now_s: int) -> list[LimitState]:
+        """The tenant's own limits in the periods that hold ``now_s``; each key, user or route has its own besides."""
+        return [self._limit(rule, "", now_s) for rule in self.snapshot.limits if rule.scope == "tenant"]
 
     def period(self, now_s: int) -> int:
         """Start of the billing period that holds ``now_s``, in unix seconds."""

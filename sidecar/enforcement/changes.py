@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -143,10 +144,13 @@ class ChangeReader:
         if keep:
             self._keep(kept)
 
-    def _keep(self, kept: KeptCatalogue) -> None:
-        fresh = self._kept_at.with_suffix(".new")
+    def _keep(self, kept: KeptCatalogue) -> bool:
+        # A name of its own, since workers share the folder and may keep the same catalogue in the same moment.
+        fresh = self._kept_at.with_suffix(f".{os.getpid()}.new")
         try:
             fresh.write_bytes(msgspec.json.encode(kept))
             fresh.replace(self._kept_at)
         except OSError as error:
             log.warning("catalogue not kept on disk", extra=fields(cause=str(error)))
+            return False
+        return True

@@ -15,6 +15,7 @@ REASONS = (
     "feature_missing",
     "limit_reached",
     "limit_contended",
+    "cost_too_large",
     "grace_over",
     "store_unavailable",
 )
@@ -29,7 +30,10 @@ class Identity(Struct, frozen=True, gc=False):
 
 
 class LimitView(Struct, frozen=True, gc=False):
-    """The numbers behind a decision for one limit, in base units and seconds; ``quota`` None is unlimited."""
+    """The numbers behind a decision for one limit, in base units and seconds; ``quota`` None is unlimited.
+
+    ``cost`` is what the request wanted, where that alone is more than the quota.
+    """
 
     name: str
     quota: int | None
@@ -38,6 +42,7 @@ class LimitView(Struct, frozen=True, gc=False):
     window_s: int
     reset_s: int
     scale: int = 0
+    cost: int = 0
 
 
 class Decision(Struct, frozen=True):

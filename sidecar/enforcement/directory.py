@@ -59,8 +59,10 @@ class Directory:
         self._tenants_max = tenants_max
         self._keys_max = keys_max
         self._keys: OrderedDict[str, tuple[str | None, int]] = OrderedDict()
+        self._keys_edition = 0  # raised by every announced change of keys
         self._unknown: OrderedDict[str, int] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Account | None]] = {}
+        self._overtaken: set[str] = set()  # loads in flight whose answer may be from before an announced change
         self._refreshing: dict[str, None] = {}
         self._wake = asyncio.Event()
 
@@ -96,10 +98,12 @@ class Directory:
 
     async def load_key(self, sha256: str) -> str | None:
         """Ask Redis for the tenant of a key and remember the answer."""
+        edition = self._keys_edition
         tenant = await self._store.tenant_of_key(sha256)
-        if len(self._keys) >= self._keys_max:
-            self._keys.popitem(last=False)
-        self._keys[sha256] = (tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS)
+        if edition == self._keys_edition:  # else the answer may be from before a change, which nobody announces again
+            if len(self._keys) >= self._keys_max:
+                self._keys.popitem(last=False)
+            self._keys[sha256] = (tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS)
         return tenant
 
     async def load(self, tenant: str) -> Account | None:
@@ -132,17 +136,22 @@ class Directory:
     def changed(self, kind: str, name: str) -> None:
         """Take note of an announced change of a tenant or key."""
         if kind == "key":
+            self._keys_edition += 1
             self._keys.pop(name, None)
         elif kind == "tenant":
             self._unknown.pop(name, None)
+            if name in self._loading:
+                self._overtaken.add(name)
             account = self.accounts.get(name)
             if account is not None:
                 self.refresh(account)
 
     def changed_all(self) -> None:
         """Changes were missed, or the catalogue is new: read everything again as it is needed."""
+        self._keys_edition += 1
         self._keys.clear()
         self._unknown.clear()
+        self._overtaken.update(self._loading)
         for account in self.accounts.values():
             self.refresh(account)
 
@@ -175,6 +184,7 @@ class Directory:
     def _withdraw(self, account: Account) -> None:
         """The tenant is gone from Redis: what it counted is still reported, its requests are looked up again."""
         account.withdrawn = True
+        account.drop_charges()
         for state in account.limits.values():
             state.forfeit()
         account.exchange.touch(account)
@@ -205,6 +215,12 @@ class Directory:
 
     def _loaded(self, tenant: str, task: asyncio.Task[Account | None]) -> None:
         self._loading.pop(tenant, None)
+        if tenant in self._overtaken:
+            self._overtaken.remove(tenant)
+            self._unknown.pop(tenant, None)
+            account = self.accounts.get(tenant)
+            if account is not None:
+                self.refresh(account)
         if not task.cancelled():
             task.exception()  # retrieved here too: every waiter may be gone by now
 
@@ -228,6 +244,7 @@ class Directory:
         for _ in range(min(EVICTION_LOOKS, len(self.accounts))):
             tenant, account = self.accounts.popitem(last=False)
             if account.exchange.forget(account):
+                account.drop_charges()
                 return
             self.accounts[tenant] = account
 

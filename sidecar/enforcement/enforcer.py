@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from sidecar.catalogue.model import ANONYMOUS
 from sidecar.enforcement import explanation, verdict
 from sidecar.enforcement.decision import Decision, Identity
-from sidecar.enforcement.verdict import DEGRADED, FINE, NEAR, Denial
+from sidecar.enforcement.fast_path import Check, FastPath
+from sidecar.enforcement.verdict import DEGRADED, FINE, NEAR, SHORT, Denial
 from sidecar.errors import ParentMissing, StoreRefused, StoreUnavailable
 from sidecar.usage.window import Window, WindowKey
 
@@ -68,6 +69,8 @@ class Enforcer:
         self._clock = clock
         self._counters = counters
         self._repeats = repeats
+        self._fast_path = FastPath(directory, synchroniser, clock, counters, repeats)
+        self.allow_known = self._fast_path.allow
 
     @property
     def policy(self) -> Policy:
@@ -102,6 +105,19 @@ class Enforcer:
             self._repeats.keep(request_id, tenant, route.name, outcome, now_ms)
         return outcome
 
+    def get_to_know(self, check: Check) -> None:
+        """Have a check that was just allowed from memory decided on the fast path from now on, if that is possible."""
+        check.misses += 1
+        if check.misses & (check.misses - 1):
+            return  # tried lately, and it was not
+        tenant = self._tenant(check.identity)
+        account = self._directory.account(tenant) if isinstance(tenant, str) else None
+        if account is not None:
+            charge = account.charge(
+                check.route, _key_id(check.identity), check.identity.user, self._clock.wall_ms() // 1000
+            )
+            self._fast_path.prepare(check, account, charge)
+
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         """Decide with the help of Redis, within WAIT_MS; never raises."""
         counters = self._counters
@@ -114,47 +130,36 @@ class Enforcer:
         finally:
             counters.requests_waiting -= 1
 
-    async def ensure(self, identity: Identity, route: RouteRule | None = None) -> None:
-        """Have the tenant in memory and, for ``route``, Redis' totals of its limits.
-
-        Failures show in what is read next.
-        """
-        try:
-            found = await self._account(identity)
-            if isinstance(found, Decision) or route is None:
-                return
-            charge = found.charge(route, _key_id(identity), identity.user, self._clock.wall_s())
-            unknown = [(owner, state, 0) for owner, state, _ in charge.limits if not state.known]
-            if unknown:
-                await self._ask(Shortage(unknown), WAIT_MS)
-        except (StoreUnavailable, StoreRefused):
-            return
-
-    def explain(self, identity: Identity, route: RouteRule) -> dict[str, object]:
-        """The whole reasoning for a request, without spending; call ``ensure`` first."""
-        tenant = self._tenant(identity)
-        account = self._directory.account(tenant) if isinstance(tenant, str) else None
-        if account is None:
-            refused = tenant if isinstance(tenant, Decision) else UNKNOWN_TENANT
-            return {
-                "allow": False,
-                "status": refused.status,
-                "reason": refused.reason,
-                "route": route.name,
-                "limits": [],
-            }
+    async def explain(self, identity: Identity, route: RouteRule) -> dict[str, object]:
+        """The whole reasoning for a request, without spending; never raises."""
+        account = await self._found(identity)
+        if isinstance(account, Decision):
+            return explanation.refused(account, route)
+        charge = account.charge(route, _key_id(identity), identity.user, self._clock.wall_s())
+        away = not await self._confirm([(owner, state, 0) for owner, state, _ in charge.limits])
+        account = self._directory.readmit(account)
         now_ms, wall_ms = self._clock.monotonic_ms(), self._clock.wall_ms()
         charge = account.charge(route, _key_id(identity), identity.user, wall_ms // 1000)
         checked = [
-            (owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=False))
+            (owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=away))
             for owner, state, units in charge.limits
         ]
-        return explanation.explain(account, charge, route, checked, wall_ms // 1000)
+        return explanation.explain(account, charge, checked, wall_ms, self.policy.catalogue)
 
-    def limits(self, tenant: str) -> dict[str, object] | None:
-        """What this worker knows of a tenant's limits; None when it does not know the tenant."""
-        account = self._directory.account(tenant)
-        return explanation.limits(account) if account is not None else None
+    async def limits(self, tenant: str) -> dict[str, object] | Decision:
+        """A tenant's limits with what is used of them, or why nothing can be said; never raises."""
+        account = await self._found(Identity(tenant))
+        if isinstance(account, Decision):
+            return account
+        await self._confirm([(account, state, 0) for state in account.current(self._clock.wall_s())])
+        account = self._directory.readmit(account)
+        account.current(self._clock.wall_s())
+        return explanation.limits(account, self.policy.catalogue, self._clock.wall_s())
+
+    async def _confirm(self, limits: list[tuple[Account, LimitState, int]]) -> bool:
+        """Have Redis say the totals of limits of which it did not lately; returns whether it did."""
+        unknown = [one for one in limits if not one[1].known]
+        return not unknown or await self._ask(Shortage(unknown), WAIT_MS)
 
     async def _repeatable(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         tenant = self._tenant(identity)
@@ -169,12 +174,7 @@ class Enforcer:
         return decision
 
     async def _decide_waiting(self, identity: Identity, route: RouteRule) -> Decision:
-        try:
-            found = await self._account(identity)
-        except ParentMissing:
-            return STORE_AWAY
-        except (StoreUnavailable, StoreRefused):
-            found = self._without_store(identity)
+        found = await self._found(identity)
         if isinstance(found, Decision):
             return found
         deadline_ms = self._clock.monotonic_ms() + WAIT_MS
@@ -207,6 +207,15 @@ class Enforcer:
         else:
             self._counters.waits_refused += 1
         return decision
+
+    async def _found(self, identity: Identity) -> Account | Decision:
+        """Who asks, as Redis says, or as far as it can be told without it."""
+        try:
+            return await self._account(identity)
+        except ParentMissing:
+            return STORE_AWAY
+        except (StoreUnavailable, StoreRefused):
+            return self._without_store(identity)
 
     async def _account(self, identity: Identity) -> Account | Decision:
         tenant = self._tenant(identity)
@@ -279,11 +288,21 @@ class Enforcer:
         for owner, state, units in charge.limits:
             findings.add(owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=away))
         if findings.denials and not account.snapshot.shadow:
+            self._note_refused(charge, findings.denials)
             return verdict.deny(account, findings.denials, wall_ms, self.policy.catalogue)
         if findings.short:
             return Shortage(findings.short)
         self._spend(charge, findings.unleased, wall_ms)
         return verdict.allow(account, charge, findings.mark, wall_ms)
+
+    def _note_refused(self, charge: Charge, denials: list[Denial]) -> None:
+        """Remember which limits were closed by an outage, until Redis answers for them again."""
+        refused = [denial.state for denial in denials if denial.reason == "store_unavailable"]
+        for owner, state, _ in charge.limits if refused else ():
+            if state in refused:
+                state.refused = True
+                if not owner.touched:
+                    owner.exchange.touch(owner)
 
     def _check(
         self, owner: Account, state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool
@@ -296,6 +315,8 @@ class Enforcer:
                 return verdict.leased(state, units, now_ms, wall_ms, away=away or self._away(owner.exchange, now_ms))
             if state.rule.beyond == "deny":
                 return NEAR if state.used + units >= state.near_at else FINE
+        elif not (state.heard or state.carefree or away or self._away(owner.exchange, now_ms)):
+            return SHORT
         return verdict.counted(state, units or 1, wall_ms)
 
     def _away(self, exchange: ShardExchange, now_ms: int) -> bool:

@@ -109,7 +109,8 @@ class ShardExchange:
     @property
     def degraded(self) -> int:
         """Limits that were decided by their outage policy since Redis last answered for them."""
-        return sum(1 for account in self._touched for state in account.limits.values() if state.outage_used)
+        states = (state for account in self._touched for state in account.limits.values())
+        return sum(1 for state in states if state.outage_used or state.refused)
 
     @property
     def kept(self) -> int:
@@ -295,7 +296,9 @@ class ShardExchange:
             window.dirty = window.value != value
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
             state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
-        if any(window.dirty for window, _ in one.windows) or any(not state.known for state, _, _ in one.limits):
+        if any(window.dirty for window, _ in one.windows) or any(
+            state.refused or not state.known for state, _, _ in one.limits
+        ):
             self.touch(account)
         if any(state.left for state in account.limits.values()):
             self._holders[account] = None

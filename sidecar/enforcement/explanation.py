@@ -1,43 +1,45 @@
-"""The reasoning behind a decision, for people: what a request costs, and what each limit says to it."""
+"""The reasoning behind a decision, for people: what a request costs, and what each limit says to it.
+
+Guarantees: status and reason are found by the very rules that decide (verdict.py). Amounts are exact decimals in whole
+            units, times are unix seconds.
+Gives up:   a lease: of a limit that would have to ask Redis for one it says just that, and allows.
+"""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from sidecar.catalogue.amount import to_decimal
 from sidecar.enforcement import verdict
-from sidecar.enforcement.verdict import Denial
+from sidecar.enforcement.verdict import Denial, Findings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sidecar.catalogue.model import RouteRule
+    from sidecar.catalogue.model import Catalogue, RouteRule
+    from sidecar.catalogue.snapshot import LimitRule
     from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.decision import Decision
     from sidecar.enforcement.lease import LimitState
 
 Checked = tuple["Account", "LimitState", int, "Denial | int | str"]
 
 
 def explain(
-    account: Account, charge: Charge, route: RouteRule, checked: Sequence[Checked], wall_s: int
+    account: Account, charge: Charge, checked: Sequence[Checked], wall_ms: int, catalogue: Catalogue
 ) -> dict[str, object]:
-    """Everything that a decision at this moment would look at, in its order; amounts in base units, times in unix s."""
-    status = verdict.standing(account, wall_s)
-    reason, code = "allowed", 200
-    if isinstance(status, Denial):
-        reason, code = status.reason, status.status
-    elif charge.features_missing:
-        reason, code = "feature_missing", 403
+    """Everything that a decision at this moment would look at, in its order."""
+    findings = Findings(account, charge, wall_ms)
+    for one in checked:
+        findings.add(*one)
+    if findings.denials and not account.snapshot.shadow:
+        decision = verdict.deny(account, findings.denials, wall_ms, catalogue)
     else:
-        for _, state, _, found in checked:
-            if isinstance(found, Denial) and not state.rule.shadow:
-                reason, code = found.reason, found.status
-                break
+        decision = verdict.allow(account, charge, findings.mark, wall_ms)
     snapshot = account.snapshot
-    allow = reason == "allowed" or snapshot.shadow
     return {
-        "allow": allow,
-        "status": 200 if allow else code,
-        "reason": reason,
+        **_said(decision, charge.route),
         "tenant": account.tenant,
         "plan": snapshot.plan,
         "tenant_status": snapshot.status,
@@ -45,47 +47,94 @@ def explain(
         "shadow": snapshot.shadow,
         "provisional": account.provisional,
         "parent": snapshot.parent,
-        "route": route.name,
-        "costs": dict(route.costs),
+        "costs": {metric: _decimal(units, metric, catalogue) for metric, units in charge.route.costs.items()},
         "features_missing": list(charge.features_missing),
         "limits": [
-            _limit(owner, state) | {"cost": units, "outcome": _outcome(found)} for owner, state, units, found in checked
+            {
+                **_limit(owner, state, catalogue),
+                "cost": _decimal(units, state.rule.metric, catalogue),
+                "outcome": _outcome(found),
+            }
+            for owner, state, units, found in checked
         ],
     }
 
 
-def limits(account: Account) -> dict[str, object]:
-    """What is known here of a tenant's limits, without a request."""
+def refused(decision: Decision, route: RouteRule) -> dict[str, object]:
+    """The reasoning where nobody is found whose limits could be looked at."""
+    return {**_said(decision, route), "limits": []}
+
+
+def limits(account: Account, catalogue: Catalogue, now_s: int) -> dict[str, object]:
+    """A tenant's limits: each in its current period, those with a scope once for each counter that is known here."""
     snapshot = account.snapshot
+    states = [state for state in account.limits.values() if state.start_s <= now_s < state.end_s]
+    found = []
+    for rule in snapshot.limits:
+        known = [_limit(account, state, catalogue) for state in states if state.rule.name == rule.name]
+        found += known or [_unused(account, rule, catalogue)]
     return {
         "tenant": account.tenant,
         "plan": snapshot.plan,
         "tenant_status": snapshot.status,
         "revision": snapshot.rev,
+        "provisional": account.provisional,
         "features": dict(snapshot.features),
-        "limits": [_limit(account, state) for state in account.limits.values()],
+        "limits": found,
     }
 
 
-def _limit(owner: Account, state: LimitState) -> dict[str, object]:
-    rule = state.rule
+def _said(decision: Decision, route: RouteRule) -> dict[str, object]:
     return {
-        "limit": state.id,
+        "allow": decision.allow,
+        "status": decision.status,
+        "reason": decision.reason,
+        "quota_status": decision.quota_status,
+        "retry_after": decision.retry_after_s,
+        "violated": list(decision.violated),
+        "route": route.name,
+    }
+
+
+def _rule(owner: Account, rule: LimitRule, catalogue: Catalogue) -> dict[str, object]:
+    return {
+        "limit": rule.name,
         "tenant": owner.tenant,
         "metric": rule.metric,
+        "scope": rule.scope,
         "period": rule.period,
-        "period_start": state.start_s,
-        "period_end": state.end_s,
-        "included": rule.included,
-        "stop": state.stop,
+        "included": _decimal(rule.included, rule.metric, catalogue),
+        "stop": _decimal(rule.stop, rule.metric, catalogue),
         "beyond": rule.beyond,
         "on_outage": rule.on_outage,
         "shadow": rule.shadow,
-        "used": state.used,
-        "confirmed": state.known,
-        "lease_left": state.left if state.leased else None,
-        "held_elsewhere": state.held_elsewhere,
     }
+
+
+def _unused(owner: Account, rule: LimitRule, catalogue: Catalogue) -> dict[str, object]:
+    """A limit of a scope of which this worker has seen no key, user or route yet."""
+    return {**_rule(owner, rule, catalogue), "used": None, "confirmed": False}
+
+
+def _limit(owner: Account, state: LimitState, catalogue: Catalogue) -> dict[str, object]:
+    metric = state.rule.metric
+    return {
+        **_rule(owner, state.rule, catalogue),
+        "limit": state.id,
+        "period_start": state.start_s,
+        "period_end": state.end_s,
+        "used": _decimal(state.used, metric, catalogue),
+        "confirmed": state.known,
+        "lease_left": _decimal(state.left, metric, catalogue) if state.leased else None,
+        "held_elsewhere": _decimal(state.held_elsewhere, metric, catalogue),
+    }
+
+
+def _decimal(units: int | None, metric: str, catalogue: Catalogue) -> Decimal | None:
+    if units is None:
+        return None
+    known = catalogue.metrics.get(metric)
+    return to_decimal(units, known.scale if known is not None else 0)
 
 
 def _outcome(found: Denial | int | str) -> str:

@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 
 NEAR_PERCENT = 80
 FIRST_LEASE_UNITS = 20
+FIRST_PART = 8
 IDLE_AFTER_MS = 1_500
 FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
-
-
-def near_at(rule: LimitRule) -> int:
-    """The use from which answers say that the included amount is nearly used up; worked out once, see Enforcer."""
-    return -(-(rule.included or 0) * NEAR_PERCENT // 100)
+UNBOUNDED = 1 << 63
 
 
 class LimitState:
@@ -38,8 +35,12 @@ class LimitState:
     """
 
     __slots__ = (
+        "billed_beyond",
+        "carefree",
         "contended_until_ms",
         "end_s",
+        "first",
+        "free_until",
         "heard",
         "held_elsewhere",
         "id",
@@ -54,7 +55,9 @@ class LimitState:
         "own",
         "own_changed_ms",
         "own_reported",
+        "quota",
         "rate_per_s",
+        "refused",
         "renew_at",
         "renewing",
         "reported_ms",
@@ -69,14 +72,11 @@ class LimitState:
     )
 
     def __init__(self, rule: LimitRule, limit_id: str, start_s: int, end_s: int, *, leased: bool) -> None:
-        self.rule = rule
         self.id = limit_id
         self.start_s = start_s
         self.end_s = end_s
-        self.stop = rule.stop
-        self.near_at = near_at(rule)
-        self.leased = leased
         self.small = rule.period in ("second", "minute")
+        self.follow(rule, leased=leased)
         self.left = 0
         self.used = 0
         self.own = 0
@@ -91,12 +91,32 @@ class LimitState:
         self.waiting = 0
         self.renewing = False
         self.renew_at = 0
-        self.target = FIRST_LEASE_UNITS
+        self.target = self.first
         self.rate_per_s = 0
         self.reported_ms = 0
         self.contended_until_ms = 0
         self.outage_used = 0
+        self.refused = False  # its outage policy denied something since Redis last answered for it
         self.watched = False  # its total matters although this writer does not spend from it
+
+    def follow(self, rule: LimitRule, *, leased: bool) -> None:
+        """Go by a rule, and work out what every request would have to.
+
+        ``quota``: what answers show; ``near_at``: the use from which they say that it is nearly used up;
+        ``free_until``: the use up to which nothing but the lease matters; ``billed_beyond``: what follows is paid for;
+        ``carefree``: a counted limit that denies nothing, or not for long, so that it need not be heard of first.
+        """
+        included = rule.included
+        self.rule = rule
+        self.stop = rule.stop
+        self.leased = leased
+        self.quota = included if rule.stop is None else rule.stop
+        # A small cap is not handed to the first who asks: others would be denied until it comes back.
+        self.first = FIRST_LEASE_UNITS if rule.stop is None else min(FIRST_LEASE_UNITS, max(1, rule.stop // FIRST_PART))
+        self.near_at = UNBOUNDED if included is None else -(-included * NEAR_PERCENT // 100)
+        self.free_until = UNBOUNDED if included is None or (leased and rule.beyond == "deny") else included
+        self.billed_beyond = rule.beyond == "bill"
+        self.carefree = self.small or rule.shadow or included is None or self.billed_beyond
 
     @property
     def series(self) -> str:
@@ -106,7 +126,8 @@ class LimitState:
     @property
     def to_report(self) -> bool:
         """Whether the next message has to speak of it."""
-        return bool(self.own != self.own_reported or self.left or self.need or not self.known or self.watched)
+        due = self.own != self.own_reported or self.left or self.need or self.watched or self.refused
+        return bool(due or not self.known)
 
     def forgettable(self, now_ms: int) -> bool:
         """Whether nothing is lost with it: nobody spent lately, Redis knows all, and it holds nothing."""
@@ -157,7 +178,7 @@ class LimitState:
             if not renewing or now_ms - self.own_changed_ms >= IDLE_AFTER_MS:
                 self.left = 0
             else:
-                self.target = min(max(self.rate_per_s * lease_seconds, FIRST_LEASE_UNITS), lease_units_max)
+                self.target = min(max(self.rate_per_s * lease_seconds, self.first), lease_units_max)
                 want = max(0, self.target - self.left)
                 # A lease that is more than half full is not topped up: syncs would grow with the traffic.
                 if self.left * 2 > self.target:
@@ -197,11 +218,13 @@ class LimitState:
         self.over_ms = reply.over_ms
         self.known = self.heard = True
         if not self.leased:
+            self.refused = False
             return
         if renewed:
             self.renewing = False
             if granting:
                 self.outage_used = 0
+                self.refused = False
             self.held_elsewhere = reply.held - reply.units
             self.left = max(0, reply.units - since)
             self.renew_at = min(self.target, self.left) // 3

@@ -24,13 +24,21 @@ SHORT = "short"  # a lease has to be asked for
 class Denial:
     """Why one check fails; becomes a Decision, or only a mark where a shadow lets the request through."""
 
-    __slots__ = ("reason", "retry_after_s", "state", "status")
+    __slots__ = ("cost", "reason", "retry_after_s", "state", "status")
 
-    def __init__(self, status: int, reason: str, state: LimitState | None = None, retry_after_s: int = 0) -> None:
+    def __init__(
+        self, status: int, reason: str, state: LimitState | None = None, retry_after_s: int = 0, cost: int = 0
+    ) -> None:
         self.status = status
         self.reason = reason
         self.state = state
         self.retry_after_s = retry_after_s
+        self.cost = cost
+
+    @property
+    def lasting(self) -> tuple[bool, bool, int]:
+        """How long it lasts, to compare: what no waiting mends, then what never fits, then what comes back latest."""
+        return self.status != 429, self.reason == "cost_too_large", self.retry_after_s  # noqa: PLR2004 - HTTP
 
 
 def standing(account: Account, wall_s: int) -> Denial | int:
@@ -63,7 +71,9 @@ def counted(state: LimitState, units: int, wall_ms: int) -> Denial | int:
 
 def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool) -> Denial | int | str:
     """A limit whose lease does not cover ``units``: SHORT to ask Redis, a Denial, or DEGRADED by its outage policy."""
-    if state.stop is not None and (units > state.stop or state.spent_out(units)):
+    if state.stop is not None and units > state.stop:
+        return Denial(429, "cost_too_large", state, cost=units)
+    if state.spent_out(units):
         return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
     if away:
         return in_outage(state, units)
@@ -89,7 +99,7 @@ def headroom(state: LimitState, wall_ms: int, *, away: bool) -> Denial | int | s
     """Whether a leased limit has a unit left in all, without wanting one: SHORT while Redis has never said."""
     if not state.heard:
         return in_outage(state, 0) if away else SHORT
-    if state.spent_out(1):
+    if state.stop is not None and state.used >= state.stop:  # what was heard once can only have grown
         return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
     return FINE
 
@@ -124,7 +134,7 @@ class Findings:
                 # Where a shadow lets the request through all the same, no lease covers what it spends.
                 self.unleased.add(state)
         elif isinstance(found, str):
-            self.short.append((owner, state, units))
+            self.short.append((owner, state, units if state.leased else 0))
         else:
             self.mark = max(self.mark, found)
             if found == DEGRADED:
@@ -137,12 +147,19 @@ def allow(account: Account, charge: Charge, standing_mark: int, wall_ms: int) ->
     tightest: LimitState | None = None
     remaining, quota = 0, 0
     for _, state, _ in charge.limits:
-        cap = state.rule.included if state.stop is None else state.stop
+        cap = state.quota
         if cap is None:
             continue
         left = cap - state.used
         if tightest is None or left * quota < remaining * cap:
             tightest, remaining, quota = state, left, cap
+    if tightest is None:
+        return allowance(account, mark, None, 0, 0)
+    return allowance(account, mark, tightest, max(0, remaining), max(0, tightest.end_s - wall_ms // 1000))
+
+
+def allowance(account: Account, mark: int, tightest: LimitState | None, remaining: int, reset_s: int) -> Decision:
+    """The answer to an allowed request, by the numbers of its tightest limit when there is one."""
     return Decision(
         True,  # noqa: FBT003 - the first field of the hot path's answer
         200,
@@ -151,13 +168,17 @@ def allow(account: Account, charge: Charge, standing_mark: int, wall_ms: int) ->
         account.tenant,
         account.snapshot.plan,
         account.features,
-        view(tightest, wall_ms) if tightest is not None else None,
+        _shown(tightest, remaining, reset_s) if tightest is not None else None,
     )
+
+
+def _shown(state: LimitState, remaining: int, reset_s: int) -> LimitView:
+    return LimitView(state.rule.name, state.quota, state.used, remaining, state.end_s - state.start_s, reset_s)
 
 
 def deny(account: Account, denials: list[Denial], wall_ms: int, catalogue: Catalogue) -> Decision:
     """The answer to a request that is refused: the denial that lasts longest gives status, reason and numbers."""
-    first = max(denials, key=lambda denial: (denial.status != 429, denial.retry_after_s))  # noqa: PLR2004 - HTTP
+    first = max(denials, key=lambda denial: denial.lasting)
     return Decision(
         allow=False,
         status=first.status,
@@ -166,17 +187,17 @@ def deny(account: Account, denials: list[Denial], wall_ms: int, catalogue: Catal
         tenant=account.tenant,
         plan=account.snapshot.plan,
         features=(),
-        limit=view(first.state, wall_ms, catalogue) if first.state is not None else None,
+        limit=view(first.state, wall_ms, catalogue, first.cost) if first.state is not None else None,
         violated=tuple(denial.state.rule.name for denial in denials if denial.state is not None),
         retry_after_s=first.retry_after_s,
         upgrade_url=catalogue.upgrade_url,
     )
 
 
-def view(state: LimitState, wall_ms: int, catalogue: Catalogue | None = None) -> LimitView:
-    """The numbers of one limit, for headers and, with the metric's scale from ``catalogue``, for bodies."""
-    metric = catalogue.metrics.get(state.rule.metric) if catalogue is not None else None
-    cap = state.rule.included if state.stop is None else state.stop
+def view(state: LimitState, wall_ms: int, catalogue: Catalogue, cost: int = 0) -> LimitView:
+    """The numbers of one limit, with the metric's scale, for headers and bodies."""
+    metric = catalogue.metrics.get(state.rule.metric)
+    cap = state.quota
     remaining = 0 if cap is None else max(0, cap - state.used)
     return LimitView(
         state.rule.name,
@@ -186,4 +207,5 @@ def view(state: LimitState, wall_ms: int, catalogue: Catalogue | None = None) ->
         state.end_s - state.start_s,
         max(0, state.end_s - wall_ms // 1000),
         metric.scale if metric is not None else 0,
+        cost,
     )

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from sidecar.enforcement.decision import Decision, LimitView
+from sidecar.enforcement.fast_path import Allowance
 from sidecar.gateway import fields, problem
 from sidecar.gateway.memo import remember
 
@@ -61,13 +62,26 @@ class AnswerWriter:
         if not decision.allow:
             return self._denied(decision, request_id, nginx=nginx)
         limit = decision.limit or _UNLIMITED
+        known = self._template(decision, limit)
+        return (known.with_id if request_id else known.without_id) % (limit.remaining, limit.reset_s, request_id)
+
+    def write_known(self, allowance: Allowance, request_id: bytes) -> bytes:
+        """The answer to an allowance of the fast path, which keeps its template until mark or limit change."""
+        known = allowance.template
+        if known is None:
+            decision = allowance.decision()
+            known = allowance.template = self._template(decision, decision.limit or _UNLIMITED)
+        template = known.with_id if request_id else known.without_id  # type: ignore[attr-defined]
+        return template % (allowance.remaining, allowance.reset_s, request_id)  # type: ignore[no-any-return]
+
+    def _template(self, decision: Decision, limit: LimitView) -> Templates:
         features = decision.features
         key = (decision.tenant, decision.plan, decision.quota_status, limit.name, limit.quota, limit.window_s)
         known = self._templates.get(key)
         # A tenant's features are one object until they change; comparing it is cheaper than hashing it.
         if known is None or known.features is not features:
             known = remember(self._templates, key, _allowed_templates(decision, limit), TEMPLATES_MAX)
-        return (known.with_id if request_id else known.without_id) % (limit.remaining, limit.reset_s, request_id)
+        return known
 
     def _denied(self, decision: Decision, request_id: bytes, *, nginx: bool) -> bytes:
         wait_s = self._retry_after_s(decision)
@@ -75,9 +89,11 @@ class AnswerWriter:
         lines = ["x-quota-status: denied\r\n"]
         limit = decision.limit
         if limit is not None and limit.quota is not None:
-            # Units that are held elsewhere may come back long before the period ends.
-            reset_s = min(limit.reset_s, wait_s) if decision.reason == "limit_contended" and wait_s else limit.reset_s
-            lines.append(_ratelimit(limit, limit.quota) % (max(limit.remaining, 0), reset_s))
+            remaining, reset_s = max(limit.remaining, 0), limit.reset_s
+            if decision.reason == "limit_contended":
+                # What is left is held elsewhere: nothing of it can be had now, and it may come back at any moment.
+                remaining, reset_s = 0, min(reset_s, wait_s)
+            lines.append(_ratelimit(limit, limit.quota) % (remaining, reset_s))
         if wait_s:
             lines.append(f"Retry-After: {wait_s}\r\n")
         if decision.status == 401:  # noqa: PLR2004 - RFC 9110 wants a challenge with every 401

@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         "_unread",
         "_upgrades",
         "_url",
+        "_whole",
         "since_ms",
     )
 
@@ -86,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._ignored = 0
         self._ignored_max = listener.limits.headers_max
         self._open = False  # a request has begun and is not complete
+        self._whole: bytes | None = None  # the read that it began in, if it began with it
         self._in_body = False
         self._special = False
         self._upgrades = False
@@ -119,6 +121,16 @@ class Connection(asyncio.Protocol):
         if self._open or len(data) > READ_BYTES_MAX or self._refusing:
             self._read_on(memoryview(data))
             return
+        if not self._queue and not self._last:
+            answer = self._gate.recall(data, trusted=self._trusted)
+            if answer is not None:
+                self.since_ms = self._listener.now_ms
+                if answer.__class__ is bytes:
+                    self._transport.write(answer)
+                else:
+                    self._send(answer, keep=True)
+                return
+        self._whole = data
         self._open = True
         self._message_bytes = len(data)
         self.since_ms = self._listener.now_ms
@@ -142,6 +154,12 @@ class Connection(asyncio.Protocol):
         self._resume()
 
     # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if not self._open:  # behind another one in the same read
+            self._open = True
+            self._message_bytes = 0
+            self.since_ms = self._listener.now_ms
 
     def on_url(self, url: bytes) -> None:
         if self._url:
@@ -185,6 +203,7 @@ class Connection(asyncio.Protocol):
         index = self._index
         parser = self._parser
         keep = parser.should_keep_alive()
+        whole = None if self._special else self._whole
         if self._special:
             keep = keep and not self._upgrades
             self._special = self._in_body = self._upgrades = False
@@ -197,6 +216,8 @@ class Connection(asyncio.Protocol):
             answer = self._gate.decide(index, parser.get_method(), url, found)
             if keep and answer.__class__ is bytes and not self._last:
                 self._transport.write(answer)
+                if whole is not None:
+                    self._gate.learn(whole, found, proven=not self._trusted)
                 return
         else:
             answer = _UNAUTHORIZED
@@ -236,6 +257,7 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self, data: memoryview) -> None:
         """A long read, or another part of an unfinished request, which is bounded as a whole."""
+        self._whole = None
         while data and not self._refusing:
             if self._queue:
                 self._unread = data  # parsed when those before are answered
@@ -287,6 +309,7 @@ class Connection(asyncio.Protocol):
         known = self._index.canonical(name, self._found)
         if known not in SPECIAL:
             return known
+        self._whole = None
         if known == EXPECT:
             if value.strip().lower() != b"100-continue":
                 raise _Refused(417, "Only 100-continue can be expected.")

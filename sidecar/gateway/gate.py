@@ -19,16 +19,18 @@ from msgspec import Struct
 from sidecar.catalogue.model import Catalogue, RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.enforcement.decision import Decision, Identity
+from sidecar.enforcement.fast_path import Allowance, Check
 from sidecar.errors import StoreUnavailable
 from sidecar.gateway.answers import REQUEST_ID_BYTES_MAX, AnswerWriter, refused
 from sidecar.gateway.counters import LATENCY_NS, GatewayCounters
 from sidecar.gateway.dialects import BY_PATH, ENVOY, HOST, NGINX, NGINX_PATH, Dialect, Improper, original
 from sidecar.gateway.headers import FAULT, REQUEST_ID, SECRET, HeaderIndex, faulty
+from sidecar.gateway.heads import Head, Heads
 from sidecar.gateway.identity import CONFLICT, Found
 from sidecar.gateway.memo import remember
 
 SAMPLED = 16
-ROUTES_MAX = 4_096
+ROUTES_MAX = 16_384
 ROUTE_BYTES_MAX = 256
 
 
@@ -44,6 +46,12 @@ class Enforcer(Protocol):
 
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         """The same, after waiting at most 50 ms; never raises."""
+
+    def allow_known(self, check: Check, request_id: str) -> Allowance | None:
+        """Allow a check that was decided before, at once; None leaves the decision to ``decide``."""
+
+    def get_to_know(self, check: Check) -> None:
+        """Be told of a check that ``decide`` has just allowed and that may come again."""
 
 
 class Last(bytes):
@@ -81,6 +89,9 @@ class Gate:
         self._policy: Policy | None = None
         self._hosts_matter = False
         self._routes: dict[tuple[bytes, bytes, bytes], RouteRule] = {}
+        self._heads = Heads()
+        self._read: tuple[Identity, RouteRule, Dialect] | None = None
+        self._allow_known = enforcer.allow_known
         self._answers = answers
         self._secrets = secrets
         self._until_sample = SAMPLED
@@ -96,18 +107,47 @@ class Gate:
             self._policy = policy
             self.index = HeaderIndex(policy.catalogue)
             self._routes = {}
+            self._heads = Heads()
             self._hosts_matter = any(rule.host for rule in policy.catalogue.routes)
 
-    def decide(  # noqa: C901, PLR0912 - one frame for the hot path, see bench/listener.py
-        self, index: HeaderIndex, method: bytes, url: bytes, found: Found
-    ) -> bytes | Question:
-        """The answer to a check, or the question that it waits for. ``found`` was read by ``index``."""
+    def recall(self, data: bytes, *, trusted: bool) -> bytes | Question | None:
+        """The answer to a request whose head was read before, or its question; None: it has to be parsed."""
+        head, request_id = self._heads.find(data)
+        if head is None or not (trusted or head.proven):
+            return None
         try:
-            started_ns = 0
-            self._until_sample -= 1
-            if not self._until_sample:
-                self._until_sample = SAMPLED
-                started_ns = perf_counter_ns()
+            started_ns = self._sampled()
+            check = head.check
+            asked = request_id.decode("latin-1")
+            allowance = self._allow_known(check, asked)
+            if allowance is not None:
+                self.counters.decisions[head.dialect.name]["allowed"] += 1
+                answer = self._answers.write_known(allowance, request_id)
+                if started_ns:
+                    self._time(perf_counter_ns() - started_ns, SAMPLED)
+                return answer
+            decision = self._enforcer.decide(check.identity, check.route, asked)
+            if decision is None:
+                return Question(check.identity, check.route, request_id, head.dialect, started_ns or perf_counter_ns())
+            if decision.allow:
+                self._enforcer.get_to_know(check)
+            return self._answered(decision, request_id, head.dialect, started_ns)
+        except StoreUnavailable:
+            return _NOT_READY
+        except Exception as error:  # noqa: BLE001 - the outermost line of a decision
+            return self.fail(error)
+
+    def learn(self, data: bytes, found: Found, *, proven: bool) -> None:
+        """Keep the head that was decided last, which was exactly these bytes, for ``recall``."""
+        if self._read is not None and FAULT not in found:
+            identity, route, dialect = self._read
+            self._heads.learn(data, found.get(REQUEST_ID, b""), Head(Check(identity, route), dialect, proven=proven))
+
+    def decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
+        """The answer to a check, or the question that it waits for. ``found`` was read by ``index``."""
+        self._read = None
+        try:
+            started_ns = self._sampled()
             if url[:7] == b"/envoy/":
                 dialect, host, target = ENVOY, found.get(HOST, b""), url[6:]
             else:
@@ -132,16 +172,13 @@ class Gate:
             host = host if self._hosts_matter else b""
             route = self._routes.get((method, host, path)) or self._route(method, host, path)
             if identity is CONFLICT:
-                decision: Decision | None = _IDENTITY_CONFLICT
-            else:
-                decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
+                return self._answered(_IDENTITY_CONFLICT, request_id, dialect, started_ns)
+            decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
+            if index is self.index:
+                self._read = (identity, route, dialect)
             if decision is None:
                 return Question(identity, route, request_id, dialect, started_ns or perf_counter_ns())
-
-            self.counters.decisions[dialect.name][decision.reason] += 1
-            answer = self._answers.write(decision, request_id, nginx=dialect is NGINX)
-            if started_ns:
-                self._time(perf_counter_ns() - started_ns, SAMPLED)
+            return self._answered(decision, request_id, dialect, started_ns)
         except Improper:
             self.counters.malformed += 1
             return Last(refused(400, _IMPROPER, nginx=url.startswith(NGINX_PATH)))
@@ -149,7 +186,6 @@ class Gate:
             return _NOT_READY
         except Exception as error:  # noqa: BLE001 - the outermost line of a decision
             return self.fail(error)
-        return answer
 
     async def decide_waiting(self, question: Question) -> bytes:
         """The answer to a question, once the store has answered or the wait is over."""
@@ -187,6 +223,21 @@ class Gate:
         if len(host) + len(path) <= ROUTE_BYTES_MAX:
             remember(self._routes, (method, host, path), route, ROUTES_MAX)
         return route
+
+    def _answered(self, decision: Decision, request_id: bytes, dialect: Dialect, started_ns: int) -> bytes:
+        self.counters.decisions[dialect.name][decision.reason] += 1
+        answer = self._answers.write(decision, request_id, nginx=dialect is NGINX)
+        if started_ns:
+            self._time(perf_counter_ns() - started_ns, SAMPLED)
+        return answer
+
+    def _sampled(self) -> int:
+        """The time, for one decision in SAMPLED; else 0."""
+        self._until_sample -= 1
+        if self._until_sample:
+            return 0
+        self._until_sample = SAMPLED
+        return perf_counter_ns()
 
     def _time(self, elapsed_ns: int, decisions: int) -> None:
         self.counters.latency[bisect_left(LATENCY_NS, elapsed_ns)] += decisions

@@ -32,6 +32,7 @@ DETAILS = {
     "feature_missing": "The plan does not include this feature.",
     "limit_reached": "The limit is used up.",
     "limit_contended": "What is left of the limit is in use elsewhere right now; try again.",
+    "cost_too_large": "The request costs more than the whole limit.",
     "grace_over": "The limit was exceeded and its grace is over.",
     "store_unavailable": "The limit cannot be checked right now; try again.",
 }
@@ -97,6 +98,9 @@ def _add_numbers(problem: _Problem, limit: LimitView, now_s: int) -> None:
     problem.limit = Raw(quota.encode())
     if problem.reason in {"limit_reached", "limit_contended", "grace_over"}:
         problem.detail = f'{problem.detail[:-1]}: {used} of {quota} in "{limit.name[:NAME_CHARS_MAX]}".'
+    elif problem.reason == "cost_too_large":
+        cost = format_amount(limit.cost, limit.scale)
+        problem.detail = f'The request costs {cost}, more than the limit of {quota} in "{limit.name[:NAME_CHARS_MAX]}".'
     if now_s + limit.reset_s <= _LATEST_S:
         problem.reset = datetime.fromtimestamp(now_s + limit.reset_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -16,6 +16,7 @@ from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
 from sidecar.enforcement.decision import Decision, Identity, LimitView
+from sidecar.enforcement.fast_path import Check
 from sidecar.gateway.listener import DecisionListener
 from tests.servers.background import Background
 
@@ -104,6 +105,12 @@ class Script:
         if identity.key is None:
             return MISSING
         return _BY_HASH.get(identity.key, UNKNOWN)
+
+    def allow_known(self, check: Check, request_id: str) -> None:
+        """Leave everything to ``decide``."""
+
+    def get_to_know(self, check: Check) -> None:
+        """Forget it."""
 
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         """Answers only when somebody asked again: a sidecar that hangs."""

@@ -11,6 +11,7 @@ from sidecar.catalogue.model import Catalogue, IdentityRule, RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
 from sidecar.enforcement.decision import Decision, Identity
+from sidecar.enforcement.fast_path import Check
 from sidecar.gateway.listener import DecisionListener
 
 ROUTES = (RouteRule(name="rest"),)
@@ -43,6 +44,12 @@ class Judge:
         if tenant == "deny":
             return Decision(allow=False, status=429, reason="limit_reached", quota_status="denied")
         return Decision(allow=True, status=200, reason="allowed", tenant=tenant, plan=request_id)
+
+    def allow_known(self, check: Check, request_id: str) -> None:
+        """Leave everything to ``decide``."""
+
+    def get_to_know(self, check: Check) -> None:
+        """Forget it."""
 
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         self.waiting.set()

@@ -242,3 +242,18 @@ async def test_headroom_is_known_before_the_first_answer(place: Installation) ->
     second = await place.core("second")
     decision = await place.ask(second, "t", "/peek")
     assert (decision.allow, decision.reason) == (False, "limit_reached")
+
+
+async def test_a_grace_that_is_over_is_over_for_a_new_worker_too(place: Installation) -> None:
+    """A worker that never heard of a soft limit asks Redis before it decides by what has been used."""
+    await place.catalogue(CATALOGUE.replace("cap: hard", "cap: soft, grace: 0s", 1))
+    await place.tenant("t", "free")
+    flusher = place.flusher()
+    await flusher.flush()
+    first = await place.core("first")
+    assert await allowed(place, first, "t", 100) == 100
+    assert not (await place.ask(first, "t")).allow
+    await first.flush()
+    second = await place.core("second")
+    decision = await place.ask(second, "t")
+    assert (decision.allow, decision.reason) == (False, "limit_reached")

@@ -70,6 +70,7 @@ class Installation:
         """A running worker core; stopped at the end of the test if the test did not."""
         found = structs.replace(Settings(state_dir=str(self.directory / name)), sync_interval_ms=20, **settings)
         core = Core(found, self.new_store(), self.clock, CoreCounters())
+        self._stack.push_async_callback(core.abandon)
         await core.start()
         return core
 

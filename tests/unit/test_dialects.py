@@ -9,6 +9,7 @@ from sidecar.catalogue.model import Catalogue, IdentityRule, RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
 from sidecar.enforcement.decision import Decision, Identity
+from sidecar.enforcement.fast_path import Check
 from sidecar.errors import StoreUnavailable
 from sidecar.gateway.answers import AnswerWriter
 from sidecar.gateway.counters import GatewayCounters
@@ -47,6 +48,12 @@ class Recorder:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+    def allow_known(self, check: Check, request_id: str) -> None:
+        """Leave everything to ``decide``."""
+
+    def get_to_know(self, check: Check) -> None:
+        """Forget it."""
 
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         return self.decide(identity, route, request_id) or ALLOWED
@@ -218,7 +225,7 @@ def test_the_memo_of_routes_is_bounded() -> None:
     for number in range(ROUTES_MAX + 50):
         gate.decide(gate.index, b"GET", b"/envoy/v1/%d" % number, {})
     gate.decide(gate.index, b"GET", b"/envoy/" + b"x" * 300, {})
-    assert len(gate._routes) == ROUTES_MAX
+    assert ROUTES_MAX * 3 // 4 < len(gate._routes) <= ROUTES_MAX
 
 
 def test_any_of_the_secrets_admits() -> None:

@@ -159,8 +159,8 @@ def test_the_memo_is_bounded_and_keeps_answering() -> None:
     for number in range(MEMO_ENTRIES_MAX + 100):
         found = {b"x-tenant-id": b"t%d" % number, b"x-user-id": b"u%d" % number}
         assert reader.identify(found) == Identity(f"t{number}", None, f"u{number}")
-    assert len(reader._rules[0][1]) == MEMO_ENTRIES_MAX
-    assert len(reader._users) == MEMO_ENTRIES_MAX
+    assert MEMO_ENTRIES_MAX * 3 // 4 < len(reader._rules[0][1]) <= MEMO_ENTRIES_MAX
+    assert MEMO_ENTRIES_MAX * 3 // 4 < len(reader._users) <= MEMO_ENTRIES_MAX
 
 
 class TestTokens:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.catalogue.model import RouteRule
+from sidecar.catalogue.model import Catalogue, RouteRule
 from sidecar.enforcement import verdict
 from sidecar.enforcement.lease import LimitState
 from sidecar.enforcement.verdict import DEGRADED, FINE, GRACE, NEAR, OVER, SHADOW, SHORT, Denial, Findings
@@ -14,6 +14,7 @@ from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, plan
 
 NOW_MS = NOON_S * 1000
 END_S = NOON_S + 3600
+EMPTY = Catalogue(metrics={}, plans={}, routes=(), identity=())
 
 
 def state(rule: Any = SOFT, used: int = 0, **changes: Any) -> LimitState:
@@ -108,7 +109,25 @@ def test_what_is_spent_out_is_remembered_only_while_it_is_known() -> None:
 
 
 def test_more_than_the_cap_never_fits() -> None:
-    assert said(verdict.leased(state(HARD, known=False), 101, 0, NOW_MS, away=False)) == (429, "limit_reached", 3600)
+    for away in (False, True):
+        found = verdict.leased(state(HARD, known=False), 101, 0, NOW_MS, away=away)
+        assert said(found) == (429, "cost_too_large", 0)
+
+
+def test_a_cost_that_never_fits_is_told_before_a_limit_that_comes_back() -> None:
+    denials = [
+        Denial(429, "limit_reached", state(HARD, used=100), 3600),
+        Denial(429, "cost_too_large", state(limit(HARD, name="small", included=5, stop=5)), cost=8),
+        Denial(429, "limit_contended", state(HARD), 1),
+    ]
+    decision = verdict.deny(account(), denials, NOW_MS, EMPTY)
+    assert (decision.reason, decision.retry_after_s, decision.violated) == (
+        "cost_too_large",
+        0,
+        ("calls", "small", "calls"),
+    )
+    assert decision.limit is not None
+    assert (decision.limit.cost, decision.limit.quota) == (8, 5)
 
 
 def test_units_held_elsewhere_are_worth_another_try_in_a_second() -> None:
