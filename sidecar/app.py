@@ -12,15 +12,28 @@ import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from aiohttp import web
 
 from sidecar import address, child
+from sidecar.billing.claim import ForwarderTerms
+from sidecar.billing.counters import BillingCounters, DriftCounters
+from sidecar.billing.error_reports import ErrorReports
+from sidecar.billing.forwarder import Forwarder
+from sidecar.billing.inbox import Inbox
+from sidecar.billing.mirror import Mirror
+from sidecar.billing.reconciler import Reconciler
+from sidecar.billing.stripe_api import StripeApi
+from sidecar.billing.subscribing import Proration, Subscribing
+from sidecar.billing.webhooks import WebhookCounters
 from sidecar.child import Component, OpsSocket
 from sidecar.clock import Clock
 from sidecar.control.api import control_app
+from sidecar.control.billing import Desk
+from sidecar.control.catalogues import Catalogues
+from sidecar.control.webhooks import Receiver
 from sidecar.enforcement.core import Core
 from sidecar.errors import SidecarError, StoreRefused, StoreUnavailable
 from sidecar.gateway.listener import DecisionListener
@@ -39,6 +52,7 @@ log = logging.getLogger(__name__)
 
 BACKOFFICE_STORE_TIMEOUT_MS = 5_000
 STORE_CHECK_RETRY_S = 0.5
+EVICTIONS_INTERVAL_S = 10
 # A pass may wait for a slow Postgres, a person who asked the API should not.
 FLUSHER_TIMEOUT_S = 30
 CONTROL_TIMEOUT_S = 5
@@ -83,22 +97,39 @@ class Worker:
 class Backoffice:
     """The flusher and the control API of a program, whichever its roles ask for."""
 
-    def __init__(self, flusher: Flusher | None, counters: FlusherCounters, clock: Clock) -> None:
+    def __init__(
+        self, flusher: Flusher | None, counters: FlusherCounters, clock: Clock, webhooks: WebhookCounters
+    ) -> None:
         self._flusher = flusher
         self._counters = counters
         self._clock = clock
+        self._webhooks = webhooks
+        self.drift: DriftCounters | None = None  # of a process that compares with Stripe
+        self.forwarder: Forwarder | None = None  # of a process that sends usage to Stripe
 
     def reading(self) -> Reading:
         """Everything this process counted."""
-        return self._counters.reading(self._clock.monotonic_ms()) if self._flusher is not None else {}
+        flushed = self._counters.reading(self._clock.monotonic_ms()) if self._flusher is not None else {}
+        drift = self.drift.reading(self._clock.monotonic_ms()) if self.drift is not None else {}
+        sent = self.forwarder.counters.reading() if self.forwarder is not None else {}
+        return flushed | self._webhooks.reading() | drift | sent
 
     def components(self) -> dict[str, Component]:
         """The flusher is told of, not required: restarting the pod mends neither Redis nor Postgres."""
         if self._flusher is None:
             return {}
-        return {"ledger": Component(not self._flusher.cause, required=False, detail=self._flusher.cause)}
+        parts = {"ledger": Component(not self._flusher.cause, required=False, detail=self._flusher.cause)}
+        if self.forwarder is not None:
+            parts["stripe"] = Component(not self.forwarder.cause, required=False, detail=self.forwarder.cause)
+        return parts
 
     async def flush(self) -> None:
+        """Carry everything Redis has to the ledger, and try to send what Stripe does not have of it."""
+        await self.carry()
+        if self.forwarder is not None:
+            await self.forwarder.flush()
+
+    async def carry(self) -> None:
         """Carry everything Redis has to the ledger."""
         if self._flusher is not None:
             await self._flusher.flush()
@@ -140,6 +171,7 @@ async def _worker(settings: Settings, index: int) -> None:
 async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
     clock = _clock(settings)
     counters = FlusherCounters(clock.monotonic_ms())
+    webhooks = WebhookCounters()
     with Stop() as stop:
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(
@@ -152,10 +184,19 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
                 flusher = Flusher(ledger, store, clock, counters, terms)
                 stack.callback((await _checked(store)).cancel)
                 await stack.enter_async_context(_task(flusher.run()))
-            await stack.enter_async_context(_ops_socket(settings, "backoffice", Backoffice(flusher, counters, clock)))
+                await stack.enter_async_context(_task(_watch_evictions(store, counters)))
+            inside = Backoffice(flusher, counters, clock, webhooks)
+            if flusher is not None and settings.stripe_key:
+                inside.forwarder = await _forwarding(settings, stack, clock, flusher)
+            await stack.enter_async_context(_ops_socket(settings, "backoffice", inside))
+            if "flusher" in roles and settings.stripe_key and settings.stripe_reconcile_interval_s:
+                await _reconciling(settings, stack, clock, inside)
             if "control" in roles:
                 ledger = await _ledger(settings, stack, connections_max=4, timeout_s=CONTROL_TIMEOUT_S)
-                app = control_app(ledger, settings.admin_tokens, clock)
+                desk, inbox = await _desk(settings, stack, clock, inside, webhooks)
+                stored = inbox.wake if inbox is not None else _nobody_waits
+                receiver = Receiver(ledger, settings.stripe_webhook_secrets, clock, webhooks, stored)
+                app = control_app(ledger, settings.admin_tokens, clock, desk=desk, receiver=receiver)
                 await stack.enter_async_context(_site(app, settings.control_listen))
             child.report_ready()
             log.info("backoffice ready", extra=fields(roles=list(roles)))
@@ -163,6 +204,65 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
             if flusher is not None:
                 with contextlib.suppress(SidecarError, TimeoutError):
                     await asyncio.wait_for(flusher.flush(), max(1.0, settings.drain_s / 2))
+
+
+async def _desk(
+    settings: Settings, stack: contextlib.AsyncExitStack, clock: Clock, inside: Backoffice, counters: WebhookCounters
+) -> tuple[Desk | None, Inbox | None]:
+    """What changes customers and subscriptions, and works off webhooks; nothing while there is no Stripe key."""
+    if not settings.stripe_key:
+        return None, None
+    api = StripeApi.open(settings.stripe_key, settings.stripe_url)
+    stack.push_async_callback(api.close)
+    ledger = await _ledger(settings, stack, connections_max=4, timeout_s=FLUSHER_TIMEOUT_S)
+    mirror = Mirror(ledger, api, Catalogues().in_force, clock)
+
+    forwarder = inside.forwarder or Forwarder(ledger, api, _forwarder_terms(settings), BillingCounters(), clock)
+
+    async def flush(tenant: str) -> int:
+        await inside.carry()
+        return await forwarder.flush_tenant(tenant)
+
+    inbox = Inbox(mirror, ErrorReports(ledger, api).handle, counters)
+    await stack.enter_async_context(_task(inbox.run()))
+    proration = cast("Proration", settings.stripe_proration)
+    return Desk(mirror, Subscribing(mirror, flush, proration)), inbox
+
+
+async def _forwarding(
+    settings: Settings, stack: contextlib.AsyncExitStack, clock: Clock, flusher: Flusher
+) -> Forwarder:
+    """Decide which usage Stripe does not have yet, and send it."""
+    api = StripeApi.open(settings.stripe_key, settings.stripe_url)
+    stack.push_async_callback(api.close)
+    ledger = await _ledger(settings, stack, connections_max=4, timeout_s=FLUSHER_TIMEOUT_S)
+    forwarder = Forwarder(ledger, api, _forwarder_terms(settings), BillingCounters(), clock, vouch=flusher.vouches)
+    await stack.enter_async_context(_task(forwarder.run()))
+    stack.push_async_callback(forwarder.stop)
+    return forwarder
+
+
+def _forwarder_terms(settings: Settings) -> ForwarderTerms:
+    return ForwarderTerms(
+        interval_s=settings.stripe_interval_s,
+        close_delay_s=settings.close_delay_s,
+        calls_per_s=settings.stripe_calls_per_s,
+        bulk=settings.stripe_bulk,
+    )
+
+
+async def _reconciling(settings: Settings, stack: contextlib.AsyncExitStack, clock: Clock, inside: Backoffice) -> None:
+    """Compare ledger and Stripe now and then."""
+    api = StripeApi.open(settings.stripe_key, settings.stripe_url)
+    stack.push_async_callback(api.close)
+    ledger = await _ledger(settings, stack, connections_max=2, timeout_s=FLUSHER_TIMEOUT_S)
+    reconciler = Reconciler(ledger, api, clock)
+    inside.drift = reconciler.counters
+    await stack.enter_async_context(_task(reconciler.loop(settings.stripe_reconcile_interval_s)))
+
+
+def _nobody_waits() -> None:
+    """Events are stored all the same; a process with a Stripe key deals with them."""
 
 
 async def _ledger(
@@ -215,6 +315,17 @@ async def _check(store: Store) -> None:
             return
         else:
             return
+
+
+async def _watch_evictions(store: Store, counters: FlusherCounters) -> None:
+    """A policy can be changed under a running program: whatever was evicted is a count or a lease that is gone."""
+    while True:
+        with contextlib.suppress(StoreUnavailable, StoreRefused):
+            evicted = await store.evicted_keys()
+            if evicted > counters.evicted_keys:
+                log.critical("Redis evicts keys; set maxmemory-policy to noeviction", extra=fields(keys=evicted))
+            counters.evicted_keys = evicted
+        await asyncio.sleep(EVICTIONS_INTERVAL_S)
 
 
 @contextlib.asynccontextmanager

@@ -53,9 +53,16 @@ class LedgerRefused(SidecarError):
 
 
 class StripeUnavailable(SidecarError):
-    """Stripe did not answer, or with an error of its own: the call may or may not have taken effect."""
+    """Stripe did not answer, or with an error of its own: the call may or may not have taken effect.
+
+    ``status`` is that of the answer, 0 when there was none.
+    """
 
     transient = True
+
+    def __init__(self, message: str | None = None, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StripeBusy(StripeUnavailable):
@@ -74,6 +81,10 @@ class StripeRefused(SidecarError):
         self.status = status
         self.code = code
         self.param = param
+
+
+class BillingOff(SidecarError):
+    """Billing is off: set SIDECAR_STRIPE_KEY (or _FILE) for the role control and start it again."""
 
 
 class JournalUnusable(SidecarError):

@@ -24,7 +24,8 @@ def configure(level: str, role: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("aiohttp.access", "alembic", "asyncio"):
+    # At debug level Stripe's library writes whole answers, with the data of customers.
+    for chatty in ("aiohttp.access", "alembic", "asyncio", "stripe"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

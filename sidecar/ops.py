@@ -20,6 +20,7 @@ from sidecar import address, child, exposition
 from sidecar.child import Component, Unanswered
 from sidecar.clock import Clock
 from sidecar.errors import SettingsInvalid
+from sidecar.problems import problems
 from sidecar.telemetry import Reading
 
 ADVANCE_MS_MAX = 10 * 366 * 86_400_000
@@ -65,7 +66,7 @@ class Ops:
         self._clock = clock
         self._clock_moved = clock_moved
         self._totals = exposition.Totals()
-        app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[problems])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)

@@ -56,6 +56,7 @@ _LISTED = (
     Family("sidecar_sync_age_seconds", "gauge", "Time since the last good sync, of the worst worker.", (), "max", 1000),
     Family("sidecar_store_calls_total", "counter", "Calls to Redis, by script or verb.", ("verb",)),
     Family("sidecar_store_errors_total", "counter", "Calls to Redis that failed or came too late.", ("verb",)),
+    Family("sidecar_store_evicted_keys", "gauge", "Keys that Redis evicted since it started; must be 0.", (), "max"),
     Family("sidecar_breaker_open", "gauge", "Workers whose breaker keeps them from calling Redis."),
     Family("sidecar_breaker_opened_total", "counter", "Times a breaker opened."),
     Family("sidecar_generation_changes_total", "counter", "Times a worker learned that Redis had lost its state."),
@@ -79,6 +80,30 @@ _LISTED = (
     Family("sidecar_flush_lag_seconds", "gauge", "Time since the last pass that left nothing behind.", (), "max", 1000),
     Family("sidecar_flush_backlog_windows", "gauge", "Windows in Redis that the ledger does not have yet."),
     Family("sidecar_restores_total", "counter", "Shards restored from the ledger after Redis lost its state."),
+    Family("sidecar_webhooks_total", "counter", "Webhook events, by what became of them.", ("outcome",)),
+    Family("sidecar_webhooks_waiting", "gauge", "Webhook events stored and not dealt with yet.", (), "max"),
+    Family("sidecar_webhook_lag_seconds", "gauge", "How long the oldest waiting webhook event has waited.", (), "max"),
+    Family("sidecar_webhooks_dead", "gauge", "Webhook events that were given up; they can be replayed.", (), "max"),
+    Family("sidecar_stripe_deltas_total", "counter", "Deltas decided for Stripe, by kind.", ("kind",)),
+    Family("sidecar_stripe_events_total", "counter", "Usage events sent to Stripe, by their fate.", ("outcome",)),
+    Family(
+        "sidecar_stripe_call_seconds",
+        "histogram",
+        "Duration of a call that sends usage to Stripe.",
+        divisor=1_000_000,
+        buckets=DURATION_US,
+    ),
+    Family("sidecar_stripe_settled_total", "counter", "Deltas settled by summaries, by verdict.", ("outcome",)),
+    Family("sidecar_stripe_outbox_rows", "gauge", "Deltas that Stripe does not have, by state.", ("kind",), "max"),
+    Family("sidecar_stripe_lag_seconds", "gauge", "Age of the oldest delta on its way to Stripe.", (), "max"),
+    Family("sidecar_stripe_pace_ratio", "gauge", "Share of the configured calls a second in use.", (), "min", 1000),
+    Family("sidecar_stripe_drift_units", "gauge", "Base units by which ledger and Stripe differ.", ("kind",), "max"),
+    Family("sidecar_stripe_drift_tenants", "gauge", "Tenants whose ledger and Stripe differ.", ("kind",), "max"),
+    Family("sidecar_stripe_drift_unread", "gauge", "Lanes that Stripe would not tell about.", (), "max"),
+    Family("sidecar_stripe_repairs_total", "counter", "Differences with Stripe that were repaired.", ("kind",)),
+    Family(
+        "sidecar_stripe_compared_age_seconds", "gauge", "Time since ledger and Stripe were compared.", (), "min", 1000
+    ),
     Family("sidecar_processes", "gauge", "Processes that answered this scrape, by kind.", ("kind",)),
     Family("sidecar_restarts_total", "counter", "Processes restarted after they ended unasked, by kind.", ("kind",)),
 )
@@ -220,6 +245,7 @@ class FlusherCounters:
     __slots__ = (
         "backlog_windows",
         "clean_ms",
+        "evicted_keys",
         "flush_us",
         "lease_units_lost",
         "passes_failed",
@@ -237,6 +263,7 @@ class FlusherCounters:
         self.backlog_windows = 0
         self.restores = 0
         self.lease_units_lost = 0
+        self.evicted_keys = 0
 
     def reading(self, monotonic_ms: int) -> Reading:
         """Everything counted so far, by family."""
@@ -248,4 +275,5 @@ class FlusherCounters:
             "sidecar_flush_backlog_windows": {(): [self.backlog_windows]},
             "sidecar_restores_total": {(): [self.restores]},
             "sidecar_lease_units_lost_total": {(): [self.lease_units_lost]},
+            "sidecar_store_evicted_keys": {(): [self.evicted_keys]},
         }

@@ -1,4 +1,4 @@
-"""Comparing what journals, Redis and the ledger say about the same usage.
+"""Comparing what journals, Redis, the ledger and Stripe say about the same usage.
 
 Guarantees: in a quiet moment every difference is found, down to a single unit, and nothing else is reported.
 Gives up:   busy moments. What is on its way looks like a difference, so the comparison is repeated, and only what is
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from sidecar.billing.reconcile import Comparison
 from sidecar.catalogue import period
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
@@ -149,6 +150,22 @@ class Verifier:
                 key = (window.key.series, window.key.period, window.key.hour)
                 found.setdefault(window.key.tenant, {}).setdefault(key, {})[writer] = window.value
         return found
+
+
+async def stripe_differences(comparison: Comparison) -> list[Difference]:
+    """What Stripe has otherwise than the outbox and ledger, beyond what is on its way."""
+    found: list[Difference] = []
+    async for compared in comparison.tenants():
+        for line in compared.lines:
+            if line.span == "day" and line.matters:
+                what = f"meter {line.metric} on {_date(line.from_s)[:10]}"
+                left = ("ledger", line.ledger) if line.delivered == line.stripe else ("outbox", line.delivered)
+                found.append(Difference(line.tenant, what, *left, "Stripe", line.stripe))
+        found += [
+            Difference(lost.tenant, f"meter {lost.metric}: {lost.cause}", "outbox", 0, "Stripe", 0)
+            for lost in compared.unread
+        ]
+    return sorted(found)
 
 
 def _compare(

@@ -9,7 +9,7 @@ Gives up:   knowing better than Stripe: setup reads Stripe and writes here, ever
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -17,7 +17,8 @@ from sidecar.errors import NotFound
 from sidecar.ledger.transaction import Transaction
 
 Kind = Literal["meter", "product", "price"]
-PREFIX = "quota"  # of event names, lookup keys and metadata: what Stripe's account has from us
+PREFIX = "quota"  # of event names and lookup keys: what Stripe's account has from us
+MARK = "quota_name"  # in the metadata of products and prices
 ANNUAL_MONTHS = 12
 
 
@@ -62,7 +63,7 @@ def plan_product(plan: str) -> str:
 
 def base_price(plan: str, *, annual: bool = False) -> str:
     """The name of a plan's base price."""
-    return f"plan:{plan}:annual" if annual else f"plan:{plan}"
+    return f"base:{plan}:annual" if annual else f"base:{plan}"
 
 
 def usage_price(plan: str, metric: str) -> str:
@@ -76,7 +77,7 @@ def lookup_key(price: str) -> str:
 
 
 async def objects(tx: Transaction, kind: Kind | Literal[""] = "") -> dict[str, StripeObject]:
-    """The current objects of a kind by name; names of different kinds never meet."""
+    """The current objects of a kind, or of all, by name; names of different kinds never meet."""
     found = [_object(row) for row in await tx.rows("stripe_objects", kind)]
     return {item.name: item for item in found}
 
@@ -108,17 +109,14 @@ async def by_ids(tx: Transaction, ids: Iterable[str]) -> dict[str, StripeObject]
     return {item.id: item for item in found}
 
 
-async def record(tx: Transaction, found: Sequence[StripeObject]) -> None:
-    """Make these the current objects of their kinds and names."""
-    columns = [
+async def record(tx: Transaction, found: Sequence[StripeObject], still: Iterable[str] = ()) -> None:
+    """Make these the current objects, and no others but those whose ids are ``still`` in use."""
+    await tx.rows("retire_stripe_objects", [*(item.id for item in found), *still])
+    await tx.rows(
+        "write_stripe_objects",
         [item.id for item in found],
         [item.kind for item in found],
         [item.name for item in found],
-    ]
-    await tx.rows("retire_stripe_objects", *columns)
-    await tx.rows(
-        "write_stripe_objects",
-        *columns,
         [item.plan for item in found],
         [item.metric for item in found],
         [item.event_name for item in found],
@@ -126,5 +124,17 @@ async def record(tx: Transaction, found: Sequence[StripeObject]) -> None:
     )
 
 
-def _object(row: Sequence[object]) -> StripeObject:
-    return StripeObject(**dict(zip(StripeObject.__struct_fields__, row, strict=True)))  # type: ignore[arg-type]
+async def remember(tx: Transaction, prices: Iterable[StripeObject]) -> None:
+    """Know prices that somebody else made by their plan and metric; new subscriptions never get them."""
+    found = list(prices)
+    await tx.rows(
+        "remember_prices",
+        [item.id for item in found],
+        [item.name for item in found],
+        [item.plan for item in found],
+        [item.metric for item in found],
+    )
+
+
+def _object(row: Any) -> StripeObject:
+    return StripeObject(**dict(zip(StripeObject.__struct_fields__, row, strict=True)))

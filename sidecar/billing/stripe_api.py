@@ -7,6 +7,7 @@ Source: Stripe API 2026-10-28.endive, https://docs.stripe.com/api; error types a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -17,6 +18,8 @@ from stripe._base_address import BaseAddresses
 from sidecar.errors import StripeBusy, StripeRefused, StripeUnavailable
 
 TIMEOUT_S = 30
+IDEMPOTENCY = "idempotency_error"  # the code given to a refusal that has none but its type
+_SECRET = re.compile(r"\b((?:sk|rk|whsec)_(?:test_|live_)?)\w+")
 
 
 class StripeApi:
@@ -54,11 +57,16 @@ def errors() -> Iterator[None]:
     except (stripe.APIConnectionError, stripe.APIError) as error:
         status = error.http_status
         told = f"Stripe answered {status}" if status else "Stripe did not answer"
-        raise StripeUnavailable(f"{told}: {error.user_message or type(error).__name__}") from error
+        raise StripeUnavailable(f"{told}: {_told(error)}", status=status or 0) from error
     except stripe.StripeError as error:
         raise StripeRefused(
-            f"Stripe refused: {error.user_message or error.code or type(error).__name__}",
+            f"Stripe refused: {_told(error)}",
             status=error.http_status or 400,
-            code=error.code or "",
+            code=error.code or (IDEMPOTENCY if isinstance(error, stripe.IdempotencyError) else ""),
             param=str(getattr(error, "param", None) or ""),
         ) from error
+
+
+def _told(error: stripe.StripeError) -> str:
+    """What the error says to people; a key that it repeats is left out."""
+    return _SECRET.sub(r"\1...", error.user_message or error.code or type(error).__name__)

@@ -72,13 +72,23 @@ def _text(field: str, value: Any, owner: object, metrics: Mapping[str, Metric]) 
     if isinstance(owner, Limit) and field in _AMOUNTS:
         return "unlimited" if value is None else format_amount(value, metrics[owner.metric].scale)
     if isinstance(value, Overage) and isinstance(owner, Limit):
-        return f"{value.price:f} per {format_amount(value.per, metrics[owner.metric].scale)}"
+        prices = "".join(f", {other:f} {currency}" for currency, other in value.prices.items())
+        return f"{value.price:f}{prices} per {format_amount(value.per, metrics[owner.metric].scale)}"
     if isinstance(value, dict):
         scales = {name: metrics[name].scale for name in value if name in metrics} if field == "costs" else {}
-        parts = (f"{key}: {format_amount(part, scales[key]) if key in scales else part}" for key, part in value.items())
+        parts = (
+            f"{key}: {format_amount(part, scales[key]) if key in scales else _plain(part)}"
+            for key, part in value.items()
+        )
         return "{" + ", ".join(parts) + "}"
+    if isinstance(value, msgspec.Struct):
+        return _text(field, msgspec.structs.asdict(value), owner, metrics)
     if isinstance(value, tuple):
         return "[" + ", ".join(str(part) for part in value) + "]"
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{value:f}"
     if isinstance(value, bool):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sidecar.catalogue.load_limits import LimitReader
 from sidecar.catalogue.load_metrics import read_identity, read_metrics
+from sidecar.catalogue.load_money import read_currencies, read_tax
 from sidecar.catalogue.load_plans import Plans, read_plans
 from sidecar.catalogue.load_routes import read_routes, route_names
 from sidecar.catalogue.model import Catalogue, IdentityRule, Limit, Metric, RouteRule, TopUp
@@ -30,6 +31,8 @@ TOP_KEYS = (
     "default_plan",
     "anonymous_plan",
     "currency",
+    "currencies",
+    "tax",
     "upgrade_url",
     "alerts",
     "alert_interval",
@@ -37,7 +40,6 @@ TOP_KEYS = (
 )
 EXTENSION_PREFIX = "x-"
 CREDIT_PLACES = 6
-_CURRENCY = re.compile(r"[a-z]{3}")
 
 
 def read(path: str | Path) -> Catalogue:
@@ -64,8 +66,7 @@ def parse(text: str, name: str) -> Catalogue:
 def _catalogue(reader: Reader, root: Value) -> Catalogue:
     extensions = tuple(key for key in Reader(reader.name).mapping(root) if key.startswith(EXTENSION_PREFIX))
     keys = reader.section(root, (*TOP_KEYS, *extensions))
-    currency = _currency(reader, keys.get("currency"))
-    places = minor_places(currency)
+    currencies = read_currencies(reader, keys.get("currency"), keys.get("currencies"))
     metrics = read_metrics(reader, keys.get("metrics"))
     if not metrics:
         reader.problem(
@@ -73,7 +74,7 @@ def _catalogue(reader: Reader, root: Value) -> Catalogue:
         )
     limits = LimitReader(reader, metrics, route_names(reader, keys.get("routes")))
     alerts = percents(reader, keys["alerts"]) if "alerts" in keys else ()
-    plans = read_plans(reader, keys.get("plans"), limits, alerts, places)
+    plans = read_plans(reader, keys.get("plans"), limits, alerts, currencies)
     if not plans.plans:
         reader.problem(
             keys.get("plans", root),
@@ -104,19 +105,13 @@ def _catalogue(reader: Reader, root: Value) -> Catalogue:
         user_header=user_header,
         default_plan=_plan(reader, keys.get("default_plan"), plans),
         anonymous_plan=anonymous_plan,
-        currency=currency,
+        currency=currencies.own,
+        currencies=currencies.others,
+        tax=read_tax(reader, keys.get("tax")),
         upgrade_url=_upgrade_url(reader, keys.get("upgrade_url")),
         alert_interval_s=duration_s(reader, keys.get("alert_interval"), 86_400),
-        top_up=_top_up(reader, keys.get("top_up"), places),
+        top_up=_top_up(reader, keys.get("top_up"), minor_places(currencies.own)),
     )
-
-
-def _currency(reader: Reader, value: Value | None) -> str:
-    currency = reader.text(value, "usd").lower()
-    if value is not None and not _CURRENCY.fullmatch(currency):
-        reader.problem(value, f'"{currency}" is no currency', "three letters, like usd or eur")
-        return "usd"
-    return currency
 
 
 def _plan(reader: Reader, value: Value | None, plans: Plans) -> str:

@@ -8,7 +8,9 @@ from typing import Literal
 from msgspec import Struct
 
 from sidecar.catalogue.amount import AMOUNT_MAX, format_amount
+from sidecar.catalogue.load_money import Currencies, prices
 from sidecar.catalogue.model import GRACE_S, PERIODS, Limit, Metric, Outage, Overage, Period
+from sidecar.catalogue.pricing import minor_places
 from sidecar.catalogue.scalars import amount, duration_s, fits_places, money, name_of, percent, percents
 from sidecar.catalogue.yaml_reader import Reader, Value
 
@@ -41,7 +43,7 @@ class PlanDefaults(Struct, frozen=True):
     period: Period
     cap: Literal["hard", "soft"]
     alerts: tuple[int, ...]
-    minor_places: int
+    currencies: Currencies
 
 
 class LimitReader(Struct, frozen=True):
@@ -66,7 +68,7 @@ class LimitReader(Struct, frozen=True):
             reader.problem(value, "the included amount is missing", 'add "included: 1000", or null for unlimited')
         included = self._amount_or_none(keys.get("included"), metric)
         cap = self._cap(keys, defaults)
-        overage = self._overage(keys.get("overage"), metric, defaults.minor_places)
+        overage = self._overage(keys.get("overage"), metric, defaults.currencies)
         outage, outage_units = self._outage(keys.get("on_outage"), metric, cap)
         limit = Limit(
             name=name,
@@ -104,7 +106,7 @@ class LimitReader(Struct, frozen=True):
         implied = "soft" if any(key in keys for key in BEYOND_KEYS) else defaults.cap
         return "hard" if self.reader.choice(keys.get("cap"), ("hard", "soft"), implied) == "hard" else "soft"
 
-    def _overage(self, value: Value | None, metric: Metric, minor_places: int) -> Overage | None:
+    def _overage(self, value: Value | None, metric: Metric, currencies: Currencies) -> Overage | None:
         """A price for each unit, or ``{price, per}``; ``per`` is in whole units in the file, in base units after."""
         if value is None:
             return None
@@ -112,19 +114,20 @@ class LimitReader(Struct, frozen=True):
         if "price" not in keys:
             self.reader.problem(value, "the price is missing", 'write it like {price: "0.01", per: 1000}')
             return None
-        price = money(self.reader, keys["price"], PRICE_PLACES)
+        price, others = prices(self.reader, keys["price"], currencies, lambda _: PRICE_PLACES)
         per = amount(self.reader, keys["per"], metric.scale) if "per" in keys else 10**metric.scale
         if per == 0:
             self.reader.problem(keys.get("per", value), "a price per 0 units is none", "write 1 or more")
             return None
-        unit_price = price.scaleb(minor_places + metric.scale)
-        if unit_price % per and not fits_places(unit_price / per, UNIT_PRICE_PLACES):
-            self.reader.problem(
-                keys.get("per", value),
-                f"{price} per {format_amount(per, metric.scale)} is no exact price of one unit",
-                f"at most {UNIT_PRICE_PLACES} decimal places of the minor unit; a power of ten as per always works",
-            )
-        return Overage(price=price, per=per)
+        for currency, amount_of in {currencies.own: price, **others}.items():
+            unit_price = amount_of.scaleb(minor_places(currency) + metric.scale)
+            if unit_price % per and not fits_places(unit_price / per, UNIT_PRICE_PLACES):
+                self.reader.problem(
+                    keys.get("per", value),
+                    f"{amount_of} per {format_amount(per, metric.scale)} is no exact price of one unit",
+                    f"at most {UNIT_PRICE_PLACES} decimal places of the minor unit; a power of ten as per always works",
+                )
+        return Overage(price=price, per=per, prices=others)
 
     def _ceiling(
         self, value: Value | None, metric: Metric, included: int | None, overage: Overage | None

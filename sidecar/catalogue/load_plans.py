@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Literal
 
 from msgspec import Struct
 
 from sidecar.catalogue.load_limits import LimitReader, PlanDefaults
+from sidecar.catalogue.load_money import Currencies, prices
 from sidecar.catalogue.model import PERIODS, Limit, Plan
-from sidecar.catalogue.scalars import days, interval_months, money, name_of, percents
+from sidecar.catalogue.pricing import minor_places
+from sidecar.catalogue.scalars import days, interval_months, name_of, percents
 from sidecar.catalogue.yaml_reader import Reader, Value
 
 PLAN_KEYS = (
     "title",
     "price",
+    "annual_price",
     "interval",
     "period",
     "cap",
@@ -26,6 +30,7 @@ PLAN_KEYS = (
     "past_due",
     "shadow",
 )
+YEAR_MONTHS = 12
 _FEATURE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
 _QUOTED = ("'", '"')
@@ -40,7 +45,7 @@ class Plans(Struct, frozen=True):
 
 
 def read_plans(
-    reader: Reader, section: Value | None, limits: LimitReader, alerts: tuple[int, ...], minor_places: int
+    reader: Reader, section: Value | None, limits: LimitReader, alerts: tuple[int, ...], currencies: Currencies
 ) -> Plans:
     """All plans, also those with problems: other sections refer to them."""
     entries = reader.mapping(section)
@@ -53,7 +58,7 @@ def read_plans(
             period=_period(reader, keys.get("period")),
             cap=_cap(reader, keys.get("cap")),
             alerts=percents(reader, keys["alerts"]) if "alerts" in keys else alerts,
-            minor_places=minor_places,
+            currencies=currencies,
         )
         read: list[Limit] = []
         for limit_name, limit_value in reader.mapping(keys.get("limits")).items():
@@ -63,11 +68,18 @@ def read_plans(
                 read.append(limit)
         features = _features(reader, keys.get("features"))
         past_due = reader.section(keys.get("past_due"), ("grace", "then"))
+        price, other_prices = prices(reader, keys.get("price"), currencies, minor_places)
+        annual_price, other_annual_prices = prices(reader, keys.get("annual_price"), currencies, minor_places)
+        months = interval_months(reader, keys.get("interval"))
+        _check_annual(reader, keys.get("annual_price"), annual_price, months)
         plans[name] = Plan(
             name=name,
             title=reader.text(keys.get("title"), name),
-            price=money(reader, keys.get("price"), minor_places),
-            interval_months=interval_months(reader, keys.get("interval")),
+            price=price,
+            prices=other_prices,
+            annual_price=annual_price if "annual_price" in keys else None,
+            annual_prices=other_annual_prices if "annual_price" in keys else {},
+            interval_months=months,
             limits=tuple(read),
             features=features,
             forward=_forward(reader, keys.get("forward"), features),
@@ -77,6 +89,20 @@ def read_plans(
             shadow=reader.boolean(keys.get("shadow")),
         )
     return Plans(plans, limit_values, {feature for plan in plans.values() for feature in plan.features})
+
+
+def _check_annual(reader: Reader, value: Value | None, price: Decimal, months: int) -> None:
+    """A year must be some whole number of the plan's own intervals, or its bills would never meet again."""
+    if value is None:
+        return
+    if months == YEAR_MONTHS or YEAR_MONTHS % months:
+        reader.problem(
+            value,
+            f"an annual price beside an interval of {months} months",
+            "it goes with an interval that fits several times into a year, like month",
+        )
+    elif price == 0 and value.scalar is not None and not value.is_empty:
+        reader.problem(value, "gives a whole year away", "write its price, or leave the key away")
 
 
 def _period(

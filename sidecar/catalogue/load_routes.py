@@ -98,6 +98,15 @@ def _match(reader: Reader, item: Value, keys: dict[str, Value], name: str) -> Ro
     if not words:
         return None
     pattern = words.pop()
+    if len(words) > 1:
+        reader.problem(
+            value, f'has {len(words)} words before "{pattern}"', f'write methods as "{",".join(words)} {pattern}"'
+        )
+        return None
+    if "/" not in pattern:
+        right = f'"/{pattern}" is a path, "{pattern}/**" a whole host, "{pattern} /**" all paths of a method'
+        reader.problem(value, f'"{pattern}" has no path', right)
+        return None
     methods = tuple(method for word in words for method in word.split(",") if method)
     for method in methods:
         if not _METHOD.fullmatch(method):

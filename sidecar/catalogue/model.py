@@ -35,10 +35,14 @@ class Metric(Struct, frozen=True, kw_only=True):
 
 
 class Overage(Struct, frozen=True, kw_only=True):
-    """Price beyond the included amount: ``price`` in the catalogue's currency (major unit) per ``per`` base units."""
+    """Price beyond the included amount: ``price`` in the catalogue's currency (major unit) per ``per`` base units.
+
+    ``prices`` are those in its other currencies.
+    """
 
     price: Decimal
     per: int = 1
+    prices: dict[str, Decimal] = {}
 
 
 class Limit(Struct, frozen=True, kw_only=True):
@@ -68,11 +72,18 @@ class Limit(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """A named set of limits, features and prices. ``price`` is per ``interval_months`` in the major unit."""
+    """A named set of limits, features and prices. ``price`` is per ``interval_months`` in the major unit.
+
+    ``annual_price`` is the base price of a whole year, for those who pay it that way; the limits' periods and overages
+    stay those of ``interval_months``. ``prices`` and ``annual_prices`` are those in the catalogue's other currencies.
+    """
 
     name: str
     title: str = ""
     price: Decimal = Decimal(0)
+    prices: dict[str, Decimal] = {}
+    annual_price: Decimal | None = None
+    annual_prices: dict[str, Decimal] = {}
     interval_months: int = 1
     limits: tuple[Limit, ...] = ()
     features: dict[str, str | int | bool] = {}
@@ -112,6 +123,14 @@ class TopUp(Struct, frozen=True, kw_only=True):
     below: Decimal
 
 
+class Tax(Struct, frozen=True, kw_only=True):
+    """What Stripe is told about taxes: whether prices contain them, whether it works them out, the kind of goods."""
+
+    behavior: Literal["unspecified", "exclusive", "inclusive"] = "unspecified"
+    automatic: bool = False
+    code: str = ""
+
+
 class Catalogue(Struct, frozen=True, kw_only=True):
     """Everything of one catalogue file, checked as a whole. The last route rule is the default rule."""
 
@@ -123,6 +142,8 @@ class Catalogue(Struct, frozen=True, kw_only=True):
     default_plan: str = ""  # plan of identified tenants nobody knows; empty: refused
     anonymous_plan: str = ""  # plan of requests without identity; empty: 401
     currency: str = "usd"
+    currencies: tuple[str, ...] = ()  # others in which every price is given too
+    tax: Tax = Tax()
     upgrade_url: str = ""
     alert_interval_s: int = 86_400  # at most one alert per limit and threshold in this time
     top_up: TopUp | None = None

@@ -100,7 +100,12 @@ def percent(reader: Reader, value: Value, least: int, most: int) -> int:
 
 def percents(reader: Reader, value: Value) -> tuple[int, ...]:
     """Alert thresholds: percentages of the included amount, each once, in order."""
-    found = [percent(reader, item, 1, 1_000) for item in reader.items(value)]
+    found = []
+    for item in reader.items(value):
+        wrong = len(reader.problems)
+        threshold = percent(reader, item, 1, 1_000)
+        if len(reader.problems) == wrong:
+            found.append(threshold)
     if len(set(found)) < len(found):
         reader.problem(value, "a threshold is given twice", "name each once")
     return tuple(sorted(set(found)))

@@ -28,6 +28,7 @@ COMMANDS = {
     "price": "price",
     "flush": "flush",
     "verify": "verify",
+    "stripe": "stripe",
     "journal": "journal",
     "_worker": "serve",
     "_backoffice": "serve",

@@ -9,6 +9,7 @@ import click
 
 from sidecar import settings
 from sidecar.catalogue.diff import diff as differences
+from sidecar.catalogue.doubts import doubts
 from sidecar.catalogue.load import parse, read
 from sidecar.cli.target import Target, actor, find, show_json, wait, with_json, with_state
 from sidecar.control import catalogues
@@ -44,6 +45,8 @@ def check(file: str | None) -> None:
     found = read(name)
     plans_and_limits = ", ".join(f"{plan.name} ({len(plan.limits)} limits)" for plan in found.plans.values())
     click.echo(f"{name}: valid; {len(found.metrics)} metrics, {len(found.routes)} routes, plans {plans_and_limits}")
+    for doubt in doubts(found):
+        click.echo(f"{name}: doubtful: {doubt}", err=True)
 
 
 @click.group()

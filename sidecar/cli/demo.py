@@ -1,4 +1,4 @@
-"""The demo tenants of `sidecar dev`, their API keys, and what to try with them.
+"""The demo tenants of `sidecar dev` and their API keys.
 
 Guarantees: tenants and keys stay the same for a state directory; what somebody changed about them is left alone.
 """
@@ -16,7 +16,7 @@ from msgspec import Struct
 from sidecar.catalogue.model import Catalogue
 from sidecar.ledger import keys, tenants
 from sidecar.ledger.transaction import Transaction
-from sidecar.state import DevServers, State
+from sidecar.state import State
 
 ACTOR = "sidecar dev"
 PLANS = ("free", "standard", "enterprise")
@@ -60,38 +60,6 @@ async def put_tenants(tx: Transaction, catalogue: Catalogue, found: Kept) -> Non
         secret = found.keys.get(tenant, "")
         if hashlib.sha256(secret.encode()).hexdigest() not in valid:
             found.keys[tenant] = (await keys.create(tx, tenant, actor=ACTOR, name="demo")).secret
-
-
-def guide(servers: DevServers, found: Kept, state: State, catalogue_file: Path) -> str:
-    """What to try, for a person: curl lines that show an allow, a near limit and a denial of the default catalogue."""
-    free = found.keys["demo-free"]
-    ask = f"curl -sS -o /dev/null -w '%{{http_code}} %header{{x-quota-status}}\\n' -H 'authorization: Bearer {free}'"
-    return f"""
-Quota Sidecar is ready; Ctrl-C stops everything.
-
-  gateways ask    {servers.authz}   (/envoy/*, /nginx, /forward)
-  applications    {servers.local}
-  operations      {servers.ops}/metrics  /readyz
-  billing API     {servers.control}     admin token {servers.admin_token}
-  state           {state.path}
-  catalogue       {catalogue_file}   (watched: a change is in force within a second)
-
-API keys{"".join(f"{chr(10)}  {tenant:17} {key}" for tenant, key in found.keys.items())}
-
-Try, as a gateway would ask:
-  # allowed
-  {ask} '{servers.authz}/envoy/v1/things'
-  # near the limit: the free plan has 100 agent executions, and from the 80th on says so
-  {ask} -X POST '{servers.authz}/envoy/v1/agents/a/run?n=[1-80]' | uniq -c
-  # denied, with the whole answer: the free plan has no admin API
-  curl -isS -H 'authorization: Bearer {free}' '{servers.authz}/envoy/v1/admin/users'
-  # denied: 101 executions begin a grace of 24 hours, and then they are over
-  {ask} -X POST '{servers.authz}/envoy/v1/agents/a/run?n=[81-101]' | uniq -c; sleep 1
-  curl -sS -X POST '{servers.ops}/dev/clock' -d '{{"advance": "25h"}}'
-  {ask} -X POST '{servers.authz}/envoy/v1/agents/a/run'
-  # what it came to
-  sidecar usage demo-free --state {state.path}
-"""
 
 
 def _file(state: State) -> Path:

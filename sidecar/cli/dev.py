@@ -18,16 +18,17 @@ import click
 from msgspec import Struct, structs
 
 from sidecar import address, child, logs, settings
-from sidecar.cli import demo
+from sidecar.cli import demo, guide
 from sidecar.cli.catalogue import default_file
+from sidecar.cli.followed import follow
 from sidecar.cli.target import DEV_STATE, show_json
 from sidecar.clock import Clock
-from sidecar.control.catalogue_file import CatalogueFile
 from sidecar.control.catalogues import Catalogues
-from sidecar.embedded import EmbeddedPostgres, EmbeddedRedis
+from sidecar.embedded import EmbeddedPostgres, EmbeddedRedis, standin
 from sidecar.embedded.server import EmbeddedServer
+from sidecar.embedded.standin import EmbeddedStripe
 from sidecar.errors import SidecarError
-from sidecar.ledger import migrate, plans
+from sidecar.ledger import migrate
 from sidecar.ledger.connection import Ledger
 from sidecar.settings import Settings
 from sidecar.signals import Stop
@@ -36,6 +37,7 @@ from sidecar.supervisor import Supervisor
 
 LOOK_S = 0.5
 FIRST_FLUSH_S = 30
+WEBHOOK_PATH = "/webhooks/stripe"
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,18 @@ class Options(Struct, frozen=True):
     catalogue: str | None
     workers: int
     as_json: bool
+
+
+class Embedded(Struct, frozen=True):
+    """The servers that `sidecar dev` runs itself; ``stripe`` is None in an installation without the stand-in."""
+
+    redis: EmbeddedRedis
+    postgres: EmbeddedPostgres
+    stripe: EmbeddedStripe | None
+
+    @property
+    def servers(self) -> list[EmbeddedServer]:
+        return [server for server in (self.redis, self.postgres, self.stripe) if server is not None]
 
 
 @click.command()
@@ -100,13 +114,13 @@ async def _dev(options: Options) -> None:
 async def _run(options: Options, state: State, stop: Stop) -> None:
     secrets = demo.kept(state)
     async with AsyncExitStack() as stack:
-        redis, postgres = EmbeddedRedis(state.path / "redis"), EmbeddedPostgres(state.path / "postgres")
-        for server in (redis, postgres):
-            stack.push_async_callback(server.stop)
         found = _settings(options, state, secrets.admin_token)
         logs.configure(found.log_level, "dev")
-        await asyncio.gather(redis.start(), postgres.start())
-        found = structs.replace(found, redis_url=redis.url, postgres_dsn=postgres.dsn)
+        embedded = _embedded(state, found)
+        for server in embedded.servers:
+            stack.push_async_callback(server.stop)
+        await asyncio.gather(*(server.start() for server in embedded.servers))
+        found = _connected(found, embedded)
         await migrate.migrate(found.postgres_dsn)
         ledger = await Ledger.open(found.postgres_dsn, shards=found.shards, connections_max=1)
         stack.push_async_callback(ledger.close)
@@ -116,42 +130,46 @@ async def _run(options: Options, state: State, stop: Stop) -> None:
             await ledger.set_clock_ahead(offset_ms // 1000)
 
         await clock_moved(clock.offset_ms)
-        file = await _apply(options, ledger)
+        file = await follow(state, options.catalogue, default_file(), ledger)
         async with ledger.transaction() as tx:
-            await demo.put_tenants(tx, await Catalogues().in_force(tx), secrets)
+            catalogue = await Catalogues().in_force(tx)
+            await demo.put_tenants(tx, catalogue, secrets)
+            scene = await guide.scene(tx, catalogue, file.path, clock.wall_s())
         demo.keep(state, secrets)
         supervisor = Supervisor(found, state, clock_moved=clock_moved, catalogue_file=file.component)
         stop.insist_with(supervisor.kill)
         stack.push_async_callback(supervisor.stop)
         await supervisor.start()
+        if embedded.stripe is not None:
+            await embedded.stripe.deliver_to(address.parse(supervisor.settings.control_listen).url + WEBHOOK_PATH)
         # Ready means that the catalogue, tenants and keys are in Redis too, and that every worker has heard of them.
         for process in ("backoffice", *(str(index) for index in range(found.workers))):
             await child.flush(state.ops_socket(process), FIRST_FLUSH_S)
         await stack.enter_async_context(_background(file.watch()))
-        await _serve(options, state, supervisor, (redis, postgres), secrets, file.path)
+        await _serve(options, state, supervisor, embedded, secrets, scene)
 
 
 async def _serve(
     options: Options,
     state: State,
     supervisor: Supervisor,
-    embedded: tuple[EmbeddedRedis, EmbeddedPostgres],
+    embedded: Embedded,
     secrets: demo.Kept,
-    catalogue: Path,
+    scene: guide.Scene,
 ) -> None:
     """Tell where everything is, then keep that up to date and the servers running."""
-    servers = _servers(supervisor, *embedded, secrets.admin_token)
+    servers = _servers(supervisor, embedded, secrets.admin_token)
     state.write_dev(servers)
     if options.as_json:
         show_json(servers)
     else:
-        click.echo(demo.guide(servers, secrets, state, catalogue))
+        click.echo(guide.text(servers, secrets, state, scene))
     sys.stdout.flush()
     while True:
         await asyncio.sleep(LOOK_S)
-        for server in embedded:
+        for server in embedded.servers:
             await _revive(server)
-        now = _servers(supervisor, *embedded, secrets.admin_token)
+        now = _servers(supervisor, embedded, secrets.admin_token)
         if now != servers:
             servers = now
             state.write_dev(servers)
@@ -166,18 +184,6 @@ async def _revive(server: EmbeddedServer) -> None:
         await server.start()
     except SidecarError as error:
         log.error("server did not start", extra=logs.fields(server=server.name, cause=str(error)))  # noqa: TRY400
-
-
-async def _apply(options: Options, ledger: Ledger) -> CatalogueFile:
-    """Put the file in force that was named; without one, the default file only if nothing is in force yet."""
-    file = CatalogueFile(Path(options.catalogue) if options.catalogue else default_file(), ledger)
-    async with ledger.transaction() as tx:
-        first = await plans.current(tx) is None
-    if options.catalogue or first:
-        await file.apply()
-    else:
-        file.seen()
-    return file
 
 
 def _settings(options: Options, state: State, admin_token: str) -> Settings:
@@ -203,8 +209,26 @@ def _settings(options: Options, state: State, admin_token: str) -> Settings:
     )
 
 
-def _servers(supervisor: Supervisor, redis: EmbeddedRedis, postgres: EmbeddedPostgres, token: str) -> DevServers:
-    found = supervisor.settings
+def _embedded(state: State, found: Settings) -> Embedded:
+    """The servers to run; no stand-in where it is not installed, or where the environment names a Stripe account."""
+    stripe = None
+    if standin.is_there() and not found.stripe_key:
+        stripe = EmbeddedStripe(state.path / "stripe", state.clock_file)
+    return Embedded(EmbeddedRedis(state.path / "redis"), EmbeddedPostgres(state.path / "postgres"), stripe)
+
+
+def _connected(found: Settings, embedded: Embedded) -> Settings:
+    """The settings with where the servers are, now that they run."""
+    found = structs.replace(found, redis_url=embedded.redis.url, postgres_dsn=embedded.postgres.dsn)
+    stripe = embedded.stripe
+    if stripe is None:
+        return found
+    secrets = (stripe.webhook_secret,)
+    return structs.replace(found, stripe_url=stripe.url, stripe_key=stripe.key, stripe_webhook_secrets=secrets)
+
+
+def _servers(supervisor: Supervisor, embedded: Embedded, token: str) -> DevServers:
+    found, redis, postgres = supervisor.settings, embedded.redis, embedded.postgres
     return DevServers(
         authz=address.parse(found.authz_listen[0]).url,
         local=address.parse(found.local_listen).url,
@@ -212,7 +236,7 @@ def _servers(supervisor: Supervisor, redis: EmbeddedRedis, postgres: EmbeddedPos
         control=address.parse(found.control_listen).url,
         redis=redis.url,
         postgres=postgres.dsn,
-        stripe="",
+        stripe=found.stripe_url if found.stripe_key else "",
         admin_token=token,
         pids={"authz": supervisor.pids().get("authz", []), "redis": redis.pid, "postgres": postgres.pid},
     )

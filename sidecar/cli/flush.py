@@ -2,13 +2,15 @@
 
 Guarantees: what every journal held at the call, also one of a worker that was killed a moment ago, has been seen in the
             ledger. A worker that is being restarted is waited for.
-Gives up:   after TIMEOUT_S, with an error; nothing is lost by that, it is only not in the ledger yet.
+Gives up:   after TIMEOUT_S, or when Redis has been silent for SILENCE_S, with an error; nothing is lost by that, it is
+            only not in the ledger yet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import zlib
 from pathlib import Path
 
@@ -17,13 +19,15 @@ import click
 from sidecar import child
 from sidecar.child import Unanswered
 from sidecar.cli.target import Target, find, wait, with_state
-from sidecar.errors import JournalUnusable, NotFound
+from sidecar.errors import JournalUnusable, NotFound, StoreUnavailable
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.shard import CounterRow
 from sidecar.state import State
 from sidecar.usage.recovery import inspect
 
 TIMEOUT_S = 45
+SILENCE_S = 8
+PING_TIMEOUT_MS = 1_000
 RETRY_S = 0.05
 
 # (tenant, metric, scope, period, hour, writer) -> amount, of one shard.
@@ -46,16 +50,46 @@ async def flush_everything(target: Target) -> None:
     if not backoffice.exists():
         raise NotFound(f"no flusher runs in {state.path}; run this where the role flusher runs")
     counted = _counted(state, target.settings.shards)
+    flushing = asyncio.create_task(_until_in_ledger(target, counted))
+    watching = asyncio.create_task(_until_silent(target))
     try:
-        async with asyncio.timeout(TIMEOUT_S), target.ledger() as ledger:
-            while True:
-                await asyncio.gather(*(_insist(socket) for socket in _workers(state)))
-                await _insist(backoffice)
-                if await _in_ledger(ledger, counted):
-                    return
-                await asyncio.sleep(RETRY_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await asyncio.wait([flushing, watching], return_when=asyncio.FIRST_COMPLETED)
+        (flushing if flushing.done() else watching).result()
     except TimeoutError as error:
         raise Unanswered(f"not everything was flushed within {TIMEOUT_S} s; see /readyz for what is away") from error
+    finally:
+        for task in (flushing, watching):
+            task.cancel()
+        await asyncio.gather(flushing, watching, return_exceptions=True)
+
+
+async def _until_in_ledger(target: Target, counted: dict[int, Counted]) -> None:
+    state = target.state
+    async with target.ledger() as ledger:
+        while True:
+            await asyncio.gather(*(_insist(socket) for socket in _workers(state)))
+            await _insist(state.ops_socket("backoffice"))
+            if await _in_ledger(ledger, counted):
+                return
+            await asyncio.sleep(RETRY_S)
+
+
+async def _until_silent(target: Target) -> None:
+    """Raise StoreUnavailable once Redis has not answered for SILENCE_S: what counts on it would wait in vain."""
+    store = target.store("flush", PING_TIMEOUT_MS)
+    answered = time.monotonic()
+    try:
+        while True:
+            try:
+                await store.marks(0)
+                answered = time.monotonic()
+            except StoreUnavailable as error:
+                if time.monotonic() - answered >= SILENCE_S:
+                    raise StoreUnavailable(f"Redis has not answered for {SILENCE_S} s ({error}); mend it") from error
+            await asyncio.sleep(RETRY_S)
+    finally:
+        await store.close()
 
 
 def _workers(state: State) -> list[Path]:

@@ -23,12 +23,27 @@ from sidecar.errors import NotFound
 @click.argument("plan")
 @click.argument("usage", nargs=-1, metavar="METRIC=AMOUNT...")
 @click.option("--catalogue", metavar="FILE", help="A catalogue file instead of the one in force.")
+@click.option("--currency", metavar="CODE", help="A currency of the catalogue; its own by default.")
+@click.option("--annual", is_flag=True, help="With the base price of a year instead of that of a period.")
 @with_state
 @with_json
-def price(plan: str, usage: tuple[str, ...], catalogue: str | None, state: str | None, *, as_json: bool) -> None:
+def price(
+    plan: str,
+    usage: tuple[str, ...],
+    catalogue: str | None,
+    currency: str | None,
+    state: str | None,
+    *,
+    annual: bool,
+    as_json: bool,
+) -> None:
     """Print what one period of PLAN costs with this usage."""
     found = _catalogue(catalogue, state)
-    invoice = priced(found.plans[known_plan(found, plan)], _amounts(found, usage), found.currency)
+    chosen = found.plans[known_plan(found, plan)]
+    if annual and chosen.annual_price is None:
+        raise NotFound(f'the plan "{plan}" has no annual price; leave --annual away')
+    money = _currency(found, currency)
+    invoice = priced(chosen, _amounts(found, usage), money, base="annual" if annual else "interval")
     if as_json:
         show_json(
             {
@@ -38,14 +53,22 @@ def price(plan: str, usage: tuple[str, ...], catalogue: str | None, state: str |
             }
         )
     else:
-        _told(found, plan, invoice)
+        _told(plan, money, invoice)
 
 
-def _told(catalogue: Catalogue, plan: str, invoice: Invoice) -> None:
-    currency = catalogue.currency.upper()
+def _currency(catalogue: Catalogue, currency: str | None) -> str:
+    known = (catalogue.currency, *catalogue.currencies)
+    if currency is None:
+        return catalogue.currency
+    if currency.lower() not in known:
+        raise NotFound(f"the catalogue has no prices in {currency}; it has {', '.join(known)}")
+    return currency.lower()
+
+
+def _told(plan: str, currency: str, invoice: Invoice) -> None:
     lines = [(f"plan {plan}", f"{invoice.base:f}")]
     lines += [(f"{metric} beyond the included", f"{amount:f}") for metric, amount in invoice.overage.items()]
-    lines.append((f"total in {currency}", f"{invoice.total:f}"))
+    lines.append((f"total in {currency.upper()}", f"{invoice.total:f}"))
     width = max(len(amount) for _, amount in lines)
     table([(what, amount.rjust(width)) for what, amount in lines])
 

@@ -26,6 +26,8 @@ from sidecar.ledger.connection import Ledger
 from sidecar.ledger.transaction import Transaction
 from sidecar.settings import Settings
 from sidecar.state import DevServers, State
+from sidecar.store.client import Store
+from sidecar.store.keys import Keyspace
 
 DEV_STATE = ".sidecar"
 Result = TypeVar("Result")
@@ -60,6 +62,20 @@ class Target(Struct, frozen=True):
             yield opened
         finally:
             await opened.close()
+
+    def store(self, name: str, timeout_ms: int) -> Store:
+        """Open Redis; to be closed by the caller."""
+        settings = self.settings
+        keys = Keyspace(settings.redis_prefix, settings.shards)
+        identity = f"{name}-{os.getpid()}"
+        return Store(
+            settings.redis_url,
+            keys,
+            self.clock,
+            identity=identity,
+            timeout_ms=timeout_ms,
+            ca_file=settings.redis_ca_file,
+        )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

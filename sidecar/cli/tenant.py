@@ -38,7 +38,9 @@ def tenant() -> None:
 @click.option("--plan", required=True, help="Plan of the catalogue in force.")
 @click.option("--parent", help="Tenant whose limits apply too.")
 @click.option(
-    "--anchor", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="Start of a billing period (UTC)."
+    "--anchor",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="Start of a billing period (UTC) [default: calendar months].",
 )
 @click.option("--shadow/--no-shadow", default=None, help="Decide and report, but always allow.")
 @click.option("--status", type=click.Choice(STATUSES))
@@ -87,7 +89,7 @@ def show(name: str, state: str | None, *, as_json: bool) -> None:
             ("plan", row.plan),
             ("status", row.status + (f" until {_date(row.status_until_s)}" if row.status_until_s else "")),
             ("parent", row.parent or "none"),
-            ("billing anchor", _date(row.anchor_s)),
+            ("billing anchor", _date(row.anchor_s) if row.anchor_s else "none: calendar months"),
             ("shadow", "yes" if row.shadow else "no"),
             ("overrides", str(row.overrides or "none")),
             ("created", _date(row.created_s)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from sidecar import logs
@@ -25,12 +26,16 @@ Mark = tuple[int, int, int]
 
 
 class CatalogueFile:
-    """Watches one file. ``problems`` are those of the file as it is now; empty while it is good."""
+    """Watches one file. ``problems`` are those of the file as it is now; empty while it is good.
 
-    def __init__(self, path: Path, ledger: Ledger) -> None:
+    ``applied`` is told of every text that was put in force.
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, applied: Callable[[str], None] | None = None) -> None:
         self.path = path
         self.problems: list[str] = []
         self._ledger = ledger
+        self._applied = applied
         self._seen: Mark | None = None
 
     def seen(self) -> None:
@@ -44,6 +49,8 @@ class CatalogueFile:
         async with self._ledger.transaction() as tx:
             version = await catalogues.apply(tx, text, str(self.path), actor=ACTOR)
         self._seen, self.problems = mark, []
+        if self._applied is not None:
+            self._applied(text)
         log.info("catalogue is in force", extra=logs.fields(file=str(self.path), revision=version.revision))
 
     async def watch(self) -> None:

@@ -1,4 +1,4 @@
-"""Real Redis and Postgres on this machine, for `sidecar dev` and the tests."""
+"""Real Redis and Postgres on this machine, and a stand-in for Stripe, for `sidecar dev` and the tests."""
 
 from __future__ import annotations
 

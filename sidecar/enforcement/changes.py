@@ -8,6 +8,7 @@ Guarantees: a change is known within the poll interval; a gap in the stream drop
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCED_ALL = 500
 FIRST_CATALOGUE_POLL_S = 0.1
+FIRST_CATALOGUE_TOLD_S = 3
 
 
 class KeptCatalogue(Struct, frozen=True):
@@ -62,7 +64,7 @@ class ChangeReader:
     async def first_policy(self) -> None:
         """Wait until there is a catalogue: from Redis, or the one kept on disk when Redis does not answer."""
         waiting = Transition(log, "the first catalogue")
-        while True:
+        for looks in itertools.count(1):
             cause = "none was applied yet; run `sidecar catalogue apply FILE`"
             try:
                 await self._read_catalogue()
@@ -71,7 +73,8 @@ class ChangeReader:
                 cause = str(error)
             if self._directory.policy is not None:
                 return
-            waiting.bad(cause=cause)
+            if looks * FIRST_CATALOGUE_POLL_S >= FIRST_CATALOGUE_TOLD_S:  # one that was just applied is on its way
+                waiting.bad(cause=cause)
             await asyncio.sleep(FIRST_CATALOGUE_POLL_S)
 
     async def run(self) -> None:

@@ -2,7 +2,7 @@
 
 Guarantees: status and reason are found by the very rules that decide (verdict.py). Amounts are exact decimals in whole
             units, times are unix seconds.
-Gives up:   a lease: of a limit that would have to ask Redis for one it says just that, and allows.
+Gives up:   what Redis would say to a request for a lease: such a limit "asks Redis", and counts as allowing.
 """
 
 from __future__ import annotations
@@ -140,4 +140,4 @@ def _decimal(units: int | None, metric: str, catalogue: Catalogue) -> Decimal | 
 def _outcome(found: Denial | int | str) -> str:
     if isinstance(found, Denial):
         return found.reason
-    return "asks for a lease" if isinstance(found, str) else verdict.STATUS_NAMES[found]
+    return "asks Redis" if isinstance(found, str) else verdict.STATUS_NAMES[found]

@@ -40,7 +40,7 @@ METHOD_BYTES_MAX = 32
 
 
 class Improper(Exception):
-    """The check does not say properly which request it is about."""
+    """The check does not say properly which request it is about; the message names the header."""
 
 
 class Dialect(Struct, frozen=True):
@@ -68,10 +68,18 @@ def original(dialect: Dialect, found: Found) -> tuple[bytes, bytes, bytes]:
     method = found.get(dialect.method, b"").strip()
     target = found.get(dialect.uri, b"").strip()
     host = (found.get(dialect.host) or found.get(HOST, b"")).strip()
+    if not target:
+        raise Improper(f"{_spelled(dialect.uri)} is missing")
+    if not _is_method(method):
+        raise Improper(f"{_spelled(dialect.method)} is {'no method' if method else 'missing'}")
     # A folded host is a repeated one; no host has a comma or a blank.
-    if not target or not _is_method(method) or b"," in host or b" " in host:
-        raise Improper
+    if b"," in host or b" " in host:
+        raise Improper(f"{_spelled(dialect.host if found.get(dialect.host) else HOST)} is no host")
     return method, host, target
+
+
+def _spelled(header: bytes) -> str:
+    return header.decode().title()
 
 
 def _is_method(method: bytes) -> bool:

@@ -70,7 +70,7 @@ class Question(Struct, frozen=True):
 
 _NO_CATALOGUE = Catalogue(metrics={}, plans={}, routes=(), identity=())
 _IDENTITY_CONFLICT = Decision(allow=False, status=401, reason="identity_conflict", quota_status="denied")
-_IMPROPER = "The original request is not described properly."
+_IMPROPER = "The original request is not described properly: "
 _UNKNOWN_PATH = refused(404, "Checks go to /envoy/*, /nginx or /forward.")
 _NOT_READY = refused(503, "There is no catalogue yet.")
 _FAILED = refused(500, "The decision failed.")
@@ -179,9 +179,9 @@ class Gate:
             if decision is None:
                 return Question(identity, route, request_id, dialect, started_ns or perf_counter_ns())
             return self._answered(decision, request_id, dialect, started_ns)
-        except Improper:
+        except Improper as error:
             self.counters.malformed += 1
-            return Last(refused(400, _IMPROPER, nginx=url.startswith(NGINX_PATH)))
+            return Last(refused(400, f"{_IMPROPER}{error}.", nginx=url.startswith(NGINX_PATH)))
         except StoreUnavailable:
             return _NOT_READY
         except Exception as error:  # noqa: BLE001 - the outermost line of a decision

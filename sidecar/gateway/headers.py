@@ -64,5 +64,5 @@ class HeaderIndex:
 def faulty(found: Found) -> bool:
     """Whether the fault of these headers is an identity conflict; Improper when it is worse."""
     if found[FAULT] == REQUEST_FAULT:
-        raise Improper
+        raise Improper("a header that describes it is repeated")
     return True

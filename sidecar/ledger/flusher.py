@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from sidecar.errors import NotFound, SidecarError
+from sidecar.ledger.distrust import distrust
 from sidecar.ledger.projector import Projector
 from sidecar.ledger.restore import restore
-from sidecar.ledger.shard import CounterRow
+from sidecar.ledger.shard import CounterRow, ShardState
 from sidecar.logs import Transition, fields
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Flusher:
         self._shards = store.keys.shards
         self._locks = [asyncio.Lock() for _ in range(self._shards)]
         self._epochs = [-1] * self._shards
+        self._floors = [0] * self._shards
         self._opening = [0] * self._shards
         self._awaited: list[list[str]] = [[] for _ in range(self._shards)]
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
@@ -74,6 +76,7 @@ class Flusher:
         self._round = [0] * self._shards
         self._caught_up = [False] * self._shards
         self._backlog = [0] * self._shards
+        self._restored: list[int] = []
         self._state = Transition(log, "flushing")
         self.cause = ""
 
@@ -94,6 +97,7 @@ class Flusher:
                 version, watermark = await self._store.marks(shard)
                 if watermark >= wanted or version < wanted:  # or Redis lost it, and the journals report it again
                     break
+        self._tell_restored()
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -122,6 +126,7 @@ class Flusher:
                     pass
 
         results = await asyncio.gather(*(one(shard) for shard in range(self._shards)), return_exceptions=True)
+        self._tell_restored()
         counters = self._counters
         counters.backlog_windows = sum(self._backlog)
         failures = [result for result in results if isinstance(result, BaseException)]
@@ -140,16 +145,39 @@ class Flusher:
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
-            self._compare({int(row[0]): int(row[1]) for row in await tx.rows("shard_epochs")})
+            self._compare({row[0]: ShardState(row[1], row[2]) for row in await tx.rows("shard_states")})
         for shard in pending:
             while await self._pass(shard, full=True):
                 pass
+        self._tell_restored()
 
-    def _compare(self, epochs: dict[int, int]) -> None:
-        """A ledger that is older than its last pass was restored from a backup: look at such shards even if idle."""
+    def _tell_restored(self) -> None:
+        """One line for all shards, since a Redis that lost its state lost that of every shard."""
+        restored, self._restored = sorted(self._restored), []
+        if restored:
+            grants_at_ms = max(self._opening[shard] for shard in restored)
+            log.warning("shards restored after lost state", extra=fields(shards=restored, grants_at_ms=grants_at_ms))
+
+    def _compare(self, states: dict[int, ShardState]) -> None:
+        """Look at a shard even if it is idle when the ledger is not as the last pass over it left it.
+
+        It is older when it was restored from a backup; it knows another generation when somebody else passed since,
+        maybe over another server than this flusher reaches.
+        """
         for shard in range(self._shards):
-            if epochs.get(shard, 0) < self._epochs[shard]:
+            state = states.get(shard, ShardState(0, ""))
+            if state.epoch < self._epochs[shard] or state.generation != self._generations[shard]:
                 self._epochs[shard] = -1
+
+    def vouches(self, epochs: dict[int, int]) -> bool:
+        """Whether a ledger with these epochs is as new as Redis knows it to be; False until every shard was seen once.
+
+        One that was restored from a backup is not, until a pass has found that out and dealt with it.
+        """
+        return all(
+            self._epochs[shard] >= 0 and epochs.get(shard, 0) >= max(self._epochs[shard], self._floors[shard])
+            for shard in range(self._shards)
+        )
 
     async def _partitions(self) -> None:
         await self._ledger.ensure_partitions(self._clock.wall_s())
@@ -159,9 +187,11 @@ class Flusher:
         async with self._locks[shard]:
             if not full and self._epochs[shard] >= 0:
                 glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
+                self._floors[shard] = max(self._floors[shard], glance.epoch)
                 self._backlog[shard] = glance.dirty
                 opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
-                if not glance.dirty and not glance.silent and glance.state == "open" and not opening:
+                known = glance.state == "open" and glance.generation == self._generations[shard]
+                if known and not glance.dirty and not glance.silent and not opening:
                     return False
             return await self._locked_pass(shard, full=full)
 
@@ -177,13 +207,17 @@ class Flusher:
             if collected.epoch > state.epoch:
                 await self._ledger_went_back(tx, state.epoch, collected.epoch)
                 collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
+            if collected.state == "open" and collected.generation != state.generation:
+                await self._project_anew(tx, collected)
             epoch = await self._merge(tx, collected, state.epoch)
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await store.announce(await self._projector.keys(tx))
             if self._generations[shard] != collected.generation:
                 self._generations[shard], self._round[shard], self._caught_up[shard] = collected.generation, 0, False
-            caught_up = self._caught_up[shard] or len(collected.windows) >= collected.dirty
-            restored = caught_up and await self._project_shard(tx, collected)
+            complete = len(collected.windows) >= collected.dirty
+            caught_up = self._caught_up[shard] or complete
+            version = collected.version if complete else self._round[shard]
+            restored = caught_up and await self._project_shard(tx, collected, version)
         self._epochs[shard] = epoch
         await self._settle(shard, collected, epoch, caught_up=caught_up)
         if restored and (collected.state == "held" or self._opening[shard] > collected.real_ms):
@@ -207,20 +241,35 @@ class Flusher:
             self._round[shard] = self._round[shard] or collected.version
             self._caught_up[shard] = watermark >= self._round[shard]
 
-    async def _project_shard(self, tx: ShardTransaction, collected: Collected) -> bool:
-        """Bring Redis up to what the ledger says; returns whether the shard may grant (again)."""
+    async def _project_shard(self, tx: ShardTransaction, collected: Collected, version: int) -> bool:
+        """Bring Redis up to what the ledger says, which has all window changes up to ``version``.
+
+        Returns whether the shard may grant (again).
+        """
         held = collected.state == "held"
         if held:
             counted = await restore(tx, self._store, collected)
             self._awaited[tx.shard] = self._lately_seen(tx.shard, counted)
             await self._store.announce(await self._projector.keys(tx))
         try:
-            await self._store.announce(await self._projector.tenants(tx, collected))
+            announced, complete = await self._projector.tenants(tx, collected, version)
         except NotFound:
             return False  # without a catalogue there are no plans yet: whatever is counted is kept, nothing is granted
-        if held:
+        await self._store.announce(announced)
+        if held and complete:
             await tx.set_generation(collected.generation)
-        return True
+        return complete
+
+    async def _project_anew(self, tx: ShardTransaction, collected: Collected) -> None:
+        """Make everything of a shard pending for a data set that grants and is not the one the ledger knows.
+
+        Somebody marked as projected what another server got, as an old primary may in a split brain; or the ledger was
+        restored to a time before this generation.
+        """
+        await tx.rows("forget_tenants_projected", tx.shard)
+        await tx.rows("forget_keys_projected", tx.shard)
+        await tx.set_generation(collected.generation)
+        log.warning("shard is projected anew", extra=fields(shard=tx.shard, generation=collected.generation))
 
     def _lately_seen(self, shard: int, counted: list[str]) -> list[str]:
         """Writers that must report before a hold may end early.
@@ -265,7 +314,7 @@ class Flusher:
         )
         if collected.state == "held" and not first:
             self._counters.restores += 1
-            log.warning("shard restored after lost state", extra=fields(shard=shard, grants_at_ms=self._opening[shard]))
+            self._restored.append(shard)
 
     async def _retire_silent(self, shard: int, collected: Collected) -> None:
         lost = self._counters
@@ -281,6 +330,7 @@ class Flusher:
         marked = await self._store.mark_all_dirty(shard)
         await tx.rows("forget_tenants_projected", shard)
         await tx.rows("forget_keys_projected", shard)
+        await distrust(tx, shard=shard)
         log.error(
             "the ledger is older than Redis; every window is sent again",
             extra=fields(shard=shard, ledger_epoch=ledger_epoch, redis_epoch=redis_epoch, windows=marked),

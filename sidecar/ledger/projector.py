@@ -18,6 +18,7 @@ from sidecar.ledger import plans, projection
 from sidecar.ledger.spans import Span
 from sidecar.logs import fields
 from sidecar.store import snapshots
+from sidecar.store.client import MOVED_ON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,10 @@ class Projector:
 
     async def catalogue(self, tx: Transaction) -> list[tuple[str, str]]:
         """Give Redis the catalogue in force, if it has another one; returns what to announce."""
-        if await plans.current_revision(tx) == await self._store.catalogue_revision():
+        revision = await plans.current_revision(tx)
+        if revision < self._revision:
+            self._revision = 0  # the ledger was restored from a backup: the number comes again, for another catalogue
+        if revision == await self._store.catalogue_revision():
             return []
         version = await plans.current(tx)
         if version is None:
@@ -75,10 +79,14 @@ class Projector:
             await tx.mark_keys_projected(changed)
         return announced
 
-    async def tenants(self, tx: ShardTransaction, collected: Collected) -> list[tuple[str, str]]:
-        """Publish the pending tenants of a shard, with what their limits have used; returns what to announce.
+    async def tenants(
+        self, tx: ShardTransaction, collected: Collected, version: int
+    ) -> tuple[list[tuple[str, str]], bool]:
+        """Publish the pending tenants of a shard, with what their limits have used.
 
-        Raises NotFound while there is no catalogue, StoreUnavailable when Redis moved on (the next pass starts over).
+        ``version``: the ledger has all window changes up to it. Returns what to announce, and whether none is left for
+        the next pass. Raises NotFound while there is no catalogue, StoreUnavailable when Redis moved on (the next pass
+        starts over).
         """
         await self._current(tx)
         announced: list[tuple[str, str]] = []
@@ -86,15 +94,20 @@ class Projector:
             # The catalogue of the very read that found them pending: one applied meanwhile makes them pending again.
             catalogue = await self._at(tx, pending[0].catalogue)
             found = [_resolved(catalogue, row) for row in pending]
-            published = await self._publish(tx, collected, [one for one in found if isinstance(one, Snapshot)])
+            resolved = [one for one in found if isinstance(one, Snapshot)]
+            published = await self._publish(tx, collected, version, resolved)
             await tx.mark_projected(published)
             await projection.pass_over(tx, [one for one in found if not isinstance(one, Snapshot)])
             announced += [("tenant", snapshot.tenant) for snapshot in published]
+            if len(published) < len(resolved):
+                return announced, False
             if len(pending) < TENANTS_PER_ROUND:
                 break
-        return announced
+        return announced, True
 
-    async def _publish(self, tx: ShardTransaction, collected: Collected, found: Sequence[Snapshot]) -> list[Snapshot]:
+    async def _publish(
+        self, tx: ShardTransaction, collected: Collected, version: int, found: Sequence[Snapshot]
+    ) -> list[Snapshot]:
         older = await self._older(tx, found, collected.first_direct_hour)
         limit = asyncio.Semaphore(PUBLISHED_AT_ONCE)
 
@@ -108,10 +121,11 @@ class Projector:
                     generation=collected.generation,
                     first_direct_hour=collected.first_direct_hour,
                     older=older.get(snapshot.tenant, []),
+                    version=version,
                 )
 
         standing = await asyncio.gather(*(one(snapshot) for snapshot in found))
-        if -1 in standing:
+        if MOVED_ON in standing:
             raise StoreUnavailable("Redis moved on while tenants were published")
         forgotten = [(one, rev - one.rev) for one, rev in zip(found, standing, strict=True) if rev > one.rev]
         for snapshot, behind in forgotten:

@@ -86,8 +86,7 @@ async def put(  # noqa: PLR0913  # one keyword for each thing that can be set
 
     The same put twice changes nothing the second time. A tenant that was introduced by its own counts is adopted.
     """
-    if not 1 <= len(tenant.encode()) <= ID_BYTES_MAX or "\0" in tenant:
-        raise Conflict(f"a tenant id has 1 to {ID_BYTES_MAX} bytes, this one has {len(tenant.encode())}")
+    _check_id(tenant)
     if await tx.value("insert_tenant", tenant, plan, zlib.crc32(tenant.encode()) % tx.shards) is not None:
         await audit.write(tx, actor=actor, action="tenant.create", tenant=tenant, detail={"plan": plan})
     change = _Change(
@@ -205,6 +204,18 @@ async def _change(
         detail = _difference(before, after) | ({"reason": reason} if reason else {})
         await audit.write(tx, actor=actor, action=action, tenant=tenant, detail=detail)
     return after
+
+
+def _check_id(tenant: str) -> None:
+    """Refuse what no gateway could name: an id travels in a header, so it prints and has no blanks around it."""
+    try:
+        size = len(tenant.encode())
+    except UnicodeEncodeError as error:
+        raise Conflict(f"{tenant!r} is no tenant id: it is no UTF-8") from error
+    if not 1 <= size <= ID_BYTES_MAX:
+        raise Conflict(f"a tenant id has 1 to {ID_BYTES_MAX} bytes, this one has {size}")
+    if not tenant.isprintable() or tenant != tenant.strip():
+        raise Conflict(f"{tenant!r} is no tenant id: no control characters, line breaks or blanks around it")
 
 
 async def _check_parent(tx: Transaction, tenant: str, parent: str) -> None:

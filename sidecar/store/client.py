@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 CHANGES_KEPT = 10_000
 CHANGES_READ_MOST = 1_000
+WINDOWS_RESENT_AT_ONCE = 500
 REDIS_OLDEST = (6, 2)
+# Answers to publish that are no revision: the shard is in another state; the tenant's old windows changed meanwhile.
+MOVED_ON = -1
+OUTDATED = -2
 
 
 class Store:
@@ -87,6 +91,10 @@ class Store:
         if policy != "noeviction":
             message = f"Redis has maxmemory-policy {policy}; set it to noeviction, or counts would be evicted"
             raise StoreRefused(message)
+
+    async def evicted_keys(self) -> int:
+        """Keys that Redis threw away since it started; 0 where it does not say."""
+        return int((await self._command("INFO", "stats")).get("evicted_keys", 0))
 
     async def sync(self, shard: int, message: SyncMessage, reclaim_after_ms: int) -> SyncReply:
         """Report windows and leases of one writer; renew the leases."""
@@ -215,12 +223,13 @@ class Store:
         generation: str,
         first_direct_hour: int,
         older: list[str | int],
+        version: int,
     ) -> int:
         """Store a snapshot and rebuild what its limits have used; returns the revision that stands now.
 
-        -1: state moved on, read the ledger again.
+        ``older`` speaks for all window changes up to ``version``. MOVED_ON and OUTDATED: read the ledger again.
         """
-        message = ENCODER.encode((tenant, revision, limits, generation, first_direct_hour, older))
+        message = ENCODER.encode((tenant, revision, limits, generation, first_direct_hour, older, version))
         shard = self.keys.shard_of(tenant)
         return int(await self._script("publish", shard, (self.keys.tenant(tenant),), (message, document)))
 
@@ -256,17 +265,20 @@ class Store:
         """After Postgres went back in time: every window Redis has is to be sent again. Scans; rare by nature."""
         prefix = f"{self.keys.tag(shard)}window:"
         marked = 0
+        batch: list[tuple[str, str]] = []
         try:
             async for raw in self._redis.scan_iter(match=f"{prefix}*", count=1000):
                 tenant, _, member = raw.decode().removeprefix(prefix).partition(":")
-                version = await self._command("HINCRBY", self.keys.epoch(shard), "version", 1)
-                await self._command("HSET", raw, "v", version)
-                # A mark that stands keeps its version: the watermark must not pass what the ledger does not have.
-                await self._command("ZADD", self.keys.dirty(shard), "NX", version, f"{unescaped(tenant)}\0{member}")
-                marked += 1
+                batch.append((unescaped(tenant), member))
+                if len(batch) == WINDOWS_RESENT_AT_ONCE:
+                    marked += await self._resend(shard, batch)
+                    batch = []
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"{type(error).__name__} during scan: {error}") from error
-        return marked
+        return marked + (await self._resend(shard, batch) if batch else 0)
+
+    async def _resend(self, shard: int, windows: Sequence[tuple[str, str]]) -> int:
+        return int(await self._script("resend", shard, (self.keys.dirty(shard),), (ENCODER.encode(windows),)))
 
     async def _script(self, name: str, shard: int, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         self._generations += 1

@@ -5,7 +5,10 @@ from __future__ import annotations
 from hashlib import sha1
 from importlib.resources import files
 
-NAMES = ("announce", "changes", "collect", "find_key", "lookup", "merge", "open", "publish", "retire", "settle", "sync")
+NAMES = (
+    "announce", "changes", "collect", "find_key", "lookup", "merge", "open", "publish", "resend", "retire", "settle",
+    "sync",
+)  # fmt: skip
 # These two work on the stream of changes, which belongs to no shard.
 ALONE = frozenset({"announce", "changes"})
 

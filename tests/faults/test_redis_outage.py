@@ -5,7 +5,11 @@ A stopped Redis is the worst kind of outage: it accepts connections and never an
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +45,10 @@ def redis_stopped(dev: SidecarDev) -> Iterator[None]:
         dev.signal_redis(signal.SIGCONT)
 
 
+def degraded_limits(dev: SidecarDev) -> str:
+    return dev.metrics().split("\nsidecar_degraded_limits ")[1].split()[0]
+
+
 @pytest.mark.slow
 async def test_each_limit_follows_its_policy_in_an_outage_and_all_of_it_is_counted(dev: SidecarDev) -> None:
     tenants = {plan: put_tenant(dev, plan) for plan in ("closed", "open", "bounded")}
@@ -61,9 +69,11 @@ async def test_each_limit_follows_its_policy_in_an_outage_and_all_of_it_is_count
             ended = closed.tally.allowed
             await until(lambda: opened.tally.marks["degraded"] > 300)
             assert closed.tally.allowed == ended
+            await until(lambda: degraded_limits(dev) == "3.0")
         back = await until(lambda: closed.tally.allowed > ended, 5)
         for tally in (opened.tally, bounded.tally):
             await until(lambda t=tally, ok=tally.marks["ok"]: t.marks["ok"] > ok + 20, 5)  # type: ignore[misc]
+        await until(lambda: degraded_limits(dev) == "0.0", 5)
     assert back < 1
     assert {plan: set(tally.reasons) for plan, tally in tallies.items()} == {
         "closed": {"allowed", "store_unavailable"},
@@ -122,3 +132,41 @@ async def test_a_killed_redis_is_started_again_and_nothing_is_lost(dev: SidecarD
     assert dev.ledger(tenant, "api_calls") == traffic.tally.allowed
     assert dev.ledger(capped, "api_calls") == 20
     assert dev.cli_json("verify") == []
+
+
+@pytest.mark.slow
+async def test_commands_that_need_redis_say_soon_that_it_does_not_answer(dev: SidecarDev) -> None:
+    """Not having compared is told apart from having found a difference."""
+    dev.put_tenant("asked-about", "open")
+    with redis_stopped(dev):
+        verified, flushed = (
+            subprocess.run(
+                [sys.executable, "-m", "sidecar", command, "--state", str(dev.state)],
+                capture_output=True,
+                text=True,
+                timeout=40,
+                check=False,
+            )
+            for command in ("verify", "flush")
+        )
+    assert (verified.returncode, flushed.returncode) == (2, 1)
+    assert "could not compare: Redis has not answered for 8 s" in verified.stderr
+    assert "Redis has not answered for 8 s" in flushed.stderr
+    dev.cli("flush")
+
+
+async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_and_not_while_it_lasts(dev: SidecarDev) -> None:
+    tenant = put_tenant(dev, "open")
+    async with Traffic(dev.authz_port, [tenant], clients=5, rate_per_s=100) as traffic:
+        await traffic.reached(50)
+        lines = len(dev.log_lines())
+        with redis_stopped(dev):
+            degraded = traffic.tally.marks["degraded"]
+            await until(lambda: traffic.tally.marks["degraded"] > degraded + 300)
+        ok = traffic.tally.marks["ok"]
+        await until(lambda: traffic.tally.marks["ok"] > ok + 100)
+        await until(lambda: "the store is back" in "".join(dev.log_lines()[lines:]))
+    told = [json.loads(line) for line in dev.log_lines()[lines:]]
+    counted = Counter((line["role"], line["logger"], line["event"]) for line in told)
+    assert max(counted.values()) == 1, counted
+    assert {"the store is away", "the store is back"} <= {event for _, _, event in counted}

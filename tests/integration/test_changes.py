@@ -1,13 +1,20 @@
-"""What is announced between a worker's first look at Redis and its place in the stream of changes."""
+"""What is announced while a worker starts or looks something up, and the catalogue that workers keep on disk."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sidecar.embedded import EmbeddedRedis
+from sidecar.enforcement.changes import ChangeReader, KeptCatalogue
+from sidecar.enforcement.directory import Directory
+from sidecar.telemetry import CoreCounters
 from tests.servers.installation import CATALOGUE, Installation, installation
 
 
@@ -40,3 +47,84 @@ async def test_whoever_flushes_a_worker_finds_it_knowing_what_was_announced_befo
     await store.announce([("catalogue", "2")])
     await core.flush()
     assert core.enforcer.policy.revision == 2
+
+
+async def known(inside: Installation) -> Directory:
+    """The directory of a worker that knows the catalogue, and hears of changes only from the test."""
+    await inside.catalogue()
+    await inside.flusher().flush()
+    core = await inside.core(changes_interval_ms=5_000)
+    await core.changes.catch_up()
+    return core.directory
+
+
+async def test_a_key_that_changes_while_it_is_looked_up_is_looked_up_again(
+    inside: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = await known(inside)
+    store = directory._store
+    await store.put_key("ab", "acme")
+    lookup = store.tenant_of_key
+
+    async def revoked_meanwhile(sha256: str) -> str | None:
+        found = await lookup(sha256)
+        directory.changed("key", sha256)
+        return found
+
+    monkeypatch.setattr(store, "tenant_of_key", revoked_meanwhile)
+    assert await directory.load_key("ab") == "acme"
+    assert directory.tenant_of("ab") == (False, None)
+    monkeypatch.setattr(store, "tenant_of_key", lookup)
+    assert await directory.load_key("ab") == "acme"
+    assert directory.tenant_of("ab") == (True, "acme")
+
+
+async def test_a_tenant_that_changes_while_it_is_looked_up_for_the_first_time_is_read_again(
+    inside: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await inside.tenant("acme", "free")
+    directory = await known(inside)
+    store = directory._store
+    lookup = store.lookup
+
+    async def changed_meanwhile(*arguments: Any) -> Any:
+        found = await lookup(*arguments)
+        directory.changed("tenant", "acme")
+        return found
+
+    monkeypatch.setattr(store, "lookup", changed_meanwhile)
+    account = await directory.load("acme")
+    monkeypatch.setattr(store, "lookup", lookup)
+    assert account is not None
+    assert account.stale, "its snapshot may be the one from before the change"
+    while account.stale:
+        await asyncio.sleep(0.01)
+
+
+def keep_often(path: Path, revision: int) -> int:
+    """Keep a catalogue a few hundred times, as workers that read the same announcement do; how often that failed."""
+    counters = CoreCounters()
+    reader = ChangeReader(None, None, counters, interval_ms=500, kept_at=path)  # type: ignore[arg-type]
+    kept = KeptCatalogue(revision, CATALOGUE)
+    return sum(not reader._keep(kept) for _ in range(300))
+
+
+def test_workers_that_keep_the_same_catalogue_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.json"
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as workers:
+        failures = list(workers.map(keep_often, [path] * 3, [1, 2, 3]))
+    assert failures == [0, 0, 0]
+    assert [found.name for found in tmp_path.iterdir()] == ["catalogue.json"]
+
+
+async def test_a_catalogue_that_is_on_its_way_is_not_asked_for(
+    inside: Installation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in `sidecar dev`, where workers start in the moment in which the first catalogue is applied."""
+    starting = asyncio.create_task(inside.core())
+    await asyncio.sleep(0.3)  # a few looks that find none
+    await inside.catalogue()
+    await inside.flusher().flush()
+    await starting
+    assert "sidecar catalogue apply" not in caplog.text
+    assert "the first catalogue is away" not in caplog.text

@@ -253,9 +253,9 @@ def test_the_guide_of_dev_shows_what_to_try(servers_directory: Path) -> None:
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("  sidecar usage"):
+            if " usage demo-free" in line:
                 break
-        commands = [line.strip() for line in lines if line.startswith("  curl")]
+        commands = [line.strip() for line in lines if line.startswith("  curl") or " usage demo-free" in line]
         outputs = [
             subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True).stdout
             for command in commands
@@ -267,6 +267,30 @@ def test_the_guide_of_dev_shows_what_to_try(servers_directory: Path) -> None:
     assert outputs[2].startswith("HTTP/1.1 403")
     assert "200 grace" in outputs[3]
     assert outputs[5] == "429 denied\n"
+    assert outputs[6].startswith("demo-free on plan free\n"), "the last line works as it is printed"
+    again = first_lines(state, ports)
+    assert "demo-free goes on where it was and has used " in again
+    assert "101 of 100 agent_executions" in again
+
+
+def first_lines(state: Path, options: list[str]) -> str:
+    """What `sidecar dev` prints for a person, up to its last line; it is stopped again."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "sidecar", "dev", "--state", str(state), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if " usage demo-free" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0
+    return "".join(lines)
 
 
 def test_what_a_killed_worker_counted_is_in_the_ledger_after_a_flush(dev: SidecarDev) -> None:

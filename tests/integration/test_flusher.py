@@ -9,6 +9,8 @@ import pytest
 
 from sidecar.embedded import EmbeddedRedis
 from sidecar.ledger import keys, tenants
+from sidecar.ledger.projector import Projector
+from sidecar.store import snapshots
 from sidecar.store.messages import SyncMessage, TenantReport
 from tests.servers.installation import CATALOGUE, Installation, installation
 
@@ -172,3 +174,66 @@ async def test_a_ledger_restored_from_a_backup_gets_everything_again(place: Inst
     assert await place.counted("t") == 0
     await place.flusher().flush()
     assert await place.counted("t") == 7
+
+
+async def test_what_another_server_got_is_projected_to_this_one(place: Installation) -> None:
+    """In a split brain the mark in the ledger may speak of the old primary; an idle shard is looked at, too."""
+    await place.catalogue()
+    await place.tenant("t", "free")
+    flusher = place.flusher()
+    await flusher.flush()
+    await place.tenant("t", "plus")
+    async with place.ledger.transaction() as tx:
+        await tx._connection.execute("update tenants set projected_rev = rev")
+        await tx._connection.execute("update shards set generation = 'another'")
+    await flusher.project()
+    await flusher._pass_all()
+    assert snapshots.decode((await place.store.lookup("t")).document).plan == "plus"
+
+
+async def test_a_snapshot_waits_for_old_windows_that_came_during_its_pass(place: Installation) -> None:
+    await place.catalogue()
+    await place.tenant("t", "free")
+    flusher = place.flusher()
+    await flusher.flush()
+    await place.tenant("t", "plus")
+    shard = place.keys.shard_of("t")
+    before = await place.store.collect(shard, 0, 0, 60_000)
+    await report(place, "t", 7, hours_ago=60)
+    async with place.ledger.shard(shard) as tx:
+        assert tx is not None
+        assert await Projector(place.store, place.clock).tenants(tx, before, before.version) == ([], False)
+    await flusher.flush()
+    assert snapshots.decode((await place.store.lookup("t")).document).plan == "plus"
+    assert await place.counted("t") == 7
+
+
+async def test_a_flusher_vouches_only_for_a_ledger_that_is_as_new_as_redis(place: Installation) -> None:
+    await place.catalogue()
+    await report(place, "t", 7)
+    flusher = place.flusher()
+    assert not flusher.vouches(await epochs(place))
+    await flusher.flush()
+    before = await epochs(place)
+    assert flusher.vouches(before)
+    await report(place, "t", 9)
+    await flusher.flush()
+    assert flusher.vouches(await epochs(place))
+    assert not flusher.vouches(before)
+    # A ledger from a backup is found out by a flusher that never saw it in its newer form, too.
+    ledger_id = await sql(place, "select ledger_id from installation")
+    await sql(place, "update shards set epoch = 0")
+    other = place.flusher()
+    await other.flush()
+    assert other.vouches(await epochs(place))
+    assert await sql(place, "select ledger_id from installation") != ledger_id
+
+
+async def epochs(place: Installation) -> dict[int, int]:
+    async with place.ledger.transaction() as tx:
+        return {int(row[0]): int(row[1]) for row in await tx.rows("shard_states")}
+
+
+async def sql(place: Installation, text: str) -> object:
+    async with place.ledger.transaction() as tx:
+        return await tx._connection.fetchval(text)

@@ -145,6 +145,13 @@ async def test_an_id_that_is_empty_or_too_long_is_refused(ledger: Ledger, tenant
             await tenants.put(tx, tenant, plan="free", actor="op")
 
 
+@pytest.mark.parametrize("tenant", ["a\nb", "a\x00b", "\x7f", " a", "a ", "\u202ea", "\ud800"])
+async def test_an_id_that_no_header_can_carry_is_refused_with_the_reason(ledger: Ledger, tenant: str) -> None:
+    with pytest.raises(Conflict, match="is no tenant id"):
+        async with ledger.transaction() as tx:
+            await tenants.put(tx, tenant, plan="free", actor="test")
+
+
 async def test_tenants_are_listed_by_pages(ledger: Ledger) -> None:
     async with ledger.transaction() as tx:
         for number in range(5):

@@ -17,7 +17,6 @@ from sidecar.ledger.migrate import current, migrate, newest
 from sidecar.ledger.queries import queries
 
 EXPECTED = Path(__file__).with_name("ledger_schema.txt")
-PACKAGE = files("sidecar.ledger")
 
 # One line a column, constraint, index, policy, grant and function; what the months add is left out.
 SCHEMA = """
@@ -131,7 +130,7 @@ async def test_partitions_are_made_once_and_take_along_what_came_too_early(empty
 
 
 async def test_every_query_has_a_sentence_and_a_caller_and_is_valid(database: str) -> None:
-    sources = "".join(path.read_text() for path in Path(str(PACKAGE)).rglob("*.py"))
+    sources = "".join(path.read_text() for path in Path(str(files("sidecar"))).rglob("*.py"))
     connection = await asyncpg.connect(database)
     for name, body in queries().items():
         assert re.match(r"-- [A-Z].*\.\n", body), f"{name} has no sentence"

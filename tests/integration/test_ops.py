@@ -56,6 +56,15 @@ async def test_health_is_about_this_process_alone_and_readiness_about_the_others
             assert 'sidecar_processes{kind="authz"} 0.0' in await answer.text()
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/healthz", 405)])
+async def test_a_wrong_path_or_method_is_a_problem(method: str, path: str, status: int) -> None:
+    async with serving(Clock()) as (session, url), session.request(method, url + path) as answer:
+        problem = await answer.json(content_type="application/problem+json")
+        assert (answer.status, problem["status"]) == (status, status)
+        assert path in problem["detail"]
+        assert ("allow" in answer.headers) == (status == 405)
+
+
 async def test_the_clock_moves_in_development(tmp_path: Path) -> None:
     clock = Clock(tmp_path / "clock")
     async with serving(clock) as (session, url):

@@ -82,6 +82,20 @@ async def test_a_cap_is_exact_across_a_wipe_in_the_middle(
     assert int((await place.store.limit("t", "api_calls", month))["spent"]) == 100
 
 
+async def test_a_loss_is_told_in_one_line_for_all_shards(
+    wipeable: tuple[Installation, redis.asyncio.Redis], caplog: pytest.LogCaptureFixture
+) -> None:
+    place, direct = wipeable
+    flusher = place.flusher(reclaim_after_ms=1_000)
+    await flusher.flush()
+    await direct.flushall()
+    await flusher.flush()
+    await flusher.flush()
+    assert [record.getMessage() for record in caplog.records if "restored" in record.getMessage()] == [
+        "shards restored after lost state"
+    ]
+
+
 async def test_what_the_ledger_never_saw_comes_back_from_the_journal(
     wipeable: tuple[Installation, redis.asyncio.Redis],
 ) -> None:

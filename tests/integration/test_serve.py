@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,14 +10,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
+from sidecar import app
 from sidecar.cli.catalogue import default_file
-from sidecar.embedded import free_port
+from sidecar.clock import Clock
+from sidecar.embedded import EmbeddedRedis, free_port
+from sidecar.store.client import Store
+from sidecar.store.keys import Keyspace
+from sidecar.telemetry import FlusherCounters
 from tests.servers.child import Child
 
 pytestmark = pytest.mark.timeout(120)
@@ -93,3 +100,50 @@ def test_every_bad_setting_is_printed_and_nothing_starts(settings: dict[str, str
     for name in ("SIDECAR_SHARDS", "SIDECAR_REDIS_URI", "SIDECAR_OPS_LISTEN", "SIDECAR_ROLES"):
         assert name in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("role", ["authz", "flusher"])
+async def test_a_redis_that_evicts_is_refused_at_the_start(
+    settings: dict[str, str], fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], role: str
+) -> None:
+    server = await fresh_redis()
+    async with Redis.from_url(server.url) as client:
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+    command = [sys.executable, "-m", "sidecar", "serve", "--role", role]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        command,
+        env={**os.environ, **settings, "SIDECAR_REDIS_URL": server.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Redis has maxmemory-policy allkeys-lru; set it to noeviction" in done.stderr
+
+
+async def test_what_redis_evicts_is_told(
+    fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await fresh_redis()
+    counters = FlusherCounters()
+    store = Store(server.url, Keyspace("sc"), Clock(), identity="t", timeout_ms=5_000)
+    watching = asyncio.create_task(app._watch_evictions(store, counters))
+    try:
+        while not store.calls.get("info"):
+            await asyncio.sleep(0.01)
+        assert counters.evicted_keys == 0
+        watching.cancel()
+        async with Redis.from_url(server.url) as client:
+            await client.config_set("maxmemory-policy", "allkeys-random")
+            await client.mset({f"k{number}": "x" * 1_000 for number in range(1_000)})
+            await client.config_set("maxmemory", "1mb")
+        watching = asyncio.create_task(app._watch_evictions(store, counters))
+        while not counters.evicted_keys:
+            await asyncio.sleep(0.01)
+    finally:
+        watching.cancel()
+        await store.close()
+    assert "Redis evicts keys" in caplog.text
+    assert counters.reading(0)["sidecar_store_evicted_keys"][()] == [counters.evicted_keys]

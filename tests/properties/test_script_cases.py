@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.clock import Clock
 from sidecar.embedded import EmbeddedRedis
-from sidecar.store.client import Store
+from sidecar.store.client import OUTDATED, Store
 from sidecar.store.keys import Keyspace, escaped, unescaped
 from tests.properties.models.server import ScriptServer, unpacked
 
@@ -30,6 +30,7 @@ class Redis:
         self.sequences: dict[str, int] = {}
         self.generation = ""
         self.direct = 0
+        self.version = 0
         self.collect()
         self.publish(1, LIMIT)
         self.call("open", [self.space.writers(0)], self.generation, 1, RECLAIM_MS, "full", [])
@@ -49,7 +50,7 @@ class Redis:
             self.call("find_key", [self.space.api_key("none")])
 
     def publish(self, revision: int, *limits: list[Any], tenant: str = "acme") -> None:
-        message = [tenant, revision, list(limits), self.generation, self.direct, []]
+        message = [tenant, revision, list(limits), self.generation, self.direct, [], self.version]
         assert self.call("publish", [self.space.tenant(tenant)], message, "document") >= 0
 
     def sync(
@@ -69,7 +70,7 @@ class Redis:
     def collect(self, epoch: int = 0, most: int = 100) -> Any:
         keys = [self.space.dirty(0), self.space.writers(0)]
         collected = unpacked(self.call("collect", keys, epoch, most, RECLAIM_MS))
-        self.generation, self.direct = collected[0], collected[3]
+        self.generation, self.direct, self.version = collected[0], collected[3], collected[7]
         return collected
 
     def settle(self, windows: list[Any]) -> Any:
@@ -212,4 +213,28 @@ async def test_every_window_is_marked_again_after_the_ledger_went_back(
     marked = one.kept(one.space.dirty(0))
     assert set(marked) == {f"acme\0api:0:{HOUR}", f"org:acme\0api:0:{HOUR}"}
     assert dirty.items() <= marked.items()
+    assert one.server.state()[one.space.window("org:acme", "api", 0, HOUR)][1] is None  # until the ledger has it
     server.close()
+
+
+def test_a_snapshot_that_comes_late_takes_nothing_back_of_old_windows(redis: Redis) -> None:
+    """The ledger's totals in it are from before the window: its units were granted to others meanwhile."""
+    redis.collect()
+    message = ["acme", 1, [LIMIT], redis.generation, redis.direct, [], redis.version]
+    redis.sync("w1", [["api", 0, HOUR - 60, 7]], [])
+    assert redis.call("publish", [redis.space.tenant("acme")], message, "document") == OUTDATED
+    key = redis.space.limit("acme", "calls", (HOUR - 60) // 24 * 86_400)
+    assert redis.kept(key)["spent"] == "7"
+    redis.collect()
+    redis.publish(1, LIMIT)
+
+
+def test_a_snapshot_older_than_the_one_in_force_changes_nothing(redis: Redis) -> None:
+    """It knows nothing of the limits that are new, and would rebuild them from too little."""
+    redis.sync("w1", [["api", 0, HOUR, 5]], [])
+    message = ["acme", 2, [LIMIT, ["more", "api", "month", False, 9, 9]], redis.generation, redis.direct]
+    start = DAY_S  # 2026-03-01 begins a month, too
+    older = ["more", start, 40, 10**13]
+    assert redis.call("publish", [redis.space.tenant("acme")], [*message, older, 9], "document") == 2
+    redis.publish(1, LIMIT)
+    assert redis.kept(redis.space.limit("acme", "more", start))["spent"] == "45"

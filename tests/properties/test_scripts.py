@@ -101,7 +101,7 @@ class ScriptMachine(RuleBasedStateMachine):
     def restore(self) -> None:
         self.collect(most=0, ahead=0)
         for tenant in TENANTS[:2]:
-            self.publish(tenant, revision=1, older=0, moved=False)
+            self.publish(tenant, revision=1, older=0, moved=False, behind=0)
         self.open(first=True, hold="full", other=False, awaited=[])
         self.writers = {name: Writer(name, self.shard.generation) for name in WRITERS}
 
@@ -243,6 +243,13 @@ class ScriptMachine(RuleBasedStateMachine):
         assert answer == passes.settle(self.shard, generation, self.ledger_epoch, windows)
 
     @rule(name=WRITER, kept=st.integers(0, 3))
+    def resend(self, name: str, kept: int) -> None:
+        keys = list(self.writers[name].counts)[:: kept + 1]
+        windows = [[tenant, f"{series}:{period}:{hour}"] for tenant, series, period, hour in keys]
+        answer = self.call("resend", [self.server.space.dirty(0)], windows)
+        assert answer == passes.resend(self.shard, windows)
+
+    @rule(name=WRITER, kept=st.integers(0, 3))
     def merge(self, name: str, kept: int) -> None:
         counts = list(self.writers[name].counts.items())
         rows = [[*key, name, value] for key, value in counts[:: kept + 1] if value]
@@ -250,15 +257,22 @@ class ScriptMachine(RuleBasedStateMachine):
         generation = self.shard.generation if answer == 1 else "none"
         assert answer == passes.merge(self.shard, generation, rows)
 
-    @rule(tenant=TENANT, revision=st.sampled_from((1, 2)), older=st.integers(0, 30), moved=st.booleans())
-    def publish(self, tenant: str, revision: int, older: int, moved: bool) -> None:
+    @rule(
+        tenant=TENANT,
+        revision=st.sampled_from((1, 2)),
+        older=st.integers(0, 30),
+        moved=st.booleans(),
+        behind=st.sampled_from((0, 0, 0, 2, 9)),
+    )
+    def publish(self, tenant: str, revision: int, older: int, moved: bool, behind: int) -> None:
         before = self.shard.generation
         rows: list[Any] = []
         for name, _, kind, scoped, _, _ in REVISIONS[revision] if older else []:
             start, end = bounds(kind, self.shard.direct * 3600, 1_000_000)
             rows += [f"{name}:7" if scoped else name, start, older, end * 1000]
         direct = self.shard.direct + (moved and older == 1)
-        message = [tenant, revision, REVISIONS[revision], before, direct, rows]
+        version = max(0, self.shard.keys.number(self.shard.epoch, "version") - behind)
+        message = [tenant, revision, REVISIONS[revision], before, direct, rows, version]
         answer = self.call("publish", [self.server.space.tenant(tenant)], message, f"document {revision}")
         assert answer == passes.publish(self.shard, message, f"document {revision}")
 

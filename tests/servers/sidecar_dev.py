@@ -162,6 +162,10 @@ class SidecarDev:
     def log(self) -> str:
         return self._child.tail() if self._child is not None else ""
 
+    def log_lines(self) -> list[str]:
+        """Everything it logged so far."""
+        return list(self._child.err) if self._child is not None else []
+
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """As Ctrl-C does."""
         if self._child is None:

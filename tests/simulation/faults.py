@@ -26,6 +26,8 @@ class Faults:
         self._backup: Any = None
         self._restored = False
         self._copies: list[Any] = []
+        self._chosen: list[Callable[[], None]] = []
+        self._besides = Random(f"{world.seed} besides")  # what was added later, so that older seeds stay what they were
 
     def plan(self) -> None:
         """Choose a weather for the whole run and a handful of blows."""
@@ -64,19 +66,26 @@ class Faults:
             self.second_flusher,
             self.wipe_after_adoption,
         ]
-        chosen = random.sample(blows, random.randrange(2, 9))
+        self._chosen = chosen = random.sample(blows, random.randrange(2, 9))
         for _ in range(random.randrange(2, 10)):
             world.loop.at(random.randrange(self._length_ms), random.choice(chosen))
+        for chance, blow in ((0.15, self.trap), (0.08, self.find_late), (0.08, self.split_flushers)):
+            if self._besides.random() < chance:
+                world.loop.at(self._besides.randrange(self._length_ms), blow)
+        for _ in range(self._besides.choice((0, 0, 1, 4))):
+            world.loop.at(self._besides.randrange(1_500, self._length_ms), world.crowd, self._besides)
         for at in range(0, self._length_ms, 2_000):
             world.loop.at(at + random.randrange(2_000), self._remember)
 
     def _remember(self) -> None:
-        """What a backup, a replica and the disks have of this moment."""
+        """What a backup, a replica and the disks have of this moment, as far as this run will ask for it."""
         random, world = self._random, self._world
-        self._backup = world.postgres.backup() or self._backup
-        self._copies = [*self._copies[-3:], world.redis.copy_data()]
+        if self.postgres_restored in self._chosen:
+            self._backup = world.postgres.backup() or self._backup
+        if self.fail_over in self._chosen:
+            self._copies = [*self._copies[-3:], world.redis.copy_data()]
         for machine in world.machines:
-            if random.random() < 0.7:
+            if random.random() < 0.7 and self.fail_power in self._chosen:
                 machine.remember()
 
     def _later(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
@@ -136,6 +145,50 @@ class Faults:
                 return
             process.paused = True
             self._later(ms, self._world.loop.resume, process)
+
+    def find_late(self) -> None:
+        """A journal is found days later, while plans change and what is published of them is late."""
+        world, draw = self._world, self._besides
+        alive = [(machine, worker) for machine in world.machines for worker in machine.alive()]
+        if not alive or self._restored:
+            return
+        machine, worker = draw.choice(alive)
+        world.count("journal found late", machine.name)
+        world.kill(worker.process)
+        world.loop.leapt_ms += draw.choice((50, 60)) * 3_600_000
+        self._backup = None
+        world.network.published_again = True
+        for _ in range(3):
+            self._later(draw.randrange(200, 4_000), self._change, draw)
+        self._later(draw.randrange(500, 4_000), self._replace, machine)
+
+    def _change(self, draw: Random) -> None:
+        if self._world.postgres.up:
+            self._world.postgres.put_tenant(draw.choice(TENANTS), plan=draw.choice(PLANS))
+
+    def split_flushers(self) -> None:
+        """A flusher goes on with the old primary, another one has the new one, and plans change."""
+        world, draw = self._world, self._besides
+        if self._resending() or world.network.old is not None:
+            return
+        world.count("failover, flushers on both sides")
+        old = world.redis
+        world.promote(old.copy_data())
+        world.network.old = old
+        world.network.old_side = set(world.flushers)
+        world.start_flusher()
+        ms = draw.randrange(2_500, SPLIT_MS_MAX)
+        for _ in range(3):
+            self._later(draw.randrange(ms), self._change, draw)
+        self._later(ms, self._end_split, old)
+
+    def trap(self) -> None:
+        """One worker sleeps between an answer that brings it a lease and its use, until others have what it held."""
+        alive = [worker for machine in self._world.machines for worker in machine.alive()]
+        if len(alive) > 1:
+            process = self._besides.choice(alive).process
+            self._world.count("pause on a lease", process.name)
+            self._world.network.traps[process] = TERMS.reclaim_after_ms + self._besides.choice((3_000, 6_000))
 
     def cut(self) -> None:
         """One worker does not reach Redis for a while."""
@@ -205,7 +258,19 @@ class Faults:
 
     # Redis.
 
+    def _resending(self) -> bool:
+        """Whether a restored ledger lacks what only Redis has: a loss of both is no promise of ours."""
+        if not self._restored:
+            return False
+        world = self._world
+        known = [world.postgres.tables.shards.get(shard, [0])[0] for shard in range(SHARDS)]
+        epochs = [int(world.redis.command(b"HGET", (world.keys.epoch(shard), "epoch")) or 0) for shard in range(SHARDS)]
+        dirty = any(world.redis.command(b"ZCARD", (world.keys.dirty(shard),)) for shard in range(SHARDS))
+        return dirty or not world.postgres.up or any(epoch > one for epoch, one in zip(epochs, known, strict=True))
+
     def wipe(self) -> None:
+        if self._resending():
+            return
         self._world.count("redis wiped")
         self._world.lost_state += 1
         self._world.redis.wipe()
@@ -213,6 +278,8 @@ class Faults:
     def fail_over(self) -> None:
         """An older copy takes over; the old primary may go on serving some for a while."""
         world, random = self._world, self._random
+        if self._resending():
+            return
         old = world.redis
         copies = [*self._copies, old.copy_data()]
         split = random.random() < 0.5

@@ -27,9 +27,11 @@ def heal(world: World) -> None:
     world.network.heal()
     world.network.fuses.clear()
     world.network.stalls.clear()
+    world.network.traps.clear()
     world.redis.up = world.postgres.up = True
     for process in [*world.flushers, *(worker.process for worker in world.workers())]:
-        world.loop.resume(process)
+        if process not in world.asleep:  # who sleeps on a lease wakes in time
+            world.loop.resume(process)
     for machine in world.machines:
         machine.clock.wrong_ms = 0
         if not machine.alive():

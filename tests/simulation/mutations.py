@@ -267,6 +267,17 @@ MUTATIONS: dict[str, Patch] = {
         "_publish",
         ("rev > one.rev]", "False]"),
     ),
+    "a publish from before old windows counted is accepted": script(
+        "publish", ("if (tonumber(found[2]) or 0) > message[7] then return -2 end", "")
+    ),
+    "what another server got counts as projected": method(
+        Flusher,
+        "_locked_pass",
+        ('if collected.state == "open" and collected.generation != state.generation:', "if False:"),
+    ),
+    "the ledger's number of a catalogue is taken for good": method(
+        Projector, "catalogue", ("if revision < self._revision:", "if False:")
+    ),
     "a cell is freed by the writer's clock alone": method(
         ShardExchange, "_release_windows", ("min(self.hour, self.redis_hour) - HOURS_KEPT", "self.hour")
     ),

@@ -11,15 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from random import Random
 from typing import Any
 
+import msgspec
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
+from sidecar.store.messages import SYNC_REPLY
 from tests.simulation import lua
 from tests.simulation.redis import MemoryRedis
 from tests.simulation.scheduler import Process, VirtualLoop
 
 # What may be repeated on the way: a TCP connection does not, but a proxy or a client that tries again does.
 REPEATED = ("EVALSHA", "EVAL")
+AGAIN_MS = 12_000
 
 
 class Network:
@@ -36,15 +39,19 @@ class Network:
         self.reply_lost_rate = 0
         self.late_rate = 0
         self.repeated_rate = 0
+        self.published_again = False  # each snapshot that is published comes once more, much later
         self.faults: dict[str, int] = {}
         self.stalls: dict[Process, int] = {}
+        self.traps: dict[Process, int] = {}  # the same, but at an answer that brings a lease
         self.fuses: dict[Process, int] = {}
         self.woken: Callable[[Process], None] = lambda _process: None
+        self.trapped: Callable[[Process, list[str], int], None] = lambda _process, _tenants, _ms: None
         self.kill: Callable[[Process], None] = lambda _process: None
         self._random = random
 
     def heal(self) -> None:
         self.lost_rate = self.reply_lost_rate = self.late_rate = self.repeated_rate = 0
+        self.published_again = False
         self.cut.clear()
         self.deaf.clear()
         self.old_side.clear()
@@ -91,6 +98,9 @@ class Network:
         if words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
             late_ms = self._random.choice((5, 200, 3_000, 20_000))
             loop.after_us(self._random.randrange(late_ms * 1000), self._arrive, process, words, None)
+        if self.published_again and words[1] in (lua.SCRIPTS["publish"].sha, lua.SCRIPTS["publish"].text):
+            self.count("snapshot published again, late")
+            loop.after_us(self._random.randrange(AGAIN_MS * 1000), self._arrive, process, words, None)
 
     def _arrive(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any] | None) -> None:
         server = self.reaches(process)
@@ -103,13 +113,13 @@ class Network:
                 answer = error
         if done is None or process in self.cut or self.drawn(self.reply_lost_rate, "reply lost"):
             return
-        self.loop.after_us(self.delay_us(), self._deliver, process, done, answer)
+        self.loop.after_us(self.delay_us(), self._deliver, process, words, done, answer)
 
-    def _deliver(self, process: Process, done: asyncio.Future[Any], answer: Any) -> None:
+    def _deliver(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any], answer: Any) -> None:
         """Hand an answer over as a step of the process: a paused one finds it when it goes on."""
-        process.run(self.loop.call_soon, self._settle, process, done, answer)
+        process.run(self.loop.call_soon, self._settle, process, words, done, answer)
 
-    def _settle(self, process: Process, done: asyncio.Future[Any], answer: Any) -> None:
+    def _settle(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any], answer: Any) -> None:
         if done.done():
             return
         if isinstance(answer, Exception):
@@ -117,6 +127,11 @@ class Network:
             return
         done.set_result(answer)
         ms = self.stalls.pop(process, None)
+        if ms is None and process in self.traps:
+            leased = leased_to(words, answer)
+            if leased:
+                ms = self.traps.pop(process)
+                self.trapped(process, leased, ms)
         if ms is not None:
             # Between the arrival of the answer and its use.
             process.paused = True
@@ -125,6 +140,18 @@ class Network:
     def _wake(self, process: Process) -> None:
         self.loop.resume(process)
         self.woken(process)
+
+
+def leased_to(words: tuple[Any, ...], answer: Any) -> list[str]:
+    """The tenants of which an answer brings a lease."""
+    sync = lua.SCRIPTS["sync"]
+    if words[1] not in (sync.sha, sync.text):
+        return []
+    parts, reply = msgspec.msgpack.decode(words[-1])[4], SYNC_REPLY.decode(answer)
+    if not reply.accepted:
+        return []
+    pairs = zip(parts, reply.parts, strict=True)
+    return [part[0] for part, answered in pairs if any(lease.units for lease in answered.leases)]
 
 
 class Connection:

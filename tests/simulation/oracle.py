@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
@@ -49,7 +49,6 @@ class Oracle:
         self._note = note
         self._over: set[LimitKey] = set()
         self._granting: set[tuple[str, str]] = set()
-        self._freed: tuple[bytes, bytes] = (b"", b"")
 
     def violated(self, invariant: str, about: str) -> None:
         self._note(f"VIOLATION {invariant}: {about}")
@@ -140,13 +139,10 @@ class Oracle:
 
     # What Redis tells.
 
-    def heard(self, server: MemoryRedis, name: bytes, arguments: tuple[Any, ...]) -> None:
-        if name == b"HDEL":
-            self._freed = (bytes(arguments[0]), bytes(arguments[1]))
-        elif arguments[1] == b"reclaimed":
-            key, field = self._freed
-            tenant, limit_id, start = parts(key)
-            self._reclaim(server, (tenant, limit_id, int(start)), field[2:].decode(), int(arguments[2]))
+    def taken_back(self, server: MemoryRedis, key: bytes, field: bytes, units: int) -> None:
+        """A script took back what was left in the field of a lease."""
+        tenant, limit_id, start = parts(key)
+        self._reclaim(server, (tenant, limit_id, int(start)), field[2:].decode(), units)
 
     def _reclaim(self, server: MemoryRedis, key: LimitKey, writer: str, units: int) -> None:
         self.reclaimed[key] += units

@@ -7,7 +7,6 @@ Gives up:   isolation between transactions beyond the shard's lock, which is all
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,6 +29,11 @@ class Tables(msgspec.Struct):
     plans: list[tuple[int, str]] = []
     shards: dict[int, list[Any]] = {}
     revision: int = 0
+
+    def copy(self) -> Tables:
+        tenants = {name: dict(row) for name, row in self.tenants.items()}
+        shards = {shard: list(state) for shard, state in self.shards.items()}
+        return Tables(dict(self.counters), tenants, list(self.plans), shards, self.revision)
 
 
 class Postgres:
@@ -59,10 +63,10 @@ class Postgres:
 
     def backup(self) -> Tables | None:
         """What a backup would hold; None while something is uncommitted."""
-        return None if self.open else copy.deepcopy(self.tables)
+        return None if self.open else self.tables.copy()
 
     def restore(self, backup: Tables) -> None:
-        self.tables = copy.deepcopy(backup)
+        self.tables = backup.copy()
 
     def next_revision(self) -> int:
         self.tables.revision += 1
@@ -152,8 +156,8 @@ class MemoryTransaction(ShardTransaction):
         found = self._postgres.tables.shards.get(shard)
         return [] if found is None else [tuple(found)]
 
-    def _shard_epochs(self) -> Iterable[Any]:
-        return [(shard, epoch) for shard, (epoch, _) in self._postgres.tables.shards.items()]
+    def _shard_states(self) -> Iterable[Any]:
+        return [(shard, *found) for shard, found in self._postgres.tables.shards.items()]
 
     def _raise_epoch(self, shard: int, beyond: int) -> Iterable[Any]:
         known, generation = self._postgres.tables.shards.get(shard, (0, ""))
@@ -256,6 +260,10 @@ class MemoryTransaction(ShardTransaction):
     _keys_by_hash = _nothing
     _mark_keys_projected = _nothing
     _forget_keys_projected = _nothing
+    _renew_ledger = _nothing
+    _forget_undelivered = _nothing
+    _distrust_customers = _nothing
+    _rest_lanes = _nothing
 
 
 class MemoryLedger:

@@ -50,11 +50,13 @@ class Step:
 
     __slots__ = ("arguments", "call", "context", "when_us")
 
-    def __init__(self, call: Callable[..., Any] | None, arguments: tuple[Any, ...], context: Context) -> None:
+    def __init__(
+        self, call: Callable[..., Any] | None, arguments: tuple[Any, ...], context: Context, when_us: int = 0
+    ) -> None:
         self.call = call
         self.arguments = arguments
         self.context = context
-        self.when_us = 0
+        self.when_us = when_us
 
     def cancel(self) -> None:
         self.call = None
@@ -94,13 +96,31 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         try:
             while True:
-                while ready:
-                    self._take(ready.popleft())
-                if not timers or timers[0][0] > until_us:
-                    break
-                when_us, _, step = heapq.heappop(timers)
-                self.now_us = max(self.now_us, when_us)
-                self._take(step)
+                if ready:
+                    step = ready.popleft()
+                    call = step.call
+                    if call is None:
+                        continue
+                else:
+                    if not timers or timers[0][0] > until_us:
+                        break
+                    when_us, _, step = heapq.heappop(timers)
+                    call = step.call
+                    if call is None:
+                        continue
+                    self.now_us = max(self.now_us, when_us)
+                context = step.context
+                process = context.get(_PROCESS)
+                if process is not None:
+                    if not process.alive:
+                        continue
+                    if process.paused:
+                        process.held.append(step)
+                        continue
+                self.steps += 1
+                context.run(call, *step.arguments)
+                if self.steps > STEPS_MAX:
+                    raise RuntimeError("the simulation does not come to an end")
         finally:
             asyncio._set_running_loop(None)
         self.now_us = max(self.now_us, until_us)
@@ -111,22 +131,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready.extend(process.held)
         process.held.clear()
 
-    def _take(self, step: Step) -> None:
-        call = step.call
-        if call is None:
-            return
-        process = step.context.get(_PROCESS)
-        if process is not None:
-            if not process.alive:
-                return
-            if process.paused:
-                process.held.append(step)
-                return
-        self.steps += 1
-        if self.steps > STEPS_MAX:
-            raise RuntimeError("the simulation does not come to an end")
-        step.context.run(call, *step.arguments)
-
     def at(self, ms: int, call: Callable[..., Any], *arguments: Any) -> Step:
         """Call something of the world at an instant; it belongs to no process."""
         return self._schedule(ms * 1000, call, arguments, _WORLD)
@@ -136,8 +140,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self._schedule(self.now_us + us, call, arguments, _WORLD)
 
     def _schedule(self, when_us: int, call: Callable[..., Any], arguments: tuple[Any, ...], context: Context) -> Step:
-        step = Step(call, arguments, context)
-        step.when_us = when_us
+        step = Step(call, arguments, context, when_us)
         self._scheduled += 1
         heapq.heappush(self._timers, (when_us, self._scheduled, step))
         return step
@@ -156,12 +159,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
         when_us = max(self.now_us, round(when * 1e6))
-        return self._schedule(when_us, callback, args, context if context is not None else copy_context())
+        return self._schedule(when_us, callback, args, copy_context() if context is None else context)
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+        return self.call_at(self.now_us / 1e6 + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

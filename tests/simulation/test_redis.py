@@ -60,7 +60,7 @@ def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix
     hour = pair.real.time()[0] // 3600
     for _ in range(60):
         writer = draw.choice(WRITERS)
-        kind = draw.choice(("sync", "sync", "sync", "pass", "publish", "open", "retire", "merge"))
+        kind = draw.choice(("sync", "sync", "sync", "pass", "publish", "open", "retire", "merge", "resend"))
         if kind == "sync":
             sequences[writer] += 1
             counted[writer] += draw.randrange(5)
@@ -76,8 +76,10 @@ def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix
             pair.script("settle", ["epoch", "dirty"], collected[0], 0, marks)
         elif kind == "publish":
             direct = draw.choice((hour - 2, hour - 2, 0))
-            document = ["t", 1, LIMITS, generation, direct, ["day", 0, 5, 10**13]]
+            document = ["t", 1, LIMITS, generation, direct, ["day", 0, 5, 10**13], draw.choice((0, 10**6))]
             pair.script("publish", ["epoch", "tenant:t"], document, "snapshot")
+        elif kind == "resend":
+            pair.script("resend", ["epoch", "dirty"], [["t", f"calls:0:{hour - ago}"] for ago in range(5)])
         elif kind == "open":
             pair.script("open", ["epoch", "writers"], generation, "1", 60_000, "full", [])
         elif kind == "retire":

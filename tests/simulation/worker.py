@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.exchange import ShardExchange, Terms
+from sidecar.enforcement.synchroniser import Synchroniser
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import CoreCounters
@@ -53,6 +55,7 @@ class Worker:
         self._loop = loop
         self._oracle = oracle
         self._again = again
+        self._answered: dict[int, int] = {}  # by shard, the latest message that was answered
         self.core: Core = self.process.run(self._build)
 
     def _build(self) -> Core:
@@ -69,7 +72,25 @@ class Worker:
         core.enforcer._spend = watched  # type: ignore[method-assign, assignment]
         for exchange in core.exchanges:
             self._repeat_replies(exchange)
+        self._watch_waiters(core.synchroniser)
         return core
+
+    def _watch_waiters(self, synchroniser: Synchroniser) -> None:
+        """Who waits is answered by a message sent after it joined: an earlier one does not say what it needs."""
+        join = synchroniser.join
+
+        def joined(exchange: ShardExchange) -> asyncio.Future[bool]:
+            before = exchange._sequence
+            waiter = join(exchange)
+
+            def answered(waiter: asyncio.Future[bool]) -> None:
+                if not waiter.cancelled() and waiter.result() and self._answered.get(exchange.shard, 0) <= before:
+                    self._oracle.violated("L3", f"{self.process.name} answered a waiter by a message from before it")
+
+            waiter.add_done_callback(answered)
+            return waiter
+
+        synchroniser.join = joined  # type: ignore[method-assign]
 
     def _repeat_replies(self, exchange: ShardExchange) -> None:
         """Let replies come once more, after their successors: transports differ, the exchange has to cope."""
@@ -78,6 +99,7 @@ class Worker:
 
         def applied(message: Any, sent: Any, reply: Any, sent_ms: int, now_ms: int) -> None:
             apply(message, sent, reply, sent_ms, now_ms)
+            self._answered[exchange.shard] = message.sequence
             if earlier and earlier[0][0].sequence != message.sequence and self._again():
                 apply(*earlier[0], now_ms)
             earlier[:] = [(message, sent, reply, sent_ms)]
@@ -93,7 +115,7 @@ class Worker:
 
     def request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:
         """Decide a request as the gateway's listener does; ``answer`` is called with the decision."""
-        if self.started:
+        if self.started and self.process.alive and not self.process.paused:
             self.process.run(self._request, tenant, route, user, answer)
 
     def _request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:

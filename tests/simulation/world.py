@@ -47,6 +47,9 @@ EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 TENANTS = ("t0", "t1", "t2", "kid")
 ANSWER_MS = 3
 WOKEN_REQUESTS = 16
+RUSH_MS = 40
+CROWD_MAX = 20
+CROWD_US = 8_000
 MESSAGE_MS = 50  # what a message may take before its sender has given it up
 BLOCK_BYTES = 4096
 FLUSHER_TIMEOUT_MS = 1_000
@@ -97,6 +100,7 @@ class World:
         self.network = Network(self.loop, Random(seed + 1), self.redis)
         self.network.kill = self.kill
         self.network.woken = self._besiege
+        self.network.trapped = self._rush
         self.keys = Keyspace("sc", SHARDS)
         self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
@@ -108,6 +112,7 @@ class World:
         self.highest: dict[CounterKey, int] = {}
         self._folder = folder
         self._named = 0
+        self.asleep: dict[Process, list[str]] = {}  # who sleeps on a lease, of which tenants
 
     def _beginning(self) -> int:
         """A moment shortly before something ends, or any other."""
@@ -139,8 +144,8 @@ class World:
         self.lost_state += 1
         return server
 
-    def _heard(self, server: MemoryRedis, name: bytes, arguments: tuple[Any, ...]) -> None:
-        self.oracle.heard(server, name, arguments)
+    def _heard(self, server: MemoryRedis, key: bytes, field: bytes, units: int) -> None:
+        self.oracle.taken_back(server, key, field, units)
 
     def _ran(self, server: MemoryRedis, script: str, arguments: tuple[Any, ...], answer: Any) -> None:
         if script == "publish" and answer >= 0:
@@ -232,7 +237,6 @@ class World:
             terms = FlushTerms(1_000, TERMS.reclaim_after_ms, "full")
             return Flusher(ledger, store, clock, FlusherCounters(), terms)
 
-        PROCESSES[process.name] = process
         flusher = process.run(build)
         process.spawn(self.loop, self._flush(process, flusher))
         self.flushers.append(process)
@@ -295,11 +299,36 @@ class World:
 
     def _besiege(self, process: Process) -> None:
         """Send requests to a worker that just went on, before it can ask whether its leases are still its own."""
+        tenants = self.asleep.pop(process, list(TENANTS))
         for worker in self.workers():
             if worker.process is process and process.alive:
                 for _ in range(WOKEN_REQUESTS):
                     route = catalogue(TEXTS[0]).routes[-1]
-                    self.loop.after_us(10, self.send, worker, self.random.choice(TENANTS), route, "u1")
+                    self.loop.after_us(10, self.send, worker, self.random.choice(tenants), route, "u1")
+
+    def _rush(self, process: Process, tenants: list[str], ms: int) -> None:
+        """A worker sleeps on an answer with leases in it: others use up what it held as soon as they can."""
+        self.note(f"{process.name} sleeps for {ms} ms on leases of {tenants}")
+        self.asleep[process] = tenants
+        draw = Random(f"{self.seed} {process.name}")
+        for after_ms in range(TERMS.reclaim_after_ms, ms, RUSH_MS):
+            self.loop.at(self.loop.now_ms + after_ms, self._rushed, process, draw.choice(tenants), draw)
+
+    def _rushed(self, process: Process, tenant: str, draw: Random) -> None:
+        others = [one for machine in self.machines for one in machine.alive() if one.process is not process]
+        awake = [one for one in others if not one.process.paused]
+        if awake:
+            self.send(draw.choice(awake), tenant, draw.choice(catalogue(TEXTS[0]).routes), "u1")
+
+    def crowd(self, draw: Random) -> None:
+        """Many ask one worker for one tenant within a moment: some come while a message for the others is under way."""
+        workers = [one for machine in self.machines for one in machine.alive() if not one.process.paused]
+        if not workers:
+            return
+        worker, tenant = draw.choice(workers), draw.choice(TENANTS)
+        for _ in range(draw.randrange(4, CROWD_MAX)):
+            route = draw.choice(catalogue(TEXTS[0]).routes)
+            self.loop.after_us(draw.randrange(CROWD_US), self.send, worker, tenant, route, draw.choice(("u1", "u2")))
 
     def send(self, worker: Worker, tenant: str, route: Any, user: str, heard: list[Decision] | None = None) -> None:
         costs = route.costs
@@ -331,7 +360,6 @@ class World:
 
 
 CONNECTIONS: dict[str, Network] = {}
-PROCESSES: dict[str, Process] = {}
 
 
 class _Connections:

@@ -34,7 +34,7 @@ def test_every_difference_is_a_line() -> None:
     assert diff(parse(OLD, "old"), parse(NEW, "new")) == [
         "+ metric seats",
         "~ plan free: price 0 -> 9.50",
-        "~ plan free: features {sso: False} -> {}",
+        "~ plan free: features {sso: false} -> {}",
         "~ plan free: limit api_calls: included 1000 -> unlimited",
         "~ plan free: limit tokens: included 5 -> 7.25",
         "~ plan free: limit tokens: cap hard -> soft",
@@ -49,6 +49,27 @@ def test_every_difference_is_a_line() -> None:
         "~ routes: order is now talk, chat, default",
         "~ identity: header x-tenant-id -> header x-tenant-id, api_key x-api-key",
         "~ catalogue: default_plan none -> free",
+    ]
+
+
+def test_prices_in_other_currencies_and_taxes_are_told() -> None:
+    old = """
+identity: [{header: x-tenant-id}]
+metrics: {calls: {reported: true}}
+plans: {pro: {price: 9, limits: {calls: {included: 1, overage: 0.5}}}}
+"""
+    new = old.replace("price: 9,", "price: {usd: 9, eur: 8}, annual_price: {usd: 90, eur: 80},")
+    new = new.replace("overage: 0.5", "overage: {price: {usd: 0.5, eur: 0.4}}")
+    new += "currencies: [eur]\ntax: {behavior: inclusive, automatic: true}\n"
+    before, after = "unspecified, automatic: false", "inclusive, automatic: true"
+    taxes = f"~ catalogue: tax {{behavior: {before}, code: none}} -> {{behavior: {after}, code: none}}"
+    assert diff(parse(old, "old"), parse(new, "new")) == [
+        "~ plan pro: prices {} -> {eur: 8}",
+        "~ plan pro: annual_price none -> 90",
+        "~ plan pro: annual_prices {} -> {eur: 80}",
+        "~ plan pro: limit calls: overage 0.5 per 1 -> 0.5, 0.4 eur per 1",
+        "~ catalogue: currencies [] -> [eur]",
+        taxes,
     ]
 
 

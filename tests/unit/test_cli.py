@@ -54,6 +54,33 @@ def test_every_error_of_a_catalogue_is_printed_with_its_line(tmp_path: Path) -> 
     assert result.stdout == ""
 
 
+def test_a_route_that_a_plan_can_never_admit_is_doubted(tmp_path: Path) -> None:
+    file = tmp_path / "plans.yaml"
+    file.write_text("""
+identity: [{header: x-tenant-id}]
+metrics: {calls: , credits: {scale: 1}}
+plans:
+  small: {features: {video: false}, limits: {credits: 5}}
+  none: {limits: {credits: 0}}
+  large: {limits: {credits: 50}}
+  without: {limits: {calls: 1}}
+routes:
+  - {name: render, match: /render, costs: {credits: 7.5}}
+  - {name: video, match: /video, costs: {credits: 7.5}, requires: [video]}
+  - {name: huge, match: /huge, costs: {calls: 2, credits: 100}}
+default: {costs: {}}
+""")
+    result = sidecar("check", str(file))
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"{file}: doubtful: route render: never admitted under plan small: "
+        "it costs 7.5 credits, limit credits stops at 5",
+        f"{file}: doubtful: route huge: never admitted under plan small: it costs 100 credits, limit credits stops at "
+        "5; plan large: it costs 100 credits, limit credits stops at 50; plan without: it costs 2 calls, limit calls "
+        "stops at 1",
+    ]
+
+
 def test_a_check_without_a_file_says_what_to_name() -> None:
     result = sidecar("check")
     assert result.exit_code == 2
@@ -84,6 +111,8 @@ def test_the_price_of_the_reference_month_is_exact() -> None:
         (["standard", "api_calls=1.5"], 1, "no decimal places"),
         (["standard", "api_calls"], 2, "METRIC=AMOUNT"),
         (["standard", "api_calls=1", "api_calls=1"], 2, "given twice"),
+        (["standard", "--currency", "eur"], 1, "no prices in eur; it has usd"),
+        (["standard", "--annual"], 1, "no annual price"),
     ],
 )
 def test_a_price_that_cannot_be_told_says_why(arguments: list[str], code: int, remedy: str) -> None:

@@ -136,11 +136,28 @@ def test_an_improper_check_stops_the_request_at_nginx_too(change: Callable[[Foun
     assert gate.counters.malformed == 1
 
 
-def test_an_improper_check_is_400_elsewhere() -> None:
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({}, b"X-Forwarded-Uri is missing"),
+        ({b"x-forwarded-uri": b"/v1"}, b"X-Forwarded-Method is missing"),
+        ({b"x-forwarded-uri": b"/v1", b"x-forwarded-method": b"G T"}, b"X-Forwarded-Method is no method"),
+        (
+            {b"x-forwarded-uri": b"/v1", b"x-forwarded-method": b"GET", b"x-forwarded-host": b"a, b"},
+            b"X-Forwarded-Host is no host",
+        ),
+        (
+            {b"x-forwarded-uri": b"/v1", b"x-forwarded-method": b"GET", b":fault": b"request"},
+            b"a header that describes it is repeated",
+        ),
+    ],
+)
+def test_an_improper_check_is_400_elsewhere_and_names_the_header(found: Found, told: bytes) -> None:
     gate = gate_of(Recorder())
-    answer = gate.decide(gate.index, b"GET", b"/forward", {b"host": b"a"})
+    answer = gate.decide(gate.index, b"GET", b"/forward", {b"host": b"a"} | found)
     assert isinstance(answer, Last)
     assert status(answer) == 400
+    assert b"not described properly: " + told + b"." in bytes(answer)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from sidecar.cli import main
+from sidecar.enforcement.decision import REASONS
 from sidecar.settings import NAMES
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import FAMILIES
@@ -63,6 +64,13 @@ def test_every_document_is_in_the_index() -> None:
 
 def test_the_readme_fits_two_screens() -> None:
     assert len(text_of("README.md").splitlines()) <= README_LINES_MAX
+
+
+def test_every_reason_of_a_decision_is_explained_in_its_order() -> None:
+    table = text_of("docs/answers.md").split("## Reasons")[1].split("\n## ")[0]
+    told = re.findall(r"^\| `(\w+)` \| (\d{3}) \|", table, re.MULTILINE)
+    assert sorted(name for name, _ in told) == sorted(REASONS)
+    assert [status for _, status in told] == sorted(status for _, status in told)
 
 
 def test_every_module_has_its_sentence_in_the_architecture_and_no_other() -> None:

@@ -64,6 +64,22 @@ def test_yen_have_no_minor_unit() -> None:
     assert (str(invoice.total), minor_places("kwd"), minor_places("eur")) == ("500", 3, 2)
 
 
+def test_a_plan_has_its_own_prices_in_other_currencies_and_by_the_year() -> None:
+    overage = Overage(price=Decimal("0.01"), per=1, prices={"jpy": Decimal("1.5")})
+    pro = Plan(
+        name="p",
+        price=Decimal(99),
+        prices={"jpy": Decimal(14_000)},
+        annual_price=Decimal(990),
+        annual_prices={"jpy": Decimal(140_000)},
+        limits=plan(overage).limits,
+    )
+    assert [str(price(pro, {"x": 3}, currency).total) for currency in ("usd", "jpy")] == ["99.03", "14005"]
+    assert str(price(pro, {"x": 3}, "jpy", base="annual").total) == "140005"
+    assert str(price(pro, {"x": 3}, base="none").total) == "0.03"
+    assert str(price(plan(overage), {}, base="annual").total) == "9.99"
+
+
 @given(
     units=st.integers(min_value=0, max_value=2**53 - 1),
     included=st.integers(min_value=0, max_value=2**53 - 1),

@@ -22,9 +22,9 @@ select pg_try_advisory_xact_lock($1::int, $2::int);
 -- How far a shard is.
 select epoch, generation from shards where shard = $1;
 
--- name: shard_epochs
+-- name: shard_states
 -- How far each shard is.
-select shard, epoch from shards;
+select shard, epoch, generation from shards;
 
 -- name: shards_pending
 -- Shards with tenants or API keys that changed since they were projected.

@@ -3,10 +3,8 @@
 select pg_try_advisory_xact_lock(hashtext('sidecar stripe setup'));
 
 -- name: retire_stripe_objects
--- Marks the objects of some kind and name as replaced, except those that carry one of these ids.
-update stripe_objects as o set current = false, updated = ledger_now()
-from unnest($1::text[], $2::text[], $3::text[]) as i (id, kind, name)
-where o.current and o.kind = i.kind and o.name = i.name collate "C" and o.id <> i.id collate "C";
+-- Marks every object but these as one that nobody new gets.
+update stripe_objects set current = false, updated = ledger_now() where current and id <> all ($1::text[]);
 
 -- name: write_stripe_objects
 -- Records objects as the current ones of their kind and name.

@@ -46,6 +46,12 @@ with incoming as materialized (
     select tenant, metric, scope, period, hour, least(sum(amount), 9223372036854775807)::bigint
     from parts group by tenant, metric, scope, period, hour
     on conflict (tenant, metric, scope, period, hour) do update set amount = greatest(w.amount, excluded.amount)
+), undecided as (
+    -- From which hour on the outbox has something to decide.
+    insert into shards as s (shard, touched_from)
+    select $1::int, min(hour) from grown having count(*) > 0
+    on conflict (shard) do update set touched_from = excluded.touched_from
+        where s.touched_from is null or s.touched_from > excluded.touched_from
 )
 select count(*) from grown;
 

@@ -1,24 +1,25 @@
 -- publish: a tenant's snapshot, together with what its limits have used so far, in one step (docs/protocol.md).
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}tenant:<tenant>
--- ARGV[2] msgpack {tenant, revision, limits, generation, first direct hour, older}  ARGV[3] snapshot
+-- ARGV[2] msgpack {tenant, revision, limits, generation, first direct hour, older, version}  ARGV[3] snapshot
 --   older {id, start, units, end_ms, ...}: the ledger's totals of windows before the first direct hour, per limit and period
+--   version: all changes up to it are in those totals
 -- A limit's `spent` becomes that total + the sum of the windows here, never an absolute total alone.
--- Returns the revision that stands now; a newer one than was given stood already, and its limits were rebuilt. -1:
--- generation or first direct hour have changed, read the ledger again.
+-- Returns the revision that stands now; a newer one than was given stood already, and nothing was done.
+-- -1: generation or first direct hour have changed; -2: a window of the tenant that only those totals can speak for
+-- changed after them, as when this message is late. Nothing was done: read the ledger again.
 
 load_generation()
 local message = cmsgpack.unpack(ARGV[2])
 local tenant, revision, limits, older = message[1], message[2], message[3], message[6]
 if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
 
-local own_revision = tonumber(redis.call('HGET', KEYS[2], 'rev')) or -1
-if revision >= own_revision then
-  redis.call('HSET', KEYS[2], 'rev', integer(revision), 'doc', ARGV[3], 'lim', cmsgpack.pack(limits))
-  redis.call('HDEL', KEYS[2], 'introduced')
-  redis.call('PERSIST', KEYS[2])
-else
-  limits = cmsgpack.unpack(redis.call('HGET', KEYS[2], 'lim'))
-end
+local found = redis.call('HMGET', KEYS[2], 'rev', 'aged')
+local own_revision = tonumber(found[1]) or -1
+if (tonumber(found[2]) or 0) > message[7] then return -2 end
+if own_revision > revision then return own_revision end
+redis.call('HSET', KEYS[2], 'rev', integer(revision), 'doc', ARGV[3], 'lim', cmsgpack.pack(limits))
+redis.call('HDEL', KEYS[2], 'introduced')
+redis.call('PERSIST', KEYS[2])
 
 local of_key, ends, sums = {}, {}, {}
 local by_name = {}
@@ -57,4 +58,4 @@ for key, units in pairs(sums) do
     if ends[key] < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
   end
 end
-return math.max(revision, own_revision)
+return revision

@@ -41,7 +41,7 @@ local function next_version()
   return version
 end
 
-local function report_windows(tenant, limits, windows)
+local function report_windows(tenant, tenant_key, limits, windows)
   for _, window in ipairs(windows) do
     local series, period, hour = window[1], window[2], window[3]
     local growth, key = merge_window(tenant, series, period, hour, writer, window[4])
@@ -53,7 +53,9 @@ local function report_windows(tenant, limits, windows)
         redis.call('PERSIST', key)
       end
       -- An old window counts at once, too, or the room of the lease behind it could be granted before the ledger's
-      -- rebuild. If its hash had expired it counts twice until that rebuild, which errs on the safe side.
+      -- rebuild. If its hash had expired it counts twice until that rebuild, which errs on the safe side. A rebuild
+      -- from before this change would take it back: publish looks at `aged`.
+      if hour < first_direct_hour() then redis.call('HSET', tenant_key, 'aged', integer(next_version())) end
       each_fed(limits, series, period, hour, function(limit, id, start)
         spend(tenant, limit, id, start, growth)
       end)
@@ -153,7 +155,7 @@ for index, part in ipairs(parts) do
   else
     local limits = found[2] and cmsgpack.unpack(found[2]) or {}
     if found[3] then redis.call('PEXPIRE', tenant_key, integer(DAY_MS)) end
-    report_windows(tenant, limits, part[3])
+    report_windows(tenant, tenant_key, limits, part[3])
     local leases = {}
     for position, lease in ipairs(part[4]) do
       leases[position] = report_lease(tenant, limits, lease, own_revision == revision)

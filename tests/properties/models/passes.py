@@ -74,16 +74,34 @@ def merge(shard: Shard, generation: str, rows: list[list[Any]]) -> int:
     return 1
 
 
+def resend(shard: Shard, windows: list[list[str]]) -> int:
+    keys = shard.keys
+    version, marked = keys.number(shard.epoch, "version") + 1, 0
+    keys.put(shard.epoch, version=version)
+    for tenant, member in windows:
+        key, entry = shard.window_key(tenant, member), f"{tenant}\0{member}"
+        if key in keys.hashes:
+            keys.put(key, v=version)
+            if entry not in keys.ranked.get(shard.tag + "dirty", {}):
+                keys.rank(shard.tag + "dirty", entry, version)
+            keys.persist(key)
+            marked += 1
+    return marked
+
+
 def publish(shard: Shard, message: list[Any], document: str) -> int:
-    tenant, revision, limits, generation, direct, older = message
+    tenant, revision, limits, generation, direct, older, version = message
     keys, key = shard.keys, shard.tenant_key(message[0])
     if generation != shard.generation or direct != shard.direct:
         return -1
+    if keys.number(key, "aged") > version:
+        return -2
     own = int(keys.get(key, "rev") or -1)
-    if revision >= own:
-        keys.put(key, rev=revision, doc=document, lim=[list(limit) for limit in limits])
-        keys.drop(key, "introduced")
-        keys.persist(key)
+    if own > revision:
+        return own
+    keys.put(key, rev=revision, doc=document, lim=[list(limit) for limit in limits])
+    keys.drop(key, "introduced")
+    keys.persist(key)
     in_force = limits_of(keys.get(key, "lim"))
     used: dict[str, list[Any]] = {}
     for limit_id, start, units, end_ms in zip(older[::4], older[1::4], older[2::4], older[3::4], strict=True):
@@ -102,7 +120,7 @@ def publish(shard: Shard, message: list[Any], document: str) -> int:
             one[2] = limit
     for name, (units, end_ms, limit) in used.items():
         _rebuild(shard, name, units, end_ms, limit)
-    return int(max(revision, own))
+    return int(revision)
 
 
 def _rebuild(shard: Shard, key: str, units: int, end_ms: int, limit: Limit | None) -> None:

@@ -189,6 +189,8 @@ class Shard:
             if f"{tenant}\0{member}" not in keys.ranked.get(self.tag + "dirty", {}):
                 keys.rank(self.tag + "dirty", f"{tenant}\0{member}", version)
                 keys.persist(self.window_key(tenant, member))
+            if hour < self.direct:
+                keys.put(key, aged=version)
             for limit, limit_id, start in fed(limits, series, period, hour):
                 self.spend(self.limit_key(tenant, limit_id, start), limit, growth)
         current = own == revision

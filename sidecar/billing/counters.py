@@ -1,0 +1,68 @@
+"""What billing counts; its families are in telemetry.py."""
+
+from __future__ import annotations
+
+from sidecar.billing import drift
+from sidecar.telemetry import DURATION_US, Histogram, Reading
+
+OUTCOMES = ("delivered", "repeated", "busy", "unknown", "refused", "parked", "unsent")
+VERDICTS = ("present", "absent", "ambiguous", "adopted")
+STATES = ("waiting", "in_doubt", "parked")
+REPAIRS = ("decided_again", "sent_again", "settled", "cancelled")
+
+
+class BillingCounters:
+    """What the forwarder of one process counts up or sets; read only at a scrape."""
+
+    __slots__ = ("call_us", "deltas", "events", "lag_s", "late", "pace_permille", "rows", "settled")
+
+    def __init__(self) -> None:
+        self.deltas = 0
+        self.late = 0
+        self.events = dict.fromkeys(OUTCOMES, 0)
+        self.settled = dict.fromkeys(VERDICTS, 0)
+        self.call_us = Histogram(DURATION_US)
+        self.rows = dict.fromkeys(STATES, 0)
+        self.lag_s = 0
+        self.pace_permille = 1000
+
+    def reading(self) -> Reading:
+        """Everything counted so far, by family."""
+        return {
+            "sidecar_stripe_deltas_total": {("timely",): [self.deltas - self.late], ("late",): [self.late]},
+            "sidecar_stripe_events_total": {(outcome,): [count] for outcome, count in self.events.items()},
+            "sidecar_stripe_call_seconds": {(): list(self.call_us.counts)},
+            "sidecar_stripe_settled_total": {(verdict,): [count] for verdict, count in self.settled.items()},
+            "sidecar_stripe_outbox_rows": {(state,): [count] for state, count in self.rows.items()},
+            "sidecar_stripe_lag_seconds": {(): [self.lag_s]},
+            "sidecar_stripe_pace_ratio": {(): [self.pace_permille]},
+        }
+
+
+class DriftCounters:
+    """What comparisons with Stripe found last, whichever process made them, and what this one repaired.
+
+    ``compared_ms`` is the monotonic time of the end of the last one; None before the first.
+    """
+
+    __slots__ = ("compared_ms", "repaired", "tenants", "units", "unread")
+
+    def __init__(self) -> None:
+        self.units = dict.fromkeys(drift.KINDS, 0)
+        self.tenants = dict.fromkeys(drift.KINDS, 0)
+        self.unread = 0
+        self.repaired = dict.fromkeys(REPAIRS, 0)
+        self.compared_ms: int | None = None
+
+    def reading(self, monotonic_ms: int) -> Reading:
+        """Everything counted so far, by family."""
+        age: dict[tuple[str, ...], list[int]] = (
+            {} if self.compared_ms is None else {(): [monotonic_ms - self.compared_ms]}
+        )
+        return {
+            "sidecar_stripe_drift_units": {(kind,): [units] for kind, units in self.units.items()},
+            "sidecar_stripe_drift_tenants": {(kind,): [tenants] for kind, tenants in self.tenants.items()},
+            "sidecar_stripe_drift_unread": {(): [self.unread]},
+            "sidecar_stripe_repairs_total": {(kind,): [count] for kind, count in self.repaired.items()},
+            "sidecar_stripe_compared_age_seconds": age,
+        }

@@ -1,0 +1,45 @@
+"""Sends deltas one call each, over v1 meter events.
+
+Guarantees: every row gets exactly one fate; an error that is none of Stripe's leaves it unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sidecar.billing import fate
+from sidecar.billing.delta import idempotency_key
+from sidecar.billing.fate import Fate
+from sidecar.billing.lanes import Work
+from sidecar.billing.row import Row
+from sidecar.billing.stripe_api import StripeApi, errors
+from sidecar.errors import SidecarError
+
+
+class MeterEvents:
+    """Stripe checks each event before it answers."""
+
+    per_call = 1
+
+    def __init__(self, api: StripeApi) -> None:
+        self._create = api.v1.billing.meter_events.create_async
+
+    async def send(self, lanes: Sequence[tuple[Work, Row]]) -> list[Fate]:
+        """Send the row of one lane."""
+        return [await self._one(work, row) for work, row in lanes]
+
+    async def _one(self, work: Work, row: Row) -> Fate:
+        try:
+            with errors():
+                await self._create(
+                    {
+                        "event_name": work.event_name,
+                        "payload": {"stripe_customer_id": work.customer, "value": row.value},
+                        "identifier": row.identifier,
+                        "timestamp": row.at_s,
+                    },
+                    {"idempotency_key": idempotency_key(row.identifier, row.replays)},
+                )
+        except SidecarError as error:
+            return fate.failed(row, error)
+        return fate.delivered(row)

@@ -1,0 +1,42 @@
+-- name: next_look
+-- A number for what is seen at Stripe from here on; taken before Stripe is asked.
+select nextval('stripe_looks');
+
+-- name: customer_of
+-- A tenant's customer at Stripe.
+select tenant, customer, extract(epoch from created)::bigint from billing_customers where tenant = $1 and provider = 'stripe';
+
+-- name: tenant_of_customer
+-- The tenant that a customer at Stripe stands for.
+select tenant from billing_customers where provider = 'stripe' and customer = $1;
+
+-- name: link_customer
+-- Makes a customer that of a tenant, unless one of the two has another already, and says whether they belong together now.
+with linked as (
+    insert into billing_customers (tenant, customer) values ($1, $2) on conflict do nothing returning true
+)
+select true from linked
+union all
+select true from billing_customers where tenant = $1 and customer = $2;
+
+-- name: drop_customer
+-- Forgets a customer that was deleted at Stripe; the tenant is not billed any more.
+delete from billing_customers where provider = 'stripe' and customer = $1 returning tenant;
+
+-- name: lock_standing
+-- What billing gave a tenant last; locked until the transaction ends.
+select customer, standing::text from billing_customers where tenant = $1 and provider = 'stripe' for update;
+
+-- name: write_standing
+-- Keeps what billing gave a tenant.
+update billing_customers set standing = $2::text::jsonb, updated = ledger_now() where tenant = $1;
+
+-- name: begin_billing_change
+-- Takes a tenant for one change of its billing, unless another one is under way, and says whether it did.
+insert into billing_changes as c (tenant, ends) values ($1, now() + make_interval(secs => $2::int))
+on conflict (tenant) do update set ends = excluded.ends where c.ends <= now()
+returning true;
+
+-- name: end_billing_change
+-- Frees a tenant for the next change.
+delete from billing_changes where tenant = $1;

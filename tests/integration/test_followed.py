@@ -1,0 +1,121 @@
+"""The catalogue file that a `sidecar dev` follows from one start to the next, and what its guide says of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.cli import demo, guide
+from sidecar.cli.catalogue import default_file
+from sidecar.cli.followed import follow
+from sidecar.control import catalogues
+from sidecar.control.catalogues import Catalogues
+from sidecar.errors import CatalogueInvalid
+from sidecar.ledger import plans
+from sidecar.ledger.connection import Ledger
+from sidecar.state import DevServers, State
+
+TEXT = "identity: [{header: x-tenant-id}]\nmetrics: {api_calls: }\nplans: {tiny: {limits: {api_calls: 5}}}\n"
+SERVERS = DevServers(
+    authz="http://a", local="", ops="", control="", redis="", postgres="", stripe="", admin_token="t", pids={}
+)
+
+
+@pytest.fixture
+async def ledger(database: str) -> AsyncIterator[Ledger]:
+    opened = await Ledger.open(database)
+    yield opened
+    await opened.close()
+
+
+async def in_force(ledger: Ledger) -> str:
+    async with ledger.transaction() as tx:
+        version = await plans.current(tx)
+    assert version is not None
+    return version.document
+
+
+async def told(ledger: Ledger, state: State, file: Path) -> str:
+    """The guide of a start."""
+    secrets = demo.kept(state)
+    async with ledger.transaction() as tx:
+        catalogue = await Catalogues().in_force(tx)
+        await demo.put_tenants(tx, catalogue, secrets)
+        scene = await guide.scene(tx, catalogue, file, 1_800_000_000)
+    return guide.text(SERVERS, secrets, state, scene)
+
+
+async def test_a_start_without_a_catalogue_goes_on_with_the_file_of_the_last_one(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    state, file = State(tmp_path), tmp_path / "plans.yaml"
+    file.write_text(TEXT)
+    followed = await follow(state, str(file), default_file(), ledger)
+    said = await told(ledger, state, followed.path)
+    assert f"{file}   (watched" in said
+    assert "curl" not in said, "what the default catalogue shows is not what this one does"
+    assert "plan tiny" in said
+
+    file.write_text(TEXT.replace("5", "6"))
+    assert (await follow(state, None, default_file(), ledger)).path == file
+    assert await in_force(ledger) == file.read_text(), "what was written meanwhile is applied"
+
+    file.write_text("plans: 5")
+    followed = await follow(state, None, default_file(), ledger)
+    assert followed.problems, "a file that became bad is refused, the last good one stays"
+    assert await in_force(ledger) == TEXT.replace("5", "6")
+
+    file.unlink()
+    await follow(state, None, default_file(), ledger)
+    assert await in_force(ledger) == TEXT.replace("5", "6")
+
+
+async def test_what_somebody_else_put_in_force_stays_until_the_file_changes(ledger: Ledger, tmp_path: Path) -> None:
+    state, file = State(tmp_path), tmp_path / "plans.yaml"
+    file.write_text(TEXT)
+    await follow(state, str(file), default_file(), ledger)
+    async with ledger.transaction() as tx:
+        await catalogues.apply(tx, TEXT.replace("5", "7"), "other", actor="test")
+    followed = await follow(state, None, default_file(), ledger)
+    await followed.look()
+    assert await in_force(ledger) == TEXT.replace("5", "7")
+    assert f"another one than in {file}" in await told(ledger, state, followed.path)
+    file.write_text(TEXT.replace("5", "8"))
+    await followed.look()
+    assert await in_force(ledger) == TEXT.replace("5", "8")
+
+
+async def test_the_first_start_follows_the_default_catalogue_and_shows_what_to_try(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    state = State(tmp_path)
+    for _ in range(2):
+        followed = await follow(state, None, default_file(), ledger)
+        assert followed.path == default_file()
+        said = await told(ledger, state, followed.path)
+        assert said.count("curl") == 6
+        assert "goes on where it was" not in said
+
+
+async def test_a_bad_file_that_is_named_is_an_error(ledger: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "plans.yaml"
+    file.write_text("plans: 5")
+    with pytest.raises(CatalogueInvalid):
+        await follow(State(tmp_path), str(file), default_file(), ledger)
+
+
+def test_the_guide_names_the_program_by_a_path_that_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed = tmp_path / "my bin" / "sidecar"
+    installed.parent.mkdir()
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(installed), "dev"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert guide.program() == f"'{installed}'"
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert guide.program() == "sidecar"
+    monkeypatch.setattr(sys, "argv", ["/x/sidecar/__main__.py", "dev"])
+    assert guide.program() == f"{sys.executable} -m sidecar"

@@ -1,0 +1,465 @@
+"""Subscribing, changing, cancelling: against the stand-in, whose answers and webhooks are Stripe's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.billing import checkout, customers, invoices, subscriptions
+from sidecar.billing.inbox import Inbox
+from sidecar.billing.mirror import Mirror
+from sidecar.billing.setup import set_up
+from sidecar.billing.stripe_api import StripeApi
+from sidecar.billing.subscribing import Subscribing, Wish
+from sidecar.billing.subscriptions import Kept
+from sidecar.billing.webhooks import WebhookCounters
+from sidecar.catalogue.load import parse
+from sidecar.clock import Clock
+from sidecar.control.api import control_app
+from sidecar.control.catalogues import Catalogues
+from sidecar.control.webhooks import PATH, Receiver
+from sidecar.errors import Conflict, NotFound, StripeRefused, StripeUnavailable
+from sidecar.ledger import audit, plans, tenants
+from sidecar.ledger.connection import Ledger
+from tests.servers.stripe import KEY, WEBHOOK_SECRET, Stripe
+
+DAY_S = 86_400
+ACTOR = "test"
+CATALOGUE = """
+identity: [{header: x-tenant-id}]
+currencies: [eur]
+metrics: {calls: {reported: true, unit: calls}, jobs: {reported: true}}
+plans:
+  free: {limits: {calls: 10, jobs: 1}}
+  standard:
+    price: {usd: 99, eur: 89}
+    annual_price: {usd: 990, eur: 890}
+    past_due: {grace: 7d}
+    limits:
+      calls: {included: 100, overage: {price: {usd: "0.01", eur: "0.01"}}}
+      jobs: {included: 5, overage: {price: {usd: "0.10", eur: "0.10"}}}
+  big:
+    price: {usd: 499, eur: 449}
+    trial: 14d
+    limits:
+      calls: {included: 1000, overage: {price: {usd: "0.005", eur: "0.005"}}}
+      jobs: {included: 50, overage: {price: {usd: "0.05", eur: "0.05"}}}
+"""
+
+
+class Bench:
+    """A tenant, an account with prices, and an inbox that hears its webhooks."""
+
+    def __init__(self, ledger: Ledger, api: StripeApi, stripe: Stripe, clock: Clock) -> None:
+        self.ledger, self.api, self.stripe, self.clock = ledger, api, stripe, clock
+        self.mirror = Mirror(ledger, api, Catalogues().in_force, clock)
+        self.flushed: list[str] = []
+        self.left = 0
+        self.subscribing = Subscribing(self.mirror, self._flush, "create_prorations")
+        self.counters = WebhookCounters()
+        self.inbox = Inbox(self.mirror, self._report, self.counters)
+
+    async def _flush(self, tenant: str, /) -> int:
+        self.flushed.append(tenant)
+        return self.left
+
+    async def _report(self, event: str, kind: str, meter: str, /) -> None:
+        raise AssertionError(event)
+
+    async def subscribe(self, plan: str = "standard", tenant: str = "acme", **more: Any) -> Kept:
+        return await self.subscribing.subscribe(tenant, Wish(plan=plan, **more), actor=ACTOR)
+
+    async def customer(self, tenant: str = "acme", card: str = "pm_card_visa") -> str:
+        """A tenant with a customer and a card."""
+        async with self.ledger.transaction() as tx:
+            await tenants.put(tx, tenant, plan="free", actor=ACTOR)
+        made = await customers.create(self.ledger, self.api, tenant, actor=ACTOR)
+        if card:
+            method = await self.api.v1.payment_methods.attach_async(card, {"customer": made.customer})
+            settings = {"invoice_settings": {"default_payment_method": method.id}}
+            await self.api.v1.customers.update_async(made.customer, settings)  # type: ignore[arg-type]
+        return made.customer
+
+    async def advance(self, duration: str) -> None:
+        """Move the clock of all parts, and deal with the news that this makes."""
+        await asyncio.to_thread(self.stripe.advance, duration)
+        amount, unit = int(duration[:-1]), duration[-1]
+        self.clock.advance(amount * {"h": 3_600_000, "d": DAY_S * 1000}[unit])
+        await self.ledger.set_clock_ahead(self.clock.offset_ms // 1000)
+        await self.hear()
+
+    async def hear(self) -> None:
+        """Every event that was made has arrived and is dealt with."""
+        await asyncio.to_thread(self.stripe.settle)
+        while await self.inbox.work():
+            pass
+
+    async def tenant(self, name: str = "acme") -> tuple[str, str]:
+        async with self.ledger.transaction() as tx:
+            row = await tenants.show(tx, name)
+        return row.plan, row.status
+
+    async def at_stripe(self, kept: Kept) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.api.v1.subscriptions.retrieve_async(kept.subscription.id)).to_dict()
+        return found
+
+
+@pytest.fixture
+async def bench(database: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    stripe = Stripe()
+    await asyncio.to_thread(stripe.start)
+    ledger = await Ledger.open(database, shards=1, connections_max=6)
+    clock = Clock(tmp_path / "clock")
+    api = StripeApi.open(KEY, stripe.url)
+    async with ledger.transaction() as tx:
+        await plans.apply(tx, CATALOGUE, {}, actor=ACTOR)
+        await set_up(tx, api, parse(CATALOGUE, "test"))
+    bench = Bench(ledger, api, stripe, clock)
+    receiver = Receiver(ledger, (WEBHOOK_SECRET,), clock, bench.counters, bench.inbox.wake)
+    from aiohttp.test_utils import TestServer  # noqa: PLC0415 - beside what it serves
+
+    server = TestServer(control_app(ledger, ("token" * 8,), clock, receiver=receiver))
+    await server.start_server()
+    stripe.standin.deliver_to(str(server.make_url(PATH)), [WEBHOOK_SECRET])
+    yield bench
+    await asyncio.to_thread(stripe.stop)
+    await server.close()
+    await api.close()
+    await ledger.close()
+
+
+async def test_a_subscription_has_the_base_price_and_a_price_for_each_metric_and_is_in_force_at_once(
+    bench: Bench,
+) -> None:
+    await bench.customer()
+    kept = await bench.subscribe()
+    assert (kept.subscription.status, kept.subscription.plan) == ("active", "standard")
+    assert [(item.plan, item.metric, item.quantity) for item in kept.items] == [
+        ("standard", "", 1),
+        ("standard", "calls", 0),
+        ("standard", "jobs", 0),
+    ]
+    assert await bench.tenant() == ("standard", "active")
+    async with bench.ledger.transaction() as tx:
+        row = await tenants.show(tx, "acme")
+        assert row.anchor_s == kept.subscription.anchor_s == (await bench.at_stripe(kept))["billing_cycle_anchor"]
+        changes = [(one.from_plan, one.to_plan, one.actor) for one in await tenants.plan_changes(tx, "acme")]
+        actions = [entry.action for entry in await audit.read(tx, tenant="acme")]
+    assert changes == [("free", "standard", ACTOR)]
+    assert {"billing.subscribe", "billing.customer", "tenant.plan"} <= set(actions)
+    await bench.hear()
+    async with bench.ledger.transaction() as tx:
+        found = await invoices.of_tenant(tx, "acme")
+    assert [(one.status, int(one.total), one.currency) for one in found] == [("paid", 9900, "usd")]
+    assert found[0].lines[0].amount == 9900
+    assert found[0].hosted_url.startswith("http")
+
+
+async def test_a_tenant_has_one_customer_and_one_living_subscription(bench: Bench) -> None:
+    await bench.customer()
+    results = await asyncio.gather(*(bench.subscribe() for _ in range(4)), return_exceptions=True)
+    assert sum(isinstance(one, Kept) for one in results) == 1
+    assert sum(isinstance(one, Conflict) for one in results) == 3
+    with pytest.raises(Conflict, match="has the subscription"):
+        await bench.subscribe("big")
+    with pytest.raises(NotFound, match="no tenant"):
+        await bench.subscribe(tenant="nobody")
+    with pytest.raises(NotFound, match="did you mean"):
+        await bench.subscribing.change("acme", "standart", actor=ACTOR)
+    assert len(bench.stripe.state("customers")["customers"]) == 1
+
+
+async def test_annual_prices_and_currencies_come_from_the_catalogue(bench: Bench) -> None:
+    await bench.customer()
+    kept = await bench.subscribe(annual=True, currency="eur")
+    found = await bench.at_stripe(kept)
+    assert found["currency"] == "eur"
+    base = next(item for item in found["items"]["data"] if item["price"]["recurring"]["usage_type"] == "licensed")
+    assert base["price"]["recurring"]["interval"] == "year"
+    assert kept.subscription.interval_months == 12
+    with pytest.raises(NotFound, match="no annual price"):
+        await bench.subscribing.change("acme", "big", annual=True, actor=ACTOR)
+    with pytest.raises(NotFound, match="no prices in"):
+        await bench.subscribing.terms(Wish(plan="standard", currency="gbp"))
+
+
+async def test_a_trial_without_a_card_is_paused_at_its_end(bench: Bench) -> None:
+    await bench.customer(card="")
+    kept = await bench.subscribe("big")
+    assert kept.subscription.status == "trialing"
+    assert kept.subscription.trial_end_s == kept.subscription.made_s + 14 * DAY_S
+    assert await bench.tenant() == ("big", "trialing")
+    await bench.advance("12d")
+    async with bench.ledger.transaction() as tx:
+        actions = [entry.action for entry in await audit.read(tx, tenant="acme")]
+    assert actions.count("stripe.customer.subscription.trial_will_end") == 1
+    await bench.advance("3d")
+    assert await bench.tenant() == ("big", "paused")
+
+
+async def test_a_plan_changes_at_once_and_usage_until_then_is_sent_first(bench: Bench) -> None:
+    await bench.customer()
+    await bench.subscribe()
+    await bench.advance("10d")
+    kept = await bench.subscribing.change("acme", "big", actor=ACTOR)
+    assert bench.flushed == ["acme"]
+    assert {item.plan for item in kept.items} == {"big"}
+    assert len(kept.items) == 3
+    assert await bench.tenant() == ("big", "active")
+    await bench.advance("21d")
+    async with bench.ledger.transaction() as tx:
+        found = await invoices.of_tenant(tx, "acme")
+    prorated = [line.amount for one in found for line in one.lines if line.proration]
+    assert min(prorated) < 0 < max(prorated), "the old plan is credited, the new one charged"
+
+
+@pytest.mark.parametrize("proration", ["create_prorations", "always_invoice", "none"])
+async def test_usage_until_a_change_is_billed_by_the_old_prices_whatever_the_proration(
+    bench: Bench, proration: Any
+) -> None:
+    customer = await bench.customer()
+    await bench.subscribe()
+    await bench.advance("2d")
+    payload = {"stripe_customer_id": customer, "value": "150"}
+    await bench.api.v1.billing.meter_events.create_async({"event_name": "quota_calls", "payload": payload})
+    await bench.advance("1d")
+    await bench.subscribing.change("acme", "big", proration=proration, actor=ACTOR)
+    await bench.advance("28d")
+    async with bench.ledger.transaction() as tx:
+        found = await invoices.of_tenant(tx, "acme")
+    lines = [line for one in found for line in one.lines]
+    assert sum(line.amount for line in lines if line.metric == "calls") == 50, "50 calls beyond the 100 included"
+    flat = [line.amount for line in lines if not line.metric and line.proration]
+    assert bool(flat) is (proration != "none")
+
+
+async def test_a_change_waits_for_the_end_of_the_period_and_can_be_taken_back(bench: Bench) -> None:
+    await bench.customer()
+    await bench.subscribe()
+    kept = await bench.subscribing.change("acme", "big", when="period_end", actor=ACTOR)
+    assert (kept.subscription.plan, kept.subscription.next_plan) == ("standard", "big")
+    assert kept.subscription.schedule
+    assert await bench.tenant() == ("standard", "active")
+    again = await bench.subscribing.go_on("acme", actor=ACTOR)
+    assert (again.subscription.plan, again.subscription.next_plan, again.subscription.schedule) == ("standard", "", "")
+    await bench.subscribing.change("acme", "big", when="period_end", actor=ACTOR)
+    await bench.advance("32d")
+    assert await bench.tenant() == ("big", "active")
+    async with bench.ledger.transaction() as tx:
+        found = await subscriptions.current(tx, "acme")
+        assert found is not None
+        assert {item.plan for item in found.items} == {"big"}
+        assert not any(line.proration for one in await invoices.of_tenant(tx, "acme") for line in one.lines)
+
+
+async def test_a_cancellation_waits_for_the_end_of_the_period_and_can_be_taken_back(bench: Bench) -> None:
+    await bench.customer()
+    await bench.subscribe()
+    kept = await bench.subscribing.cancel("acme", actor=ACTOR)
+    assert kept.subscription.cancel_at_period_end
+    assert await bench.tenant() == ("standard", "active")
+    assert not (await bench.subscribing.go_on("acme", actor=ACTOR)).subscription.cancel_at_period_end
+    await bench.subscribing.cancel("acme", actor=ACTOR)
+    await bench.advance("32d")
+    assert await bench.tenant() == ("standard", "cancelled")
+    with pytest.raises(NotFound, match="no subscription"):
+        await bench.subscribing.cancel("acme", actor=ACTOR)
+    await bench.subscribe("big", trial_days=0)
+    assert await bench.tenant() == ("big", "active")
+
+
+async def test_a_cancellation_at_once_invoices_the_last_usage(bench: Bench) -> None:
+    customer = await bench.customer()
+    await bench.subscribe()
+    await bench.advance("2d")
+    payload = {"stripe_customer_id": customer, "value": "130"}
+    await bench.api.v1.billing.meter_events.create_async({"event_name": "quota_calls", "payload": payload})
+    await bench.advance("1d")
+    kept = await bench.subscribing.cancel("acme", when="now", proration="none", actor=ACTOR)
+    assert bench.flushed == ["acme"]
+    assert kept.subscription.status == "canceled"
+    assert await bench.tenant() == ("standard", "cancelled")
+    await bench.hear()
+    async with bench.ledger.transaction() as tx:
+        found = await invoices.of_tenant(tx, "acme")
+    assert [one.total for one in found] == [30, 9900]
+
+
+async def test_nothing_changes_while_usage_cannot_be_sent_unless_it_is_forced(bench: Bench) -> None:
+    await bench.customer()
+    kept = await bench.subscribe()
+    bench.left = 3
+    for attempt in (
+        bench.subscribing.cancel("acme", when="now", actor=ACTOR),
+        bench.subscribing.change("acme", "big", actor=ACTOR),
+    ):
+        with pytest.raises(StripeUnavailable, match="3 deltas"):
+            await attempt
+    assert (await bench.at_stripe(kept))["status"] == "active"
+    assert (await bench.subscribing.cancel("acme", when="now", force=True, actor=ACTOR)).subscription.ended_s
+
+
+async def test_a_failed_payment_begins_a_grace_and_paying_ends_it(bench: Bench) -> None:
+    customer = await bench.customer()
+    await bench.subscribe()
+    await asyncio.to_thread(bench.stripe.options, payments={customer: "failed"}, payment_attempts_max=4)
+    await bench.advance("31d")
+    await bench.advance("2h")
+    assert await bench.tenant() == ("standard", "past_due")
+    async with bench.ledger.transaction() as tx:
+        row = await tenants.show(tx, "acme")
+        owed = (await invoices.of_tenant(tx, "acme", status="open"))[0]
+        actions = [entry.action for entry in await audit.read(tx, tenant="acme")]
+    assert "stripe.invoice.payment_failed" in actions
+    assert row.status_until_s > bench.clock.wall_s()
+    await asyncio.to_thread(bench.stripe.options, payments={})
+    await bench.api.v1.invoices.pay_async(owed.id)
+    await bench.hear()
+    assert await bench.tenant() == ("standard", "active")
+
+
+async def test_a_failed_payment_that_stays_failed_ends_in_unpaid(bench: Bench) -> None:
+    customer = await bench.customer()
+    await bench.subscribe()
+    await asyncio.to_thread(bench.stripe.options, payments={customer: "failed"}, exhausted="unpaid")
+    await bench.advance("45d")
+    assert await bench.tenant() == ("standard", "unpaid")
+
+
+async def test_who_was_away_for_longer_than_stripe_repeats_news_finds_out_all_the_same(bench: Bench) -> None:
+    await bench.customer()
+    kept = await bench.subscribe()
+    await bench.hear()
+    await asyncio.to_thread(bench.stripe.faults, {"kind": "webhook_never"})
+    await bench.api.v1.subscriptions.cancel_async(kept.subscription.id)
+    await bench.advance("1d")
+    await bench.advance("1h")
+    assert await bench.tenant() == ("standard", "active")
+    assert await bench.mirror.look_again() == 1
+    assert await bench.tenant() == ("standard", "cancelled")
+    assert await bench.mirror.look_again() == 0
+
+
+async def test_news_of_one_tenant_at_once_do_not_block_each_other(bench: Bench) -> None:
+    await bench.customer()
+    kept = await bench.subscribe()
+    await bench.hear()
+    name = kept.subscription.id
+    async with bench.ledger.transaction() as tx:
+        invoice = (await invoices.of_tenant(tx, "acme"))[0].id
+    for number in range(5):
+        # Every round changes the tenant, whoever comes first.
+        async with bench.ledger.transaction() as tx:
+            await tx._connection.execute("update billing_customers set standing = null")
+            await tenants.change_plan(tx, "acme", "free", actor=ACTOR, reason=f"round {number}")
+        looks = [bench.mirror.subscription(name), bench.mirror.invoice(invoice)] * 2
+        assert await asyncio.gather(*looks) == [True] * 4
+        assert await bench.tenant() == ("standard", "active")
+
+
+async def test_checkout_subscribes_when_it_is_completed_and_not_before(bench: Bench) -> None:
+    async with bench.ledger.transaction() as tx:
+        await tenants.put(tx, "acme", plan="free", actor=ACTOR)
+    page = await checkout.checkout(
+        bench.mirror,
+        bench.subscribing,
+        "acme",
+        Wish(plan="standard"),
+        success_url="https://app.test/ok",
+        cancel_url="https://app.test/no",
+        actor=ACTOR,
+    )
+    assert page.url.startswith("https://")
+    await bench.hear()
+    assert await bench.tenant() == ("free", "active")
+    await asyncio.to_thread(bench.stripe.check_out, page.id)
+    await bench.hear()
+    assert await bench.tenant() == ("standard", "active")
+    with pytest.raises(Conflict):
+        await checkout.checkout(
+            bench.mirror,
+            bench.subscribing,
+            "acme",
+            Wish(plan="big"),
+            success_url="https://app.test/ok",
+            cancel_url="https://app.test/no",
+            actor=ACTOR,
+        )
+    assert (await checkout.portal(bench.mirror, "acme", return_url="https://app.test")).url.startswith("https://")
+    async with bench.ledger.transaction() as tx:
+        customer = (await customers.of_tenant(tx, "acme")).customer
+    method = await customers.payment_method(bench.api, customer)
+    assert method is not None
+    assert (method.type, method.brand, method.last4) == ("card", "visa", "4242")
+
+
+async def test_a_customer_of_stripe_is_adopted_with_its_subscriptions(bench: Bench) -> None:
+    async with bench.ledger.transaction() as tx:
+        await tenants.put(tx, "acme", plan="free", actor=ACTOR)
+        await tenants.put(tx, "other", plan="free", actor=ACTOR)
+    made = await bench.api.v1.customers.create_async({"email": "old@example.test"})
+    async with customers.one_change(bench.ledger, "acme"):
+        adopted = await customers.adopt(bench.ledger, bench.api, "acme", made.id, actor=ACTOR)
+        again = await customers.adopt(bench.ledger, bench.api, "acme", made.id, actor=ACTOR)
+    assert adopted == again
+    assert (await bench.api.v1.customers.retrieve_async(made.id)).to_dict()["metadata"] == {"tenant": "acme"}
+    with pytest.raises(Conflict):
+        await customers.adopt(bench.ledger, bench.api, "other", made.id, actor=ACTOR)
+    with pytest.raises(NotFound):
+        await customers.adopt(bench.ledger, bench.api, "other", "cus_nobody", actor=ACTOR)
+
+
+async def test_a_customer_linked_twice_at_the_same_moment_is_linked(bench: Bench) -> None:
+    """By the call that made it, and by the webhook that tells of it."""
+    for number in range(10):
+        async with bench.ledger.transaction() as tx:
+            await tenants.put(tx, f"t{number}", plan="free", actor=ACTOR)
+
+        async def link(tenant: str) -> None:
+            async with bench.ledger.transaction() as tx:
+                await customers.link(tx, tenant, f"cus_{tenant}", actor=ACTOR)
+
+        await asyncio.gather(*(link(f"t{number}") for _ in range(4)))
+
+
+async def test_a_subscription_made_behind_our_back_counts_too(bench: Bench) -> None:
+    """As one made in the dashboard: its webhooks tell."""
+    customer = await bench.customer()
+    async with bench.ledger.transaction() as tx:
+        await tenants.put(tx, "other", plan="free", actor=ACTOR)
+    kept = await bench.subscribe()
+    prices: Any = [{"price": item.price, **({"quantity": 1} if item.quantity else {})} for item in kept.items]
+    await bench.subscribing.cancel("acme", when="now", actor=ACTOR)
+    await bench.api.v1.subscriptions.create_async({"customer": customer, "items": prices})
+    await bench.hear()
+    assert await bench.tenant() == ("standard", "active")
+
+
+async def test_a_refused_card_changes_nothing_here(bench: Bench) -> None:
+    await bench.customer(card="pm_card_chargeCustomerFail")
+    kept = await bench.subscribe()
+    assert kept.subscription.status == "incomplete"
+    assert await bench.tenant() == ("free", "active")
+    await bench.customer("other", card="")
+    with pytest.raises(StripeRefused, match="no attached payment source"):
+        await bench.subscribe(tenant="other")
+    assert await bench.tenant("other") == ("free", "active")
+    # The tenant is free for another try.
+    invoiced = await bench.subscribe(tenant="other", days_until_due=14)
+    assert invoiced.subscription.status == "active"
+
+
+async def test_a_call_whose_answer_was_lost_is_told_and_its_effect_is_found(bench: Bench) -> None:
+    await bench.customer()
+    rule = {"path": "/v1/subscriptions", "method": "POST", "kind": "error_after", "count": 1}
+    await asyncio.to_thread(bench.stripe.faults, rule)
+    with pytest.raises(StripeUnavailable):
+        await bench.subscribe()
+    await bench.hear()
+    assert await bench.tenant() == ("standard", "active")
+    with pytest.raises(Conflict, match="has the subscription"):
+        await bench.subscribe()
