@@ -18,9 +18,10 @@ import click
 from msgspec import Struct, structs
 
 from sidecar import address, child, logs, settings
-from sidecar.cli import demo, guide
+from sidecar.cli import demo, demo_billing, guide
 from sidecar.cli.catalogue import default_file
 from sidecar.cli.followed import follow
+from sidecar.cli.stripe_account import standin_of
 from sidecar.cli.target import DEV_STATE, show_json
 from sidecar.clock import Clock
 from sidecar.control.catalogues import Catalogues
@@ -122,7 +123,7 @@ async def _run(options: Options, state: State, stop: Stop) -> None:
         await asyncio.gather(*(server.start() for server in embedded.servers))
         found = _connected(found, embedded)
         await migrate.migrate(found.postgres_dsn)
-        ledger = await Ledger.open(found.postgres_dsn, shards=found.shards, connections_max=1)
+        ledger = await Ledger.open(found.postgres_dsn, shards=found.shards, connections_max=3)
         stack.push_async_callback(ledger.close)
         clock = Clock(state.clock_file)
 
@@ -142,6 +143,7 @@ async def _run(options: Options, state: State, stop: Stop) -> None:
         await supervisor.start()
         if embedded.stripe is not None:
             await embedded.stripe.deliver_to(address.parse(supervisor.settings.control_listen).url + WEBHOOK_PATH)
+            await demo_billing.bill(ledger, found, catalogue, clock)
         # Ready means that the catalogue, tenants and keys are in Redis too, and that every worker has heard of them.
         for process in ("backoffice", *(str(index) for index in range(found.workers))):
             await child.flush(state.ops_socket(process), FIRST_FLUSH_S)
@@ -213,7 +215,7 @@ def _embedded(state: State, found: Settings) -> Embedded:
     """The servers to run; no stand-in where it is not installed, or where the environment names a Stripe account."""
     stripe = None
     if standin.is_there() and not found.stripe_key:
-        stripe = EmbeddedStripe(state.path / "stripe", state.clock_file)
+        stripe = standin_of(state)
     return Embedded(EmbeddedRedis(state.path / "redis"), EmbeddedPostgres(state.path / "postgres"), stripe)
 
 

@@ -71,9 +71,9 @@ def counted(state: LimitState, units: int, wall_ms: int) -> Denial | int:
 
 def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool) -> Denial | int | str:
     """A limit whose lease does not cover ``units``: SHORT to ask Redis, a Denial, or DEGRADED by its outage policy."""
-    if state.stop is not None and units > state.stop:
+    if state.stop and units > state.stop:
         return Denial(429, "cost_too_large", state, cost=units)
-    if state.spent_out(units):
+    if state.stop == 0 or state.spent_out(units):
         return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
     if away:
         return in_outage(state, units)

@@ -16,7 +16,7 @@ V = TypeVar("V")
 def remember(memo: dict[K, V], key: K, value: V, entries_max: int) -> V:
     """Keep a value, at the cost of the oldest eighth when the memo is full."""
     if len(memo) >= entries_max and key not in memo:
-        # One at a time would be slow: a dictionary looks for its first entry among all places that were freed before it.
+        # One at a time would be slow: a dictionary looks for its first entry among all that were freed before it.
         for oldest in list(islice(memo, max(1, entries_max // 8))):
             del memo[oldest]
     memo[key] = value

@@ -112,7 +112,9 @@ async def test_ten_thousand_deltas_arrive_once_though_calls_fail_and_forwarders_
     reported: set[str] = set()
     for turn in range(400):
         step = STEPS[turn % len(STEPS)]
-        forwarder = place.forwarder(step=killed_at(step, chance.choice((1, 7, 40) if step.startswith("call") else (1, 2))), timeout_s=5)
+        forwarder = place.forwarder(
+            step=killed_at(step, chance.choice((1, 7, 40) if step.startswith("call") else (1, 2))), timeout_s=5
+        )
         if await until_killed(forwarder):
             died.add(step)
             await claims_end(place)

@@ -202,9 +202,12 @@ def test_journals_of_living_workers_can_be_looked_into(dev: SidecarDev, tenant: 
 
 
 def test_commands_that_find_no_installation_say_what_to_do(dev: SidecarDev, tmp_path: Path) -> None:
-    for command in (("flush",), ("verify", "--json"), ("usage", "x"), ("tenant", "list")):
+    for command in (("flush",), ("usage", "x"), ("tenant", "list")):
         told = refused(dev, *command, "--state", str(tmp_path))
         assert told.startswith("sidecar: no `sidecar dev` is running in")
+    # Exit 1 of verify is a difference, and nothing else is.
+    told = refused(dev, "verify", "--json", "--state", str(tmp_path), status=2)
+    assert told.startswith("sidecar: could not compare: no `sidecar dev` is running in")
 
 
 def test_an_unknown_command_or_option_is_bad_usage(dev: SidecarDev) -> None:

@@ -123,7 +123,8 @@ async def test_two_forwarders_share_the_work(place: Forwarding) -> None:
     await place.tenants(names)
     await place.count_all([(name, metric, 5) for name in names for metric in ("api_calls", "llm_tokens")])
     one, two = place.forwarder(), place.forwarder()
-    await asyncio.gather(one.flush(), two.flush())
+    await one.decide()
+    await asyncio.gather(one.pump(), two.pump())
     assert await place.states() == {"delivered": 400}
     assert all(forwarder.counters.events["delivered"] for forwarder in (one, two))
     assert place.refusals() == []

@@ -72,13 +72,11 @@ default: {costs: {}}
 """)
     result = sidecar("check", str(file))
     assert result.exit_code == 0
-    assert result.stderr.splitlines() == [
-        f"{file}: doubtful: route render: never admitted under plan small: "
-        "it costs 7.5 credits, limit credits stops at 5",
-        f"{file}: doubtful: route huge: never admitted under plan small: it costs 100 credits, limit credits stops at "
-        "5; plan large: it costs 100 credits, limit credits stops at 50; plan without: it costs 2 calls, limit calls "
-        "stops at 1",
-    ]
+    render, huge = result.stderr.splitlines()
+    begun = f"{file}: doubtful: route"
+    assert render == f"{begun} render: never admitted under plan small: it costs 7.5 credits, limit credits stops at 5"
+    assert huge.startswith(f"{begun} huge: never admitted under plan small: it costs 100 credits, ")
+    assert huge.endswith("; plan without: it costs 2 calls, limit calls stops at 1")
 
 
 def test_a_check_without_a_file_says_what_to_name() -> None:

@@ -114,6 +114,11 @@ def test_more_than_the_cap_never_fits() -> None:
         assert said(found) == (429, "cost_too_large", 0)
 
 
+def test_a_cap_of_nothing_is_used_up_from_the_start() -> None:
+    nothing = state(limit(HARD, included=0, stop=0), known=False)
+    assert said(verdict.leased(nothing, 5, 0, NOW_MS, away=False)) == (429, "limit_reached", 3600)
+
+
 def test_a_cost_that_never_fits_is_told_before_a_limit_that_comes_back() -> None:
     denials = [
         Denial(429, "limit_reached", state(HARD, used=100), 3600),

@@ -77,10 +77,10 @@ def merge(shard: Shard, generation: str, rows: list[list[Any]]) -> int:
 def resend(shard: Shard, windows: list[list[str]]) -> int:
     keys = shard.keys
     version, marked = keys.number(shard.epoch, "version") + 1, 0
-    keys.put(shard.epoch, version=version)
     for tenant, member in windows:
         key, entry = shard.window_key(tenant, member), f"{tenant}\0{member}"
         if key in keys.hashes:
+            keys.put(shard.epoch, version=version)
             keys.put(key, v=version)
             if entry not in keys.ranked.get(shard.tag + "dirty", {}):
                 keys.rank(shard.tag + "dirty", entry, version)
