@@ -17,7 +17,7 @@ from sidecar.billing.reconcile import Comparison
 from sidecar.catalogue import period
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
-from sidecar.errors import JournalUnusable
+from sidecar.errors import JournalUnusable, StripeUnavailable
 from sidecar.ledger import projection, tenants, usage
 from sidecar.ledger.shard import CounterRow
 from sidecar.ledger.tenants import TenantRow
@@ -153,19 +153,25 @@ class Verifier:
 
 
 async def stripe_differences(comparison: Comparison) -> list[Difference]:
-    """What Stripe has otherwise than the outbox and ledger, beyond what is on its way."""
+    """What Stripe has otherwise than the outbox and ledger, beyond what is on its way.
+
+    Raises StripeUnavailable when nothing differs, but not everything could be read.
+    """
     found: list[Difference] = []
+    unread: list[Difference] = []
     async for compared in comparison.tenants():
         for line in compared.lines:
             if line.span == "day" and line.matters:
                 what = f"meter {line.metric} on {_date(line.from_s)[:10]}"
                 left = ("ledger", line.ledger) if line.delivered == line.stripe else ("outbox", line.delivered)
                 found.append(Difference(line.tenant, what, *left, "Stripe", line.stripe))
-        found += [
+        unread += [
             Difference(lost.tenant, f"meter {lost.metric}: {lost.cause}", "outbox", 0, "Stripe", 0)
             for lost in compared.unread
         ]
-    return sorted(found)
+    if unread and not found:
+        raise StripeUnavailable(f"{len(unread)} meters could not be compared: {unread[0].tenant}, {unread[0].what}")
+    return sorted(found + unread)
 
 
 def _compare(
