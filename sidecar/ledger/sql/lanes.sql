@@ -4,6 +4,8 @@ with chosen as materialized (
     select tenant, metric from stripe_lanes
     where due <= ledger_now() and (claimed_until is null or claimed_until < now())
         and ($4 = '' or tenant = $4 collate "C")
+        -- Whoever changes a tenant's billing sends for it; since when its items count is known after that.
+        and ($4 <> '' or not exists (select from billing_changes as x where x.tenant = stripe_lanes.tenant and x.ends > now()))
     order by deadline, due
     limit $2
     for update skip locked
@@ -17,6 +19,7 @@ returning l.tenant, l.metric, l.failures;
 select n.tenant, n.metric, coalesce(c.customer, '') as customer, coalesce(m.id, '') as meter,
     coalesce(m.event_name, '') as event_name, extract(epoch from ledger_now())::bigint as now_s,
     extract(epoch from t.anchor)::bigint as anchor_s, t.interval_months,
+    coalesce(extract(epoch from c.items_since)::bigint, 0) as items_since_s,
     (c.restored is not null and (l.verified is null or l.verified < c.restored)) is true as distrusted,
     coalesce(extract(epoch from c.restored)::bigint, 0) as restored_s,
     exists (select from stripe_outbox as d where d.tenant = n.tenant and d.metric = n.metric and d.state = 'in_doubt'
@@ -58,10 +61,10 @@ where o.tenant = s.tenant collate "C" and o.metric = s.metric collate "C" and o.
     and o.hour = to_timestamp(s.hour_s) and o.number = s.number;
 
 -- name: move_rows
--- Gives rows that were never sent another timestamp, in the running period.
-update stripe_outbox as o set at = to_timestamp(s.at_s), deadline = to_timestamp(s.deadline_s), late = true
-from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[])
-    as s (tenant, metric, period_s, hour_s, number, at_s, deadline_s)
+-- Gives rows that were never sent another timestamp.
+update stripe_outbox as o set at = to_timestamp(s.at_s), deadline = to_timestamp(s.deadline_s), late = s.late
+from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::boolean[])
+    as s (tenant, metric, period_s, hour_s, number, at_s, deadline_s, late)
 where o.tenant = s.tenant collate "C" and o.metric = s.metric collate "C" and o.period = to_timestamp(s.period_s)
     and o.hour = to_timestamp(s.hour_s) and o.number = s.number and o.first_sent is null;
 
@@ -79,7 +82,7 @@ returning greatest(0, ((extract(epoch from p.next_free - clock_timestamp())
 
 -- name: slow_pace
 -- Slows everybody down after Stripe asked for it; complaints of one second count once.
-update stripe_pace set permille = greatest(10, permille * 7 / 10), changed = clock_timestamp(),
+update stripe_pace set permille = greatest(250, permille * 7 / 10), changed = clock_timestamp(),
     next_free = greatest(next_free, clock_timestamp() + interval '500 milliseconds')
 where changed < clock_timestamp() - interval '1 second';
 
@@ -171,16 +174,22 @@ where tenant = $1 and metric = $2 and state = 'delivered' and at >= to_timestamp
 group by 1 order by 1;
 
 -- name: unbilled_windows
--- Windows of a lane with more than their rows stand for, the oldest first, and the number of their next row.
+-- Windows of a lane that are billed and have more than their rows stand for, the oldest first, with their next number.
+with metered as (
+    select date_trunc('hour', min(created), 'UTC') as since
+    from stripe_objects where kind = 'meter' and metric = $2 having bool_or(current)
+)
 select extract(epoch from w.period)::bigint, extract(epoch from w.hour)::bigint, (w.amount - coalesce(o.amount, 0))::bigint,
     coalesce(o.number, 0) + 1
 from usage_windows as w
+join billing_customers as c on c.tenant = w.tenant
+cross join metered as m
 cross join lateral (
     select sum(x.amount)::bigint as amount, max(x.number) as number from stripe_outbox as x
     where x.tenant = w.tenant and x.metric = w.metric and x.period = w.period and x.hour = w.hour
 ) as o
-where w.tenant = $1 and w.metric = $2 and w.scope = '' and w.hour >= to_timestamp($3::bigint)
-    and w.amount > coalesce(o.amount, 0)
+where w.tenant = $1 and w.metric = $2 and w.scope = '' and w.amount > coalesce(o.amount, 0)
+    and greatest(w.hour, w.period) >= c.billed_from and w.hour >= m.since
 order by w.hour, w.period;
 
 -- name: next_number
