@@ -217,7 +217,9 @@ async def _desk(
     ledger = await _ledger(settings, stack, connections_max=4, timeout_s=FLUSHER_TIMEOUT_S)
     mirror = Mirror(ledger, api, Catalogues().in_force, clock)
 
-    forwarder = inside.forwarder or Forwarder(ledger, api, _forwarder_terms(settings), BillingCounters(), clock)
+    # Beside a flusher only is it known whether the ledger has everything that was counted.
+    terms = _forwarder_terms(settings)
+    forwarder = inside.forwarder or Forwarder(ledger, api, terms, BillingCounters(), clock, vouch=None)
 
     async def flush(tenant: str) -> int:
         await inside.carry()

@@ -55,14 +55,15 @@ class LedgerRefused(SidecarError):
 class StripeUnavailable(SidecarError):
     """Stripe did not answer, or with an error of its own: the call may or may not have taken effect.
 
-    ``status`` is that of the answer, 0 when there was none.
+    ``status`` is that of the answer, 0 when there was none; ``replayed`` an answer that was given before.
     """
 
     transient = True
 
-    def __init__(self, message: str | None = None, *, status: int = 0) -> None:
+    def __init__(self, message: str | None = None, *, status: int = 0, replayed: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.replayed = replayed
 
 
 class StripeBusy(StripeUnavailable):
@@ -76,11 +77,20 @@ class StripeBusy(StripeUnavailable):
 class StripeRefused(SidecarError):
     """Stripe refused the call, which had no effect; mend what is named."""
 
-    def __init__(self, message: str | None = None, *, status: int = 400, code: str = "", param: str = "") -> None:
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int = 400,
+        code: str = "",
+        param: str = "",
+        replayed: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.replayed = replayed
 
 
 class BillingOff(SidecarError):

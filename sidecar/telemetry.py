@@ -84,6 +84,9 @@ _LISTED = (
     Family("sidecar_webhooks_waiting", "gauge", "Webhook events stored and not dealt with yet.", (), "max"),
     Family("sidecar_webhook_lag_seconds", "gauge", "How long the oldest waiting webhook event has waited.", (), "max"),
     Family("sidecar_webhooks_dead", "gauge", "Webhook events that were given up; they can be replayed.", (), "max"),
+    Family(
+        "sidecar_stripe_subscriptions_doubled", "gauge", "Tenants that pay for more than one subscription.", (), "max"
+    ),
     Family("sidecar_stripe_deltas_total", "counter", "Deltas decided for Stripe, by kind.", ("kind",)),
     Family("sidecar_stripe_events_total", "counter", "Usage events sent to Stripe, by their fate.", ("outcome",)),
     Family(

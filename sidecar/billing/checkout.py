@@ -1,7 +1,8 @@
 """Pages at Stripe where people pay and look after their billing: Checkout and the customer portal.
 
-Guarantees: Checkout only starts for a tenant without a living subscription, with the same prices, trial and tax as a
-            subscription made here; nothing is given before Stripe says that it was completed.
+Guarantees: Checkout only starts for a tenant without a living subscription, and closes the pages that were open for it:
+            two of them would make two subscriptions. It has the same prices, trial and tax as a subscription made
+            here; nothing is given before Stripe says that it was completed.
 Gives up:   what the portal lets people do: that is set at Stripe, and its effects arrive as news.
 Source: https://docs.stripe.com/api/checkout/sessions/create, https://docs.stripe.com/api/customer_portal/sessions/create
 """

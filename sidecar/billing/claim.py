@@ -1,7 +1,7 @@
 """One claim of a forwarder: lanes, what each has to do, and when its calls may be made.
 
 Guarantees: all in one transaction, so that a row is known to be about to be sent before anybody sends it; what needs no
-            call (leaving a row to the summaries, moving one to the running period) is done in it.
+            call (leaving a row to the summaries, moving one to another time) is done in it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class ForwarderTerms(Struct, frozen=True):
 
 
 class Batch(Struct):
-    """Rows to send at a pace, and other work. Nothing is called after ``until_ms`` (monotonic)."""
+    """Rows to send at a pace, and other work. Claimed at ``began_ms``; nothing is called after ``until_ms``."""
 
     sends: list[tuple[Work, Row]]
     others: list[tuple[Work, Step]]
     pace: Pace
+    began_ms: int = 0
     until_ms: int = 0
 
 
@@ -75,10 +76,10 @@ async def _at_once(tx: Transaction, token: str, steps: Sequence[tuple[Work, Step
 
 
 async def _move(tx: Transaction, moved: Sequence[tuple[Work, Row]], terms: ForwarderTerms) -> None:
-    """Give rows that were never sent a timestamp in the running period."""
+    """Give rows that were never sent the timestamp that they would get now."""
     placed = []
     for work, row in moved:
-        periods = Terms(work.anchor_s, work.interval_months, terms.close_delay_s)
+        periods = Terms(work.anchor_s, work.interval_months, terms.close_delay_s, work.items_since_s)
         where = delta.place(row.window, periods, work.now_s)
         if where is not None:
             placed.append((row, where))
@@ -88,5 +89,5 @@ async def _move(tx: Transaction, moved: Sequence[tuple[Work, Row]], terms: Forwa
         minutes = taken[row.window.tenant, row.window.metric]
         at_s = delta.moment(where, minutes)
         minutes.add(at_s // delta.MINUTE_S)
-        moments.append((at_s, where.deadline_s))
+        moments.append((at_s, where))
     await lanes.move(tx, [row for row, _ in placed], moments)

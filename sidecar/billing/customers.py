@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stripe.params import CustomerCreateParams
 
 TENANT_KEY = "tenant"  # in the metadata of what is made at Stripe
-CHANGE_S = 120  # longer than Stripe's calls of one change can take together
+CHANGE_S = 300  # longer than Stripe's calls of one change can take together
 NOT_FOUND = 404
 
 
@@ -139,14 +139,13 @@ async def recognized(ledger: Ledger, api: StripeApi, customer: str, *, actor: st
 
 async def fetched(api: StripeApi, customer: str) -> dict[str, Any] | None:
     """A customer as Stripe has it; None when it is deleted or was never there."""
-    try:
-        with errors():
-            found = (await api.v1.customers.retrieve_async(customer)).to_dict()
-    except StripeRefused as error:
-        if error.status == NOT_FOUND:
-            return None
-        raise
-    return None if found.get("deleted") else found
+    found = await _answered(api, customer)
+    return None if found is None or found.get("deleted") else found
+
+
+async def was_ever(api: StripeApi, customer: str) -> bool:
+    """Whether the account has, or had, the customer."""
+    return await _answered(api, customer) is not None
 
 
 async def payment_method(api: StripeApi, customer: str) -> PaymentMethod | None:
@@ -171,6 +170,16 @@ async def payment_method(api: StripeApi, customer: str) -> PaymentMethod | None:
         exp_month=int(about.get("exp_month") or 0),
         exp_year=int(about.get("exp_year") or 0),
     )
+
+
+async def _answered(api: StripeApi, customer: str) -> dict[str, Any] | None:
+    try:
+        with errors():
+            return (await api.v1.customers.retrieve_async(customer)).to_dict()
+    except StripeRefused as error:
+        if error.status == NOT_FOUND:
+            return None
+        raise
 
 
 async def _linked(ledger: Ledger, tenant: str, customer: str, actor: str) -> Customer:

@@ -1,8 +1,9 @@
 """A delta of a window on its way to Stripe: where in time it lies, how it is cut, what it is called. Pure.
 
 Guarantees: the same delta of the same ledger always has the same identifier; a timestamp lies in the window and in its
-            billing period, or, for usage that is late, in the period that is running; never in the future, and never
-            within a day of the age at which Stripe refuses it. Pieces add up to the whole, each of at most 15 digits.
+            billing period, or, for usage that is late, in the period that is running; never in the future, never
+            within a day of the age at which Stripe refuses it, and never before the items that bill it began.
+            Pieces add up to the whole, each of at most 15 digits.
 Gives up:   a minute of its own when all of its hour are taken.
 Source:     https://docs.stripe.com/api/billing/meter-event/create (35 days back, identifiers up to 100 characters).
 """
@@ -39,11 +40,16 @@ class Window(Struct, frozen=True):
 
 
 class Terms(Struct, frozen=True):
-    """What decides where a delta lies, beside its window: the tenant's billing periods, and how long one stays open."""
+    """What decides where a delta lies, beside its window: the tenant's billing periods, and how long one stays open.
+
+    ``items_since_s``: since when its subscription has the metered items it has now, 0 when they came with it. Stripe
+    counts nothing earlier for them, and what the items before them had was billed when they went.
+    """
 
     anchor_s: int
     interval_months: int
     close_delay_s: int
+    items_since_s: int = 0
 
     @property
     def guard_s(self) -> int:
@@ -104,9 +110,9 @@ def value(amount: int, scale: int) -> Decimal:
 
 
 def place(window: Window, terms: Terms, now_s: int) -> Place | None:
-    """Where the delta of a window may lie now; None while the window has not begun (a writer's clock runs ahead)."""
-    begins_s = max(window.hour_s, window.period_s)
-    if begins_s > now_s:
+    """Where the delta of a window may lie now; None while that is in the future (a clock elsewhere runs ahead)."""
+    begins_s, since_s = max(window.hour_s, window.period_s), terms.items_since_s
+    if max(begins_s, since_s) > now_s:
         return None
     current_s, current_end_s = bounds("billing", now_s, terms.anchor_s, terms.interval_months)
     if window.period_s >= current_s:
@@ -116,10 +122,19 @@ def place(window: Window, terms: Terms, now_s: int) -> Place | None:
         ends_s = min(current_s, bounds("billing", begins_s, terms.anchor_s, terms.interval_months)[1])
     deadline_s = ends_s + terms.close_delay_s
     from_s = max(begins_s, now_s - AGE_SENT_MAX_S)
+    if since_s < ends_s or _cut_short(window, terms):
+        from_s = max(from_s, since_s)
     to_s = min(window.hour_s + HOUR_S, ends_s, now_s + 1) - 1
     if from_s <= to_s and now_s < deadline_s - terms.guard_s:
         return Place(from_s, to_s, deadline_s, late=False)
-    return Place(max(current_s, now_s - LATE_SPREAD_S), now_s, current_end_s + terms.close_delay_s, late=True)
+    late_from_s = max(current_s, since_s, now_s - LATE_SPREAD_S)
+    return Place(late_from_s, now_s, current_end_s + terms.close_delay_s, late=True)
+
+
+def _cut_short(window: Window, terms: Terms) -> bool:
+    """Whether a new anchor ended the window's period: unlike at a period's own end, no invoice of it is still open."""
+    begins_s = max(window.hour_s, window.period_s)
+    return bounds("billing", begins_s, terms.anchor_s, terms.interval_months)[0] != window.period_s
 
 
 def moment(where: Place, taken: Container[int]) -> int:

@@ -33,7 +33,7 @@ from sidecar.billing.schedule import Step
 from sidecar.billing.settlement import Summaries
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.clock import Clock
-from sidecar.errors import LedgerUnavailable, SidecarError
+from sidecar.errors import LedgerUnavailable, SidecarError, StripeUnavailable
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.distrust import distrust
 from sidecar.ledger.transaction import Transaction
@@ -51,7 +51,7 @@ GATHER_S = 0.01
 PROBE_FIRST_S = 1.0
 PROBE_MAX_S = 30.0
 SLOW_SHARE = 5  # everybody slows down when more than this part of the answers asks for it
-CALL_MAX_S = 40  # how long a call may take; nothing is called with less than that left of a claim
+CALL_MAX_S = 40  # a call is given up after that; nothing is called with less than that left of a claim, or of a period
 STOP_S = 10.0
 FLUSH_S = 20.0
 
@@ -74,7 +74,10 @@ class Done(Struct):
 
 
 class Forwarder:
-    """Run by the backoffice. ``vouch`` says whether the ledger is as new as Redis knows it to be: Flusher.vouches."""
+    """Run by the backoffice. ``vouch`` says whether the ledger is as new as Redis knows it to be: Flusher.vouches.
+
+    None: this process cannot know; then it neither decides nor sends.
+    """
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class Forwarder:
         counters: BillingCounters,
         clock: Clock,
         *,
-        vouch: Vouch = lambda _: True,
+        vouch: Vouch | None = lambda _: True,
         step: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
@@ -149,25 +152,26 @@ class Forwarder:
     async def flush_tenant(self, tenant: str, timeout_s: float = FLUSH_S) -> int:
         """Decide and send everything of one tenant now; returns how many deltas Stripe does not have after that.
 
-        For what comes next to close the books of a customer, such as a cancellation.
+        For what comes next to close the books of a customer, such as a cancellation. Usage that may not be decided yet
+        counts as a delta for each window; a ledger that nobody vouches for may lack usage, and counts as one at least.
         """
         until_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
         async with self._ledger.transaction() as tx:
             shard = int(await tx.value("shard_of", tenant))
         while True:
-            decided = await self._decide(shard, tenant)
+            vouched = await self._vouched()
+            decided = await self._decide(shard, tenant) if vouched else 0
             await self.pump(tenant, until_ms)
-            left, stuck = await self._open(tenant)
-            done = not decided and left == stuck
-            if done or self.away or self._clock.monotonic_ms() >= until_ms:
-                return left
+            async with self._ledger.transaction() as tx:
+                rows, stuck = (await tx.rows("open_rows_of", tenant))[0]
+            held, soon = await self.outbox.undecided(tenant)
+            if vouched and not decided and not soon and rows == stuck:
+                return int(rows + held)
+            if self._vouch is None or self.away or self._clock.monotonic_ms() >= until_ms:
+                if not vouched:
+                    log.warning("nothing vouches for a tenant's usage; it was not sent", extra=fields(tenant=tenant))
+                return max(int(rows + held), int(not vouched))
             await asyncio.sleep(RETRY_S)
-
-    async def _open(self, tenant: str) -> tuple[int, int]:
-        """How many rows of a tenant are not delivered, and how many of those nothing can be done about now."""
-        async with self._ledger.transaction() as tx:
-            left, stuck = (await tx.rows("open_rows_of", tenant))[0]
-        return left, stuck
 
     async def decide(self) -> None:
         """Decide the deltas of shards whose turn it is."""
@@ -246,7 +250,7 @@ class Forwarder:
         if self.away:
             await asyncio.sleep(self._probe_s * (0.5 + random.random() / 2))
         token = secrets.token_hex(8)
-        until_ms = self._clock.monotonic_ms() + (CLAIM_S - CALL_MAX_S) * 1000
+        began_ms = self._clock.monotonic_ms()
         self._step("claiming")
         async with self._ledger.transaction() as tx:
             if not await self._vouched(tx):
@@ -255,7 +259,7 @@ class Forwarder:
             self._step("claimed, not committed")
         self._step("claimed")
         if batch is not None:
-            batch.until_ms = until_ms
+            batch.began_ms, batch.until_ms = began_ms, began_ms + (CLAIM_S - CALL_MAX_S) * 1000
             self.counters.pace_permille = batch.pace.permille
         return batch
 
@@ -263,6 +267,8 @@ class Forwarder:
         if tx is None:
             async with self._ledger.transaction() as own:
                 return await self._vouched(own)
+        if self._vouch is None:
+            return False
         return self._vouch({int(row[0]): int(row[1]) for row in await tx.rows("shard_states")})
 
     def _start(self, batch: Batch) -> set[asyncio.Task[Done]]:
@@ -277,20 +283,34 @@ class Forwarder:
     async def _send(self, batch: Batch, chunk: list[tuple[Work, Row]], wait_s: float) -> Done:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
-        if self._clock.monotonic_ms() >= batch.until_ms:
-            fates = [fate.unsent(row, "its turn came too late") for _, row in chunk]
-        else:
+        began_ms = self._clock.monotonic_ms()
+        latest_s = CALL_MAX_S + (began_ms - batch.began_ms) // 1000
+        late: list[tuple[Work, Row]] = []
+        timely: list[tuple[Work, Row]] = []
+        for work, row in chunk:
+            in_time = began_ms < batch.until_ms and work.now_s + latest_s < row.deadline_s
+            (timely if in_time else late).append((work, row))
+        fates = [fate.unsent(row, "its turn came too late") for _, row in late]
+        if timely:
             self._step("calling")
-            began_ms = self._clock.monotonic_ms()
-            fates = await self._sender.send(chunk)
+            fates += await self._call(timely)
             self.counters.call_us.observe((self._clock.monotonic_ms() - began_ms) * 1000)
             self._step("called")
         releases = []
-        for (work, _), found in zip(chunk, fates, strict=True):
+        for (work, _), found in zip(late + timely, fates, strict=True):
             good = found.state in ("delivered", "parked", "in_doubt")
             pause_ms = 0 if good else fate.pause_ms(found.outcome, work.failures, random.random())
             releases.append(Release(work.claim, work.tenant, work.metric, 0 if good else work.failures + 1, pause_ms))
         return Done(fates, releases)
+
+    async def _call(self, chunk: list[tuple[Work, Row]]) -> list[Fate]:
+        """Send rows; what is not answered in time may have arrived, and is sent again under the same identifier."""
+        try:
+            async with asyncio.timeout(CALL_MAX_S):
+                return await self._sender.send(chunk)
+        except TimeoutError:
+            error = StripeUnavailable(f"Stripe did not answer within {CALL_MAX_S} s")
+            return [fate.failed(row, error) for _, row in chunk]
 
     async def _other(self, work: Work, step: Step) -> Done:
         """Settle or verify a lane; whatever goes wrong is tried again later."""

@@ -25,7 +25,7 @@ from sidecar.billing.mirror import Mirror
 from sidecar.billing.objects import StripeObject
 from sidecar.billing.stripe_api import errors
 from sidecar.catalogue.model import Catalogue
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, StripeRefused
 from sidecar.ledger import tenants
 
 ENDED = ("canceled", "incomplete_expired")
@@ -151,6 +151,8 @@ async def adopt_account(
             Claim(one.id, str((one.to_dict().get("metadata") or {}).get(customers.TENANT_KEY) or ""))
             async for one in page.auto_paging_iter()
         ]
+    silent = await _silent_prices(mirror, mapping)
+    mapping = structs.replace(mapping, prices={id_: to for id_, to in mapping.prices.items() if id_ not in silent})
     async with mirror.ledger.transaction() as tx:
         linked = {row["tenant"]: row["customer"] for row in await tx.rows("linked_customers")}
         if not dry_run:
@@ -161,15 +163,24 @@ async def adopt_account(
         Adopted(customer=name, tenant=mapping.customers[name], action="unmapped", reason="there is no such customer")
         for name in strangers
     ]
-    return [await _adopted(mirror, catalogue, mapping, row, actor=actor, dry_run=dry_run) for row in rows]
+    return [
+        await _adopted(mirror, catalogue, mapping, row, silent=silent, actor=actor, dry_run=dry_run) for row in rows
+    ]
 
 
 async def _adopted(
-    mirror: Mirror, catalogue: Catalogue, mapping: AccountMapping, row: Adopted, *, actor: str, dry_run: bool
+    mirror: Mirror,
+    catalogue: Catalogue,
+    mapping: AccountMapping,
+    row: Adopted,
+    *,
+    silent: Mapping[str, str],
+    actor: str,
+    dry_run: bool,
 ) -> Adopted:
     if row.action not in ("known", "link"):
         return row
-    found = await _subscriptions(mirror, mapping, row.customer, catalogue)
+    found = await _subscriptions(mirror, mapping, row.customer, catalogue, silent)
     row = structs.replace(row, subscriptions=tuple(found))
     plan = next((one.plan for one in found if one.plan and one.status not in ENDED), catalogue.default_plan)
     async with mirror.ledger.transaction() as tx:
@@ -184,12 +195,12 @@ async def _adopted(
         if row.action == "link":
             async with customers.one_change(mirror.ledger, row.tenant):
                 await customers.adopt(mirror.ledger, mirror.api, row.tenant, row.customer, actor=actor)
-        await mirror.subscriptions_of(row.customer)
+        await mirror.adopt_subscriptions(row.customer)
     return row
 
 
 async def _subscriptions(
-    mirror: Mirror, mapping: AccountMapping, customer: str, catalogue: Catalogue
+    mirror: Mirror, mapping: AccountMapping, customer: str, catalogue: Catalogue, silent: Mapping[str, str]
 ) -> list[AdoptedSubscription]:
     with errors():
         page = await mirror.api.v1.subscriptions.list_async({"customer": customer, "status": "all", "limit": 100})
@@ -197,12 +208,16 @@ async def _subscriptions(
     ids = {item["price"]["id"] for one in raw for item in (one.get("items") or {}).get("data") or ()}
     async with mirror.ledger.transaction() as tx:
         ours = {item.id: item for item in _mapped_prices(mapping)} | await objects.by_ids(tx, ids)
+        meters = {meter.id: meter.metric for meter in (await objects.objects(tx, "meter")).values()}
     found = []
     for one in raw:
         plan = plan_of(one, ours)
         reason = "" if plan else "none of its prices belongs to a plan, or they belong to several; map its prices"
         if plan and plan not in catalogue.plans:
             plan, reason = "", f"the catalogue has no plan {plan!r}"
+        prices = [item["price"] for item in (one.get("items") or {}).get("data") or ()]
+        unheard = [silent.get(price["id"]) or _silent(price, meters, _metric(price, ours)) for price in prices]
+        reason = "; ".join(filter(None, [reason, *unheard]))
         found.append(AdoptedSubscription(id=one["id"], status=one["status"], plan=plan, reason=reason))
     return found
 
@@ -216,6 +231,42 @@ def _check_prices(catalogue: Catalogue, mapping: AccountMapping) -> None:
             raise MappingInvalid(
                 f"{price} is mapped to the metric {metric!r}; there are {', '.join(catalogue.metrics)}"
             )
+
+
+async def _silent_prices(mirror: Mirror, mapping: AccountMapping) -> dict[str, str]:
+    """Mapped prices that would bill usage sent from here as nothing, and why; they are not taken for a metric's."""
+    async with mirror.ledger.transaction() as tx:
+        meters = {meter.id: meter.metric for meter in (await objects.objects(tx, "meter")).values()}
+    found = {}
+    for price, target in mapping.prices.items():
+        try:
+            with errors():
+                raw = (await mirror.api.v1.prices.retrieve_async(price)).to_dict()
+        except StripeRefused as error:
+            if error.status != customers.NOT_FOUND:
+                raise
+            continue
+        _, _, metric = target.partition(":")
+        if why := _silent(raw, meters, metric):
+            found[price] = why
+    return found
+
+
+def _metric(price: Mapping[str, Any], ours: Mapping[str, StripeObject]) -> str:
+    known = ours.get(price["id"])
+    return known.metric if known is not None else str((price.get("metadata") or {}).get("metric") or "")
+
+
+def _silent(price: Mapping[str, Any], meters: Mapping[str, str], metric: str = "") -> str:
+    """Why a price bills nothing of what is sent from here: it listens to no meter of ours, or to another metric's."""
+    recurring = price.get("recurring") or {}
+    if recurring.get("usage_type") != "metered":
+        return ""
+    meter = str(recurring.get("meter") or "")
+    if meter in meters and metric in ("", meters[meter]):
+        return ""
+    heard = f"the meter {meter}" if meter else "usage records"
+    return f"the price {price['id']} is not mapped: it bills {heard}, which is not sent from here; change its plan"
 
 
 def _mapped_prices(mapping: AccountMapping) -> Iterable[StripeObject]:

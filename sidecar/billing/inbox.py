@@ -82,23 +82,21 @@ class Inbox:
     async def run(self) -> None:
         """Work until cancelled."""
         housekeeping_ms = 0
+        looking_trouble = house_trouble = ""
         clock = self._mirror.clock
         while True:
             self._woken.clear()
-            try:
-                busy = await self.work()
-                if clock.monotonic_ms() >= housekeeping_ms:
-                    await self.keep_house()
-                    await self._mirror.look_again()
-                    housekeeping_ms = clock.monotonic_ms() + HOUSEKEEPING_S * 1000
-                await self._mirror.end_graces()
+            # Each whatever becomes of the others: a grace ends while Stripe is away, too.
+            _, grace_trouble = await self._done(self._mirror.end_graces)
+            busy, work_trouble = await self._done(self.work)
+            if clock.monotonic_ms() >= housekeeping_ms:
+                housekeeping_ms = clock.monotonic_ms() + HOUSEKEEPING_S * 1000
+                _, looking_trouble = await self._done(self._mirror.look_again)
+                _, house_trouble = await self._done(self.keep_house)
+            if trouble := grace_trouble or work_trouble or looking_trouble or house_trouble:
+                self._standing.bad(cause=trouble)
+            else:
                 self._standing.good()
-            except SidecarError as error:
-                busy = False
-                self._standing.bad(cause=str(error))
-            except Exception:
-                busy = False
-                log.exception("webhooks could not be worked off")
             if not busy:
                 await self._rest()
 
@@ -117,12 +115,23 @@ class Inbox:
         return bool(groups)
 
     async def keep_house(self) -> None:
-        """Forget events dealt with long ago, and count what waits."""
+        """Forget events dealt with long ago; count what waits, and tenants that pay twice."""
         async with self._ledger.transaction() as tx:
             await tx.rows("drop_old_events")
             row = await tx.row("webhook_backlog")
+            self.counters.doubled = int(await tx.value("doubled_subscriptions"))
         if row is not None:
             self.counters.waiting, self.counters.oldest_s, self.counters.dead = (int(value) for value in row)
+
+    async def _done(self, task: Callable[[], Awaitable[object]]) -> tuple[bool, str]:
+        """Whether a task found anything to do, and why it could not be done; empty when it could."""
+        try:
+            return bool(await task()), ""
+        except SidecarError as error:
+            return False, str(error)
+        except Exception as error:
+            log.exception("webhooks could not be worked off")
+            return False, type(error).__name__
 
     async def _rest(self) -> None:
         try:

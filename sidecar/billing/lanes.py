@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from sidecar.billing.delta import Window
+from sidecar.billing.delta import Place, Window
 from sidecar.billing.fate import Fate
 from sidecar.billing.outbox import SETTLE_AFTER_S
 from sidecar.billing.row import Row, keys
@@ -34,6 +34,7 @@ class Work(Struct, frozen=True):
     now_s: int
     anchor_s: int
     interval_months: int
+    items_since_s: int
     distrusted: bool
     restored_s: int
     doubtful: bool
@@ -97,10 +98,16 @@ async def explain(tx: Transaction, rows: Sequence[Row], reasons: Sequence[str]) 
         await tx.rows("explain_rows", *keys(rows), list(reasons))
 
 
-async def move(tx: Transaction, rows: Sequence[Row], moments: Sequence[tuple[int, int]]) -> None:
-    """Give rows that were never sent another timestamp and deadline."""
+async def move(tx: Transaction, rows: Sequence[Row], moments: Sequence[tuple[int, Place]]) -> None:
+    """Give rows that were never sent another timestamp, and what comes with its place."""
     if rows:
-        await tx.rows("move_rows", *keys(rows), [at_s for at_s, _ in moments], [end_s for _, end_s in moments])
+        await tx.rows(
+            "move_rows",
+            *keys(rows),
+            [at_s for at_s, _ in moments],
+            [where.deadline_s for _, where in moments],
+            [where.late for _, where in moments],
+        )
 
 
 async def reserve(tx: Transaction, calls: int, calls_per_s: int) -> Pace:

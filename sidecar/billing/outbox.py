@@ -115,6 +115,15 @@ class Outbox:
             if complete:
                 return written
 
+    async def undecided(self, tenant: str) -> tuple[int, int]:
+        """How many windows of a tenant the outbox does not have, and how many of those may be decided soon."""
+        async with self._ledger.transaction() as tx:
+            shard = int(await tx.value("shard_of", tenant))
+            scales = await self.scales.read(tx)
+            # Without an hour of what was touched, only the windows of the tenant itself are read.
+            found = await tx.rows("undecided_windows", shard, None, WINDOWS_PER_PASS, tenant, list(scales), [tenant])
+        return len(found), sum(row["held"] != "unverified" for row in found)
+
     async def _pass(self, tx: Transaction, shard: int, tenant: str) -> tuple[list[Delta], bool]:
         state = await tx.row("outbox_state", shard)
         if state is None:
@@ -133,7 +142,7 @@ class Outbox:
                 Window(row["tenant"], row["metric"], int(row[2]), int(row[3])),
                 row["number"],
                 row["amount"],
-                Terms(int(row[6]), row["interval_months"], self._close_delay_s),
+                Terms(int(row[6]), row["interval_months"], self._close_delay_s, int(row[9])),
             )
             for row in ready
         ]

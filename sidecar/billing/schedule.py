@@ -1,8 +1,8 @@
 """What a claimed lane does next. Pure.
 
 Guarantees: nothing is sent that Stripe may have and have forgotten, that would lie in a period whose invoice is
-            final, or that is too old to be taken. What was never sent is moved into the running period; what may have
-            arrived is left to the summaries.
+            final, that the items that bill it now do not count, or that is too old to be taken. What was never sent
+            is moved to where it is billed; what may have arrived is left to the summaries.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-from sidecar.billing.delta import AGE_MAX_S, HOUR_S, Terms
+from sidecar.billing.delta import AGE_MAX_S, HOUR_S, Terms, place
 from sidecar.billing.fate import RETRY_MAX_S
 from sidecar.billing.lanes import Work
 from sidecar.billing.outbox import SETTLE_AFTER_S
 from sidecar.billing.row import Row
 
 BLOCKED_PAUSE_MS = 300_000
+AHEAD_PAUSE_MS = 1_000  # Stripe's clock is ahead of ours
 
 
 class Step(Struct, frozen=True):
@@ -51,11 +52,16 @@ def next_step(work: Work, close_delay_s: int) -> Step:
 
 def _too_late(row: Row, work: Work, close_delay_s: int) -> Step | None:
     """What to do with a row that may not be sent as it is any more."""
-    terms = Terms(work.anchor_s, work.interval_months, close_delay_s)
+    terms = Terms(work.anchor_s, work.interval_months, close_delay_s, work.items_since_s)
     closing = work.now_s >= row.deadline_s - terms.guard_s
     old = work.now_s >= row.at_s + AGE_MAX_S - HOUR_S
     if row.first_sent_s and work.now_s >= row.first_sent_s + RETRY_MAX_S:
         return Step("doubt", row, "no answer within the time in which Stripe remembers an identifier")
     if closing or old:
         return Step("doubt", row, "no answer before its period was closed") if row.first_sent_s else Step("move", row)
+    if not row.first_sent_s and row.at_s < work.items_since_s:
+        where = place(row.window, terms, work.now_s)
+        if where is None:
+            return Step("idle", pause_ms=AHEAD_PAUSE_MS)
+        return None if where.from_s <= row.at_s <= where.to_s else Step("move", row)
     return None

@@ -84,10 +84,13 @@ def equal(one: Decimal, other: Decimal) -> bool:
     return abs(one - other) <= max(abs(one), abs(other)) * EXACT
 
 
-def verdicts(seen: Decimal, certain: Decimal, unknown: Sequence[Decimal]) -> list[Verdict]:
+def verdicts(
+    seen: Decimal, certain: Decimal, unknown: Sequence[Decimal], under_way: Sequence[bool] = ()
+) -> list[Verdict]:
     """Which of the unknown values must be in the sum, which cannot be.
 
-    Equal values stand for each other: of two, one arrived, it does not matter which one is called delivered.
+    Equal values stand for each other: of two, one arrived, it does not matter which one is called delivered. Unless
+    one of them is ``under_way``, to be settled by its own answer: what is said of the others then would be a guess.
     """
     count = len(unknown)
     if count > UNKNOWN_MAX:
@@ -99,7 +102,13 @@ def verdicts(seen: Decimal, certain: Decimal, unknown: Sequence[Decimal]) -> lis
             fitting.append((sorted(chosen), mask))
     if not fitting or any(chosen != fitting[0][0] for chosen, _ in fitting):
         return ["ambiguous"] * count
-    return ["present" if fitting[0][1] >> index & 1 else "absent" for index in range(count)]
+    found: list[Verdict] = ["present" if fitting[0][1] >> index & 1 else "absent" for index in range(count)]
+    told = set(zip(unknown, found, strict=True))
+    open_ = {value for value, moving in zip(unknown, under_way, strict=False) if moving}
+    return [
+        "ambiguous" if value in open_ and {(value, "present"), (value, "absent")} <= told else verdict
+        for value, verdict in zip(unknown, found, strict=True)
+    ]
 
 
 async def settle(ledger: Ledger, summaries: Summaries, work: Work) -> list[Verdict]:
@@ -124,7 +133,7 @@ async def _settle_hour(ledger: Ledger, summaries: Summaries, work: Work, hour_s:
         certain = sum((item.value for item in items if item.state == "delivered"), Decimal(0))
         unknown = [item for item in items if item.state != "delivered"]
         seen = await summaries.total(work, from_s, before_s)
-        judged = verdicts(seen, certain, [item.value for item in unknown])
+        judged = verdicts(seen, certain, [item.value for item in unknown], [not item.to_settle for item in unknown])
         if not fresh and "absent" in judged:
             judged = ["ambiguous"] * len(judged)
         async with ledger.transaction() as tx:

@@ -56,11 +56,15 @@ class Standing(Struct, frozen=True, kw_only=True):
     anchor_s: int = 0
 
 
+def living(found: Sequence[Subscription]) -> list[Subscription]:
+    """Those that were paid for (or are tried out) and have not ended; more than one is one too many."""
+    return [one for one in found if one.status not in (*UNDECIDED, *ENDED)]
+
+
 def decisive(found: Sequence[Subscription]) -> Subscription | None:
     """The subscription that counts: the newest living one, else the newest; None while nothing was ever paid for."""
     decided = [one for one in found if one.status not in UNDECIDED]
-    living = [one for one in decided if one.status not in ENDED]
-    return max(living or decided, key=lambda one: (one.made_s, one.id), default=None)
+    return max(living(found) or decided, key=lambda one: (one.made_s, one.id), default=None)
 
 
 def standing(found: Sequence[Subscription], plans: Mapping[str, Plan], now_s: int) -> Standing | None:

@@ -38,7 +38,7 @@ class StripeApi:
         addresses: BaseAddresses = {"api": url, "meter_events": url, "files": url, "connect": url}
         if url == "https://api.stripe.com":
             addresses = {}
-        return cls(stripe.StripeClient(key, base_addresses=addresses, http_client=http), http)
+        return cls(stripe.StripeClient(key, base_addresses=addresses, http_client=http, max_network_retries=0), http)
 
     async def close(self) -> None:
         """Close idle connections."""
@@ -57,14 +57,21 @@ def errors() -> Iterator[None]:
     except (stripe.APIConnectionError, stripe.APIError) as error:
         status = error.http_status
         told = f"Stripe answered {status}" if status else "Stripe did not answer"
-        raise StripeUnavailable(f"{told}: {_told(error)}", status=status or 0) from error
+        raise StripeUnavailable(f"{told}: {_told(error)}", status=status or 0, replayed=_replayed(error)) from error
     except stripe.StripeError as error:
         raise StripeRefused(
             f"Stripe refused: {_told(error)}",
             status=error.http_status or 400,
             code=error.code or (IDEMPOTENCY if isinstance(error, stripe.IdempotencyError) else ""),
             param=str(getattr(error, "param", None) or ""),
+            replayed=_replayed(error),
         ) from error
+
+
+def _replayed(error: stripe.StripeError) -> bool:
+    """Whether Stripe repeats what it answered to the same idempotency key before."""
+    headers = error.headers or {}
+    return any(name.lower() == "idempotent-replayed" and value == "true" for name, value in headers.items())
 
 
 def _told(error: stripe.StripeError) -> str:

@@ -2,6 +2,7 @@
 
 Guarantees: a tenant gets no second living subscription; what was used and not yet invoiced is sent before a change or
             an end takes effect, or nothing is changed. What Stripe answers is kept at once, without waiting for news.
+            A subscription whose answer was lost is found by the next try, or made by it under the same idempotency key.
 Gives up:   knowing the fate of a call whose answer was lost: the caller hears so, and Stripe's news tell the rest.
             What is counted in the moment between the last usage sent and Stripe's change is billed by the new terms.
 Source: https://docs.stripe.com/api/subscriptions/update, https://docs.stripe.com/api/subscription_schedules
@@ -9,8 +10,11 @@ Source: https://docs.stripe.com/api/subscriptions/update, https://docs.stripe.co
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from sidecar.billing import customers, objects, subscriptions
@@ -20,7 +24,7 @@ from sidecar.billing.standing import ENDED, Subscription
 from sidecar.billing.stripe_api import errors
 from sidecar.billing.subscriptions import Item, Kept
 from sidecar.catalogue.yaml_reader import nearest
-from sidecar.errors import Conflict, NotFound, StripeUnavailable
+from sidecar.errors import Conflict, NotFound, StripeBusy, StripeRefused, StripeUnavailable
 from sidecar.ledger import audit, tenants
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 Proration = Literal["create_prorations", "always_invoice", "none"]
 When = Literal["now", "period_end"]
 TrialEnd = Literal["pause", "cancel", "create_invoice"]
+REPLAYS_MAX = 20
+OPEN_CHECKOUTS_MAX = 100
 
 
 class FlushTenant(Protocol):
@@ -64,7 +70,7 @@ class Subscribing:
     async def subscribe(self, tenant: str, wish: Wish, *, actor: str) -> Kept:
         """Subscribe a tenant; Conflict when it has a living subscription."""
         async with customers.one_change(self._ledger, tenant):
-            await self.free_to_subscribe(tenant)
+            ended = await self.free_to_subscribe(tenant)
             prices, automatic_tax, trial_days = await self.terms(wish)
             customer = await customers.create(self._ledger, self._api, tenant, actor=actor)
             params: SubscriptionCreateParams = {
@@ -84,10 +90,8 @@ class Subscribing:
             if wish.days_until_due is not None:
                 params["collection_method"] = "send_invoice"
                 params["days_until_due"] = wish.days_until_due
-            seen_by = await self._mirror.look()
-            with errors():
-                made = await self._api.v1.subscriptions.create_async(params)
-            return await self._kept(tenant, made.to_dict(), seen_by, actor, "billing.subscribe")
+            seen_by, raw = await self._create(tenant, params, ended)
+            return await self._kept(tenant, raw, seen_by, actor, "billing.subscribe")
 
     async def change(
         self,
@@ -172,20 +176,70 @@ class Subscribing:
             prices = await objects.plan_prices(tx, wish.plan)
         return prices, catalogue.tax.automatic, plan.trial_days if wish.trial_days is None else wish.trial_days
 
-    async def free_to_subscribe(self, tenant: str) -> None:
-        """Conflict when the tenant has a living subscription."""
+    async def free_to_subscribe(self, tenant: str) -> list[str]:
+        """Conflict when the tenant has a living subscription, here or at Stripe; the ids of those that ended.
+
+        Open pages of Checkout are closed before: each of them could still be completed.
+        """
         async with self._ledger.transaction() as tx:
             found = await subscriptions.current(tx, tenant)
+            linked = await tx.row("customer_of", tenant)
         if found is not None and found.subscription.status not in ENDED:
-            one = found.subscription
-            raise Conflict(f"{tenant!r} has the subscription {one.id} ({one.status}); change that one, or end it first")
+            raise _occupied(tenant, found.subscription.id, found.subscription.status)
+        if linked is None:
+            return []
+        customer = customers.Customer(*linked).customer
+        await self._close_checkouts(customer)
+        there = await self._mirror.listed(customer)
+        living = [raw for raw in there if raw["status"] not in ENDED]
+        for raw in living:
+            await self._mirror.subscription(str(raw["id"]))
+        if living:
+            raise _occupied(tenant, str(living[0]["id"]), str(living[0]["status"]))
+        return sorted(str(raw["id"]) for raw in there)
+
+    async def _close_checkouts(self, customer: str) -> None:
+        sessions = self._api.v1.checkout.sessions
+        with errors():
+            page = await sessions.list_async({"customer": customer, "status": "open", "limit": OPEN_CHECKOUTS_MAX})
+            names = [str(one.id) async for one in page.auto_paging_iter()]
+        for name in names:
+            try:
+                with errors():
+                    await sessions.expire_async(name)
+            except StripeRefused:
+                with errors():
+                    if (await sessions.retrieve_async(name)).status == "open":
+                        raise
+
+    async def _create(
+        self, tenant: str, params: SubscriptionCreateParams, ended: list[str]
+    ) -> tuple[int, dict[str, Any]]:
+        """Make a subscription under a key that follows from what is asked and from what there was before.
+
+        An answer that was given before and was an error is of a call that has ended: unless it left a subscription,
+        the next key asks anew.
+        """
+        for number in range(REPLAYS_MAX):
+            seen_by = await self._mirror.look()
+            try:
+                with errors():
+                    made = await self._api.v1.subscriptions.create_async(
+                        params, {"idempotency_key": _key(tenant, params, ended, number)}
+                    )
+                return seen_by, made.to_dict()
+            except (StripeRefused, StripeUnavailable) as error:
+                if not error.replayed:
+                    raise
+            ended = await self.free_to_subscribe(tenant)
+        raise Conflict(f"Stripe repeats {REPLAYS_MAX} old refusals of this subscription; try again tomorrow")
 
     async def _sent(self, tenant: str, *, force: bool) -> None:
-        """Send what was used so far under the terms it was used by; StripeUnavailable when some of it has to wait."""
+        """Send what was used so far under the terms it was used by; StripeBusy when some of it has to wait."""
         left = await self._flush(tenant)
         if left and not force:
             told = f"{left} deltas of usage of {tenant!r} could not be sent yet"
-            raise StripeUnavailable(f"{told}, so nothing was changed; try again, or leave it with force")
+            raise StripeBusy(f"{told}, so nothing was changed; try again, or leave it with force")
 
     async def _living(self, tenant: str) -> Kept:
         """The subscription to be changed, as Stripe has it now: people change theirs in the portal, too."""
@@ -279,6 +333,15 @@ class Subscribing:
             await audit.write(tx, actor=actor, action=action, tenant=tenant, detail=detail)
             await tenants.show(tx, tenant)
         return kept
+
+
+def _occupied(tenant: str, subscription: str, status: str) -> Conflict:
+    return Conflict(f"{tenant!r} has the subscription {subscription} ({status}); change that one, or end it first")
+
+
+def _key(tenant: str, params: SubscriptionCreateParams, ended: Sequence[str], number: int) -> str:
+    asked = msgspec.json.encode([tenant, params, ended, number], order="sorted")
+    return f"quota-subscribe-{hashlib.sha256(asked).hexdigest()}"
 
 
 def new_items(prices: PlanPrices, wish: Wish) -> list[Any]:

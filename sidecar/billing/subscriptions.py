@@ -15,12 +15,14 @@ from msgspec import Struct
 
 from sidecar.billing import objects
 from sidecar.billing.objects import StripeObject
-from sidecar.billing.standing import Standing, Subscription, decisive, standing
+from sidecar.billing.standing import ENDED, UNDECIDED, Standing, Subscription, decisive, standing
 from sidecar.catalogue.model import Catalogue
 from sidecar.ledger import tenants
 from sidecar.ledger.transaction import Transaction
 
 ACTOR = "stripe"
+TOGETHER_S = 5  # items that come with their subscription are made a moment after it
+BACKDATED_S = 35 * 86_400  # Stripe takes no meter event that is older
 _MONTHS = {"month": 1, "year": 12}
 
 
@@ -86,6 +88,10 @@ async def keep(tx: Transaction, tenant: str, raw: Mapping[str, Any], seen_by: in
     )
     if not kept:
         return False
+    if one.status not in ENDED:
+        before = await tx.rows("subscription_items_of", one.id)
+        since_s, exchanged = _items_since(raw, items, {row[0]: row[3] for row in before if row[2]})
+        await tx.rows("raise_items_since", tenant, since_s or None, exchanged)
     await tx.rows("drop_subscription_items", one.id)
     await tx.rows(
         "put_subscription_items",
@@ -100,6 +106,22 @@ async def keep(tx: Transaction, tenant: str, raw: Mapping[str, Any], seen_by: in
         [item.period_end_s or None for item in items],
     )
     return True
+
+
+async def tenant_of(tx: Transaction, subscription: str) -> str:
+    """The tenant that a subscription was kept for; empty when it was never seen."""
+    return str(await tx.value("tenant_of_subscription", subscription) or "")
+
+
+async def bill_from_start(tx: Transaction, tenant: str, raw: Mapping[str, Any]) -> None:
+    """Have usage billed from a subscription's start on, though its customer became known here only later."""
+    if str(raw["status"]) not in UNDECIDED:
+        await tx.rows("bill_from_hour_of", tenant, int(raw["created"]), BACKDATED_S)
+
+
+async def end(tx: Transaction, seen_by: int, *, subscription: str = "", customer: str = "") -> list[str]:
+    """End what is gone at Stripe: a subscription, or all of a customer; the ids of those that lived."""
+    return [str(row[0]) for row in await tx.rows("end_subscriptions", subscription, customer, seen_by)]
 
 
 async def of_tenant(tx: Transaction, tenant: str) -> list[Subscription]:
@@ -138,6 +160,18 @@ async def settle(tx: Transaction, catalogue: Catalogue, tenant: str, now_s: int,
     if not by_hand:
         await tenants.set_status(tx, tenant, wanted.status, actor=actor, until_s=wanted.until_s, reason=reason)
     await tx.rows("write_standing", tenant, msgspec.json.encode(wanted).decode())
+
+
+def _items_since(raw: Mapping[str, Any], items: list[Item], before: Mapping[str, str]) -> tuple[int, bool]:
+    """When the newest metered item came that was not there from the start, and whether one has another price now.
+
+    Stripe says of an item when it came, not when its price was exchanged. ``before``: prices of items known so far.
+    """
+    made = {str(item["id"]): int(item.get("created") or 0) for item in _items(raw)}
+    together_s = int(raw["created"]) + TOGETHER_S
+    metered = [item for item in items if item.metric]
+    came = [made[item.id] for item in metered if made[item.id] > together_s or (before and item.id not in before)]
+    return max(came, default=0), any(before.get(item.id, item.price) != item.price for item in metered)
 
 
 def _subscription(tenant: str, raw: Mapping[str, Any], items: list[Item], next_plan: str) -> Subscription:

@@ -104,7 +104,7 @@ async def _write(ledger: Ledger, work: Work, beyond: Mapping[int, int], scale: i
     async with ledger.transaction() as tx:
         if not await lanes.still_mine(tx, work):
             return None
-        rows = await tx.rows("unbilled_windows", work.tenant, work.metric, 0)
+        rows = await tx.rows("unbilled_windows", work.tenant, work.metric)
         taken, left = adopt(beyond, [Unbilled(*map(int, row)) for row in rows])
         for hour_s, amount in left.items():
             period_s = bounds("billing", hour_s, work.anchor_s, work.interval_months)[0]

@@ -100,7 +100,7 @@ class _Envelope(Struct):
 class WebhookCounters:
     """What the receiver and the inbox count up or set; read only at a scrape."""
 
-    __slots__ = ("dead", "failed", "handled", "oldest_s", "received", "refused", "repeated", "waiting")
+    __slots__ = ("dead", "doubled", "failed", "handled", "oldest_s", "received", "refused", "repeated", "waiting")
 
     def __init__(self) -> None:
         self.received = 0
@@ -111,6 +111,7 @@ class WebhookCounters:
         self.waiting = 0
         self.oldest_s = 0
         self.dead = 0
+        self.doubled = 0
 
     def reading(self) -> Reading:
         """Everything counted so far, by family."""
@@ -120,6 +121,7 @@ class WebhookCounters:
             "sidecar_webhooks_waiting": {(): [self.waiting]},
             "sidecar_webhook_lag_seconds": {(): [self.oldest_s]},
             "sidecar_webhooks_dead": {(): [self.dead]},
+            "sidecar_stripe_subscriptions_doubled": {(): [self.doubled]},
         }
 
 

@@ -14,12 +14,15 @@ from sidecar.errors import (
     LedgerUnavailable,
     NotFound,
     SidecarError,
+    StripeBusy,
     StripeRefused,
     StripeUnavailable,
 )
 
 TENANT_BYTES_MAX = 128
 RETRY_AFTER_S = 2
+SAFE = ("GET", "HEAD")
+LOOK_FIRST = "look at GET .../subscription before you try again"
 _REFUSALS: tuple[tuple[type[SidecarError], int, str], ...] = (
     (NotFound, 404, "not found"),
     (Conflict, 409, "conflict"),
@@ -51,8 +54,13 @@ def problem(status: int, title: str, detail: str, **more: Any) -> web.Response:
     return web.Response(body=ENCODER.encode(body), status=status, content_type="application/problem+json")
 
 
-def refusal(error: SidecarError) -> web.Response:
-    """An error of this program as a problem; what may pass by itself has a time to come back."""
+def refusal(error: SidecarError, method: str = "GET") -> web.Response:
+    """An error of this program as a problem; what may pass by itself has a time to come back.
+
+    What may have had an effect at Stripe has none: whoever comes back by itself would do it twice.
+    """
+    if method not in SAFE and isinstance(error, StripeUnavailable) and not isinstance(error, StripeBusy):
+        return problem(503, "Stripe is away", f"{error}; it may have taken effect: {LOOK_FIRST}")
     if isinstance(error, StripeRefused):
         status = _REFUSED_BY_STRIPE.get(error.status, 422)
         return problem(status, "refused by Stripe", str(error), code=error.code, param=error.param)

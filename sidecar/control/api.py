@@ -158,4 +158,4 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except CatalogueInvalid as error:
         return problem(422, "invalid", str(error), problems=error.problems)
     except SidecarError as error:
-        return refusal(error)
+        return refusal(error, request.method)

@@ -145,7 +145,7 @@ class _Billing:
                     self._ledger, self._mirror.api, tenant, actor=ACTOR, email=wanted.email, name=wanted.name
                 )
         if wanted.customer:
-            await self._mirror.subscriptions_of(found.customer)
+            await self._mirror.adopt_subscriptions(found.customer)
         return json_answer(found)
 
     async def payment_method(self, request: web.Request) -> web.Response:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sidecar.ledger.connection import Ledger
     from sidecar.ledger.shard import ShardTransaction
     from sidecar.store.client import Store
-    from sidecar.store.messages import Collected, DirtyWindow
+    from sidecar.store.messages import Collected, DirtyWindow, Glance
     from sidecar.telemetry import FlusherCounters
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ SHARDS_AT_ONCE = 4
 PROJECT_INTERVAL_S = 0.2
 PARTITIONS_INTERVAL_S = 3_600
 RETRY_S = 0.2
+# An idle shard is looked at by script only so often: for writers that fell silent, and another server behind the name.
+LOOK_MS = 30_000
 WRITERS_REMEMBERED = 10_000
 
 
@@ -67,6 +69,7 @@ class Flusher:
         self._locks = [asyncio.Lock() for _ in range(self._shards)]
         self._epochs = [-1] * self._shards
         self._floors = [0] * self._shards
+        self._looked: list[tuple[int, Glance] | None] = [None] * self._shards
         self._opening = [0] * self._shards
         self._awaited: list[list[str]] = [[] for _ in range(self._shards)]
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
@@ -186,14 +189,26 @@ class Flusher:
         """One pass over a shard; returns whether there is more to do. ``full``: also when nothing seems dirty."""
         async with self._locks[shard]:
             if not full and self._epochs[shard] >= 0:
+                seen = await self._store.glance(shard)
+                if self._still(shard, seen):
+                    return False
                 glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
                 self._floors[shard] = max(self._floors[shard], glance.epoch)
                 self._backlog[shard] = glance.dirty
                 opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
                 known = glance.state == "open" and glance.generation == self._generations[shard]
                 if known and not glance.dirty and not glance.silent and not opening:
+                    self._looked[shard] = (self._clock.monotonic_ms(), seen)
                     return False
+            self._looked[shard] = None
             return await self._locked_pass(shard, full=full)
+
+    def _still(self, shard: int, seen: Glance) -> bool:
+        """Whether nothing has changed since the last look by script, not long ago, which found nothing to do."""
+        looked = self._looked[shard]
+        if looked is None or looked[1] != seen:
+            return False
+        return self._clock.monotonic_ms() - looked[0] < min(LOOK_MS, self._terms.reclaim_after_ms // 2)
 
     async def _locked_pass(self, shard: int, *, full: bool) -> bool:
         store = self._store

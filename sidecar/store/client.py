@@ -18,7 +18,17 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.breaker import Breaker
 from sidecar.store.keys import unescaped
-from sidecar.store.messages import COLLECTED, ENCODER, SYNC_REPLY, Changes, Collected, Lookup, SyncMessage, SyncReply
+from sidecar.store.messages import (
+    COLLECTED,
+    ENCODER,
+    SYNC_REPLY,
+    Changes,
+    Collected,
+    Glance,
+    Lookup,
+    SyncMessage,
+    SyncReply,
+)
 from sidecar.store.scripts import load
 
 if TYPE_CHECKING:
@@ -154,6 +164,9 @@ class Store:
 
     async def changes(self, last_id: bytes, number: int) -> Changes:
         """What was announced since ``last_id``, the ``number``-th entry; b"" asks where the stream stands."""
+        newest = await self._command("XREVRANGE", self.keys.changes, "+", "-", "COUNT", 1)
+        if last_id and newest and newest[0][0] == last_id:
+            return Changes(last_id, number, gap=False, entries=[])
         raw = await self._call("changes", (self.keys.changes,), (last_id, number, CHANGES_READ_MOST))
         pairs = [item.decode() for item in raw[3:]]
         return Changes(
@@ -199,6 +212,12 @@ class Store:
         """How many window changes there were, and up to which of them the ledger has all."""
         version, watermark = await self._command("HMGET", self.keys.epoch(shard), "version", "watermark")
         return int(version or 0), int(watermark or 0)
+
+    async def glance(self, shard: int) -> Glance:
+        """A shard's generation, state, count of window changes and ledger watermark, without a script."""
+        found = await self._command("HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark")
+        gen, state, version, watermark = (value or b"" for value in found)
+        return gen, state, version, watermark
 
     async def settle(
         self, shard: int, generation: str, epoch: int, windows: Sequence[tuple[str, str, int, int, int]]

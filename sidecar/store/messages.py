@@ -5,6 +5,8 @@ Units are integers in a metric's base unit, below 2**53: Redis computes in Lua n
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
 from msgspec import Struct
 
@@ -109,6 +111,10 @@ class Lookup(Struct, frozen=True):
     restored: bool
     revision: int
     document: bytes
+
+
+# A shard's generation, state, count of window changes and ledger watermark, as Redis has them.
+Glance: TypeAlias = tuple[bytes, bytes, bytes, bytes]
 
 
 class Changes(Struct, frozen=True):

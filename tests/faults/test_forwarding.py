@@ -95,7 +95,7 @@ async def reports(place: Forwarding, seen: set[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_ten_thousand_deltas_arrive_once_though_calls_fail_and_forwarders_die(place: Forwarding) -> None:
     chance = random.Random(20)
     names = [f"tenant-{n}" for n in range(500)]
@@ -228,4 +228,49 @@ async def test_usage_fifty_hours_late_leaves_the_invoice_alone_and_is_billed_onc
     assert invoiced == 100
     assert sum(Decimal(event["value"]) for event in events if event["timestamp"] < ends_s) == 100
     assert [Decimal(event["value"]) for event in events if event["timestamp"] >= ends_s] == [23]
+    await place.agree()
+
+
+async def test_usage_fifty_hours_late_is_on_the_next_invoice_of_its_subscription(place: Forwarding) -> None:
+    api = place.api()
+    product = await api.v1.products.create_async({"name": "api calls"})
+    price = await api.v1.prices.create_async(
+        {
+            "currency": "usd",
+            "product": product.id,
+            "unit_amount": 2,
+            "recurring": {"interval": "month", "usage_type": "metered", "meter": place.meters["api_calls"]},
+        }
+    )
+    await place.tenants(["a"], anchor_s=place.now_s)
+    customer = place.customers["a"]
+    card = await api.v1.payment_methods.attach_async("pm_card_visa", {"customer": customer})
+    await api.v1.customers.update_async(customer, {"invoice_settings": {"default_payment_method": card.id}})
+    subscription = await api.v1.subscriptions.create_async({"customer": customer, "items": [{"price": price.id}]})
+    anchor_s = int(subscription.billing_cycle_anchor)
+    await place.sql("update tenants set anchor = to_timestamp($1)", anchor_s)
+
+    async def billed() -> list[tuple[str, int, int]]:
+        """Status, quantity and total of the invoices of ended periods, the oldest first."""
+        found = (await api.v1.invoices.list_async({"customer": customer})).data
+        told = [(str(one.status), sum(int(line.quantity or 0) for line in one.lines.data), one.total) for one in found]
+        return [one for one in reversed(told) if one[1]]
+
+    forwarder = place.forwarder()
+    await place.advance(2 * HOUR_S)
+    await place.count("a", 100)
+    await forwarder.flush()
+    ends_s = int((await place.rows())[0]["deadline"].timestamp()) - HOUR_S
+    await place.to(ends_s + 50 * HOUR_S)
+    first = await billed()
+    assert first == [("paid", 100, 200)]
+    await place.count("a", 23, hour_s=ends_s - HOUR_S, period_s=anchor_s)
+    for _ in range(3):
+        await forwarder.flush()
+        await place.advance(300)
+    await place.count("a", 5)
+    await forwarder.flush()
+    assert await billed() == first
+    await place.advance(33 * DAY_S)
+    assert await billed() == [*first, ("paid", 28, 56)]
     await place.agree()

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -37,6 +37,7 @@ plans:
   big: {price: 499, limits: {calls: {included: 1000, overage: 0.005}}}
 """
 Call = Callable[..., Awaitable[tuple[int, Any]]]
+HeadersOf = Callable[[str, str, object], Awaitable[tuple[int, Mapping[str, str], Any]]]
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def caller(client: TestClient[Any, Any]) -> Call:
 
 
 @pytest.fixture
-async def call(ledger: Ledger, api: StripeApi) -> AsyncIterator[Call]:
+async def client(ledger: Ledger, api: StripeApi) -> AsyncIterator[TestClient[Any, Any]]:
     async with ledger.transaction() as tx:
         await set_up(tx, api, parse(CATALOGUE, "test"))
     mirror = Mirror(ledger, api, Catalogues().in_force, Clock())
@@ -87,7 +88,22 @@ async def call(ledger: Ledger, api: StripeApi) -> AsyncIterator[Call]:
 
     desk = Desk(mirror, Subscribing(mirror, nothing_left, "create_prorations"))
     async with TestClient(TestServer(control_app(ledger, (TOKEN,), Clock(), desk=desk))) as client:
-        yield caller(client)
+        yield client
+
+
+@pytest.fixture
+def call(client: TestClient[Any, Any]) -> Call:
+    return caller(client)
+
+
+@pytest.fixture
+def headers_of(client: TestClient[Any, Any]) -> HeadersOf:
+    async def call(method: str, path: str, body: object) -> tuple[int, Mapping[str, str], Any]:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with client.request(method, f"/api/v1/tenants/acme/{path}", json=body, headers=headers) as answer:
+            return answer.status, answer.headers, await answer.json(content_type=None)
+
+    return call
 
 
 async def test_a_tenant_is_billed_from_its_customer_to_its_cancellation(call: Call, api: StripeApi) -> None:
@@ -212,6 +228,25 @@ async def test_while_stripe_is_away_changes_are_503_and_lists_still_answer(call:
     assert (status, problem["title"]) == (503, "Stripe is away")
     assert (await call("GET", "customer"))[0] == 200
     assert (await call("GET", "invoices"))[0] == 200
+
+
+async def test_a_change_whose_fate_is_unknown_asks_to_look_first_and_not_to_come_back_by_itself(
+    call: Call, headers_of: HeadersOf, stripe: Stripe
+) -> None:
+    await call("POST", "customer", {})
+    rule = {"path": "/v1/subscriptions", "method": "POST", "kind": "error_after", "count": 1}
+    await asyncio.to_thread(stripe.faults, rule)
+    status, headers, problem = await headers_of("POST", "subscription", {"plan": "standard", "days_until_due": 14})
+    assert (status, problem["title"]) == (503, "Stripe is away")
+    assert "look at GET .../subscription" in problem["detail"]
+    assert "retry-after" not in headers
+    # Nothing was done, or only looked at: come back.
+    await asyncio.to_thread(stripe.faults, {"kind": "rate_limited", "method": "POST", "count": 1})
+    status, headers, _ = await headers_of("POST", "portal", {})
+    assert (status, "retry-after" in headers) == (503, True)
+    await asyncio.to_thread(stripe.stop)
+    status, headers, _ = await headers_of("GET", "payment-method", None)
+    assert (status, "retry-after" in headers) == (503, True)
 
 
 async def test_without_a_stripe_key_billing_says_how_to_turn_it_on(ledger: Ledger) -> None:

@@ -8,6 +8,11 @@ from decimal import Decimal
 
 import pytest
 
+from sidecar.billing.claim import ForwarderTerms
+from sidecar.billing.counters import BillingCounters
+from sidecar.billing.forwarder import Forwarder
+from sidecar.clock import Clock
+from sidecar.ledger.distrust import distrust
 from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding, forwarding
 from tests.servers.stripe import Stripe
 
@@ -172,6 +177,76 @@ async def test_one_tenant_can_be_flushed_by_itself(place: Forwarding) -> None:
     await place.count("b", 7)
     assert await place.forwarder().flush_tenant("a") == 0
     assert place.at_stripe() == {("a", "api_calls"): 7}
+
+
+async def test_usage_that_waits_for_a_comparison_is_told_of_when_a_tenant_is_flushed(place: Forwarding) -> None:
+    await place.tenants(["a"])
+    forwarder = place.forwarder()
+    await place.count("a", 7)
+    await forwarder.flush()
+    async with place.ledger.transaction() as tx:
+        await distrust(tx, tenant="a")
+    await place.count("a", 3)
+    assert await forwarder.flush_tenant("a") == 1
+    await place.advance(HOUR_S)
+    assert await forwarder.flush_tenant("a") == 0
+    await place.agree()
+
+
+async def test_usage_of_a_ledger_that_nobody_vouches_for_is_not_all_sent(place: Forwarding) -> None:
+    await place.tenants(["a"])
+    terms = ForwarderTerms(interval_s=1, close_delay_s=HOUR_S, calls_per_s=900)
+    alone = Forwarder(place.ledger, place.api(), terms, BillingCounters(), Clock(), vouch=None)
+    assert await alone.flush_tenant("a") == 1
+    await place.count("a", 7)
+    await place.count("a", 7, "llm_tokens")
+    assert await alone.flush_tenant("a") == 2
+    early = Forwarder(place.ledger, place.api(), terms, BillingCounters(), Clock(), vouch=lambda _: False)
+    assert await early.flush_tenant("a", timeout_s=0.5) == 2
+    assert place.at_stripe() == {}
+    assert await place.rows() == []
+
+
+async def test_nothing_is_sent_when_the_call_could_end_after_its_period_closed(place: Forwarding) -> None:
+    await place.tenants(["a"])
+    await place.count("a", 7)
+    forwarder = place.forwarder()
+    await forwarder.decide()
+    # Claimed in time, but the pace lets it wait until there is no time for a call left.
+    await place.sql("update stripe_outbox set deadline = ledger_now() + interval '62 seconds'")
+    batch = await forwarder._claim(10, "")
+    assert batch is not None
+    batch.began_ms -= 24_000
+    done = await forwarder._send(batch, batch.sends, 0)
+    assert [(found.outcome, found.reason) for found in done.fates] == [("unsent", "its turn came too late")]
+    await forwarder._record([done])
+    assert place.at_stripe() == {}
+    await place.advance(30)
+    await forwarder.flush()
+    await place.agree()
+    assert [(row["state"], row["late"]) for row in await place.rows()] == [("delivered", False)]
+
+
+async def test_a_restored_ledger_takes_nothing_for_usage_that_is_not_billed(place: Forwarding) -> None:
+    await place.tenants(["a"], billed_from_s=place.now_s // HOUR_S * HOUR_S)
+    await place.count("a", 1_000, hour_s=place.now_s - 5 * HOUR_S)
+    await place.count("a", 7)
+    forwarder = place.forwarder()
+    await forwarder.flush()
+    await place.advance(HOUR_S)
+    await place.count("a", 9)
+    await forwarder.flush()
+    assert place.at_stripe() == {("a", "api_calls"): 16}
+    await place.sql("delete from stripe_outbox")
+    await place.sql("delete from stripe_lanes")
+    # Stripe has it in another hour than the window's: then the oldest windows take it.
+    await place.sql("update usage_windows set hour = hour + interval '1 hour' where amount = 9")
+    async with place.ledger.transaction() as tx:
+        await distrust(tx, tenant="a")
+    await place.advance(2 * HOUR_S)
+    for _ in range(3):
+        await forwarder.flush()
+    assert place.at_stripe() == {("a", "api_calls"): 16}
 
 
 async def test_what_waits_for_a_meter_is_sent_when_it_is_back(place: Forwarding) -> None:

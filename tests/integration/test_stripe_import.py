@@ -144,6 +144,36 @@ async def test_prices_of_an_older_shop_are_told_by_the_mapping(mirror: Mirror) -
         assert (await objects.by_ids(tx, [old]))[old].plan == "enterprise"
 
 
+async def test_a_metered_price_that_hears_nothing_from_here_is_not_mapped(mirror: Mirror) -> None:
+    api = mirror.api.v1
+    formula: Any = {"display_name": "Old", "event_name": "old_calls", "default_aggregation": {"formula": "sum"}}
+    meter = (await api.billing.meters.create_async(formula)).id
+    async with mirror.ledger.transaction() as tx:
+        meters = await objects.objects(tx, "meter")
+        standard = await objects.plan_prices(tx, "standard")
+    right, wrong, *_ = standard.metered
+
+    async def metered(meter: str) -> str:
+        recurring = {"interval": "month", "usage_type": "metered", "meter": meter}
+        params: Any = {"currency": "usd", "unit_amount": 1, "recurring": recurring, "product_data": {"name": "Old"}}
+        return (await api.prices.create_async(params)).id
+
+    foreign, swapped, good = await metered(meter), await metered(meters[wrong].id), await metered(meters[right].id)
+    mapping = AccountMapping(prices=dict.fromkeys((foreign, swapped, good), f"standard:{right}"))
+    clients = [await customer(mirror, f"t{number}") for number in range(3)]
+    for client, price in zip(clients, (foreign, swapped, good), strict=True):
+        await subscribed(mirror, client, standard.base, price)
+    found = await adopted(mirror, mapping)
+    told = [found[client].subscriptions[0] for client in clients]
+    assert [one.plan for one in told] == ["standard"] * 3
+    assert [one.reason[: one.reason.find(":")] for one in told[:2]] == [
+        f"the price {price} is not mapped" for price in (foreign, swapped)
+    ]
+    assert told[2].reason == ""
+    async with mirror.ledger.transaction() as tx:
+        assert set(await objects.by_ids(tx, mapping.prices)) == {good}
+
+
 async def test_the_command_prints_what_it_could_not_map(
     mirror: Mirror, stripe: Stripe, database: str, tmp_path: Path
 ) -> None:

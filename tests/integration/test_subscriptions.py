@@ -463,3 +463,88 @@ async def test_a_call_whose_answer_was_lost_is_told_and_its_effect_is_found(benc
     assert await bench.tenant() == ("standard", "active")
     with pytest.raises(Conflict, match="has the subscription"):
         await bench.subscribe()
+
+
+async def test_a_subscription_whose_answer_was_lost_is_no_second_one_though_its_news_never_come(bench: Bench) -> None:
+    await bench.customer()
+    await bench.hear()
+    await asyncio.to_thread(bench.stripe.faults, {"kind": "webhook_never"})
+    rule = {"path": "/v1/subscriptions", "method": "POST", "kind": "cut_after", "count": 1}
+    await asyncio.to_thread(bench.stripe.faults, rule)
+    with pytest.raises(StripeUnavailable):
+        await bench.subscribe()
+    assert await bench.tenant() == ("free", "active")
+    with pytest.raises(Conflict, match="has the subscription"):
+        await bench.subscribe("big")
+    assert await bench.tenant() == ("standard", "active"), "what is there was kept"
+    assert len(bench.stripe.state("subscriptions")["subscriptions"]) == 1
+
+
+async def test_a_try_that_cannot_see_the_first_one_yet_makes_the_same_subscription(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call may still be under way at Stripe when somebody tries again."""
+    await bench.customer()
+    await asyncio.to_thread(bench.stripe.faults, {"kind": "webhook_never"})
+    rule = {"path": "/v1/subscriptions", "method": "POST", "kind": "cut_after", "count": 1}
+    await asyncio.to_thread(bench.stripe.faults, rule)
+    with pytest.raises(StripeUnavailable):
+        await bench.subscribe()
+
+    async def nothing(_: str) -> list[dict[str, Any]]:
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.mirror, "listed", nothing)
+        kept = await bench.subscribe()
+    assert len(bench.stripe.state("subscriptions")["subscriptions"]) == 1
+    # The same wish after that one has ended is a new wish.
+    await bench.subscribing.cancel("acme", when="now", actor=ACTOR)
+    assert (await bench.subscribe()).subscription.id != kept.subscription.id
+
+
+async def test_a_refusal_that_stripe_keeps_does_not_hold_for_the_next_try(bench: Bench) -> None:
+    customer = await bench.customer(card="")
+    for _ in range(3):
+        with pytest.raises(StripeRefused, match="no attached payment source"):
+            await bench.subscribe()
+    method = await bench.api.v1.payment_methods.attach_async("pm_card_visa", {"customer": customer})
+    await bench.api.v1.customers.update_async(customer, {"invoice_settings": {"default_payment_method": method.id}})
+    assert (await bench.subscribe()).subscription.status == "active"
+
+
+async def page(bench: Bench, plan: str = "standard") -> str:
+    made = await checkout.checkout(
+        bench.mirror,
+        bench.subscribing,
+        "acme",
+        Wish(plan=plan),
+        success_url="https://app.test/ok",
+        cancel_url="https://app.test/no",
+        actor=ACTOR,
+    )
+    return made.id
+
+
+async def sessions(bench: Bench) -> dict[str, str]:
+    found = await bench.api.v1.checkout.sessions.list_async({})
+    return {one.id: str(one.status) for one in found.data}
+
+
+async def test_a_tenant_has_one_open_page_of_checkout_and_none_once_it_is_subscribed(bench: Bench) -> None:
+    await bench.customer()
+    first, second = await page(bench), await page(bench, "big")
+    assert await sessions(bench) == {first: "expired", second: "open"}
+    await bench.subscribe()
+    assert await sessions(bench) == {first: "expired", second: "expired"}
+
+
+async def test_a_page_that_was_completed_unheard_allows_no_other(bench: Bench) -> None:
+    await bench.customer()
+    first = await page(bench)
+    await bench.hear()
+    await asyncio.to_thread(bench.stripe.faults, {"kind": "webhook_never"})
+    await asyncio.to_thread(bench.stripe.check_out, first)
+    with pytest.raises(Conflict, match="has the subscription"):
+        await page(bench)
+    assert await bench.tenant() == ("standard", "active")

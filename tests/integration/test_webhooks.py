@@ -17,10 +17,10 @@ import stripe
 from aiohttp.test_utils import TestClient, TestServer
 
 from sidecar import logs
-from sidecar.billing import customers, events
+from sidecar.billing import customers, events, subscriptions
 from sidecar.billing import inbox as inboxes
 from sidecar.billing.inbox import Inbox
-from sidecar.billing.mirror import Mirror
+from sidecar.billing.mirror import UNHEARD_AT_ONCE, Mirror
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.billing.webhooks import BODY_BYTES_MAX, WebhookCounters
 from sidecar.clock import Clock
@@ -395,8 +395,21 @@ async def test_a_customer_is_linked_by_the_tenant_it_names_and_forgotten_when_it
 async def test_checkout_brings_its_customer_and_subscription(bench: Bench) -> None:
     async with bench.ledger.transaction() as tx:
         await tenants.put(tx, "acme", plan="free", actor="test")
-    bench.account.customer("cus_1")
+    bench.account.customer("cus_1", "acme")
     bench.account.subscription("sub_1", "cus_1", "patient")
+    session = {"id": "cs_1", "object": "checkout.session", "customer": "cus_1", "subscription": "sub_1"}
+    bench.account.objects["cs_1"] = session
+    await bench.send(event("evt_1", "checkout.session.completed", session))
+    await bench.drain()
+    assert await bench.tenant() == ("patient", "active", 0)
+
+
+async def test_who_pays_on_a_payment_link_cannot_name_the_tenant_it_becomes(bench: Bench) -> None:
+    """`client_reference_id` stands in the link's address, where anybody may write the id of somebody else."""
+    async with bench.ledger.transaction() as tx:
+        await tenants.put(tx, "acme", plan="free", actor="test")
+    bench.account.customer("cus_1")
+    bench.account.subscription("sub_1", "cus_1", "standard")
     session = {
         "id": "cs_1",
         "object": "checkout.session",
@@ -407,7 +420,132 @@ async def test_checkout_brings_its_customer_and_subscription(bench: Bench) -> No
     bench.account.objects["cs_1"] = session
     await bench.send(event("evt_1", "checkout.session.completed", session))
     await bench.drain()
-    assert await bench.tenant() == ("patient", "active", 0)
+    assert (await bench.events())["evt_1"] == ("handled", 1, inboxes.NO_TENANT)
+    assert await bench.tenant() == ("free", "active", 0)
+    async with bench.ledger.transaction() as tx:
+        assert await tx.rows("linked_customers") == []
+
+
+@pytest.mark.parametrize("customer_first", [True, False])
+async def test_with_its_customer_a_subscription_ends_whichever_news_come_first(
+    bench: Bench, customer_first: bool
+) -> None:
+    await bench.put()
+    bench.account.subscription("sub_1", "cus_acme", "standard")
+    await bench.mirror.subscription("sub_1")
+    assert await bench.tenant() == ("standard", "active", 0)
+    bench.account.objects["cus_acme"] = {"id": "cus_acme", "object": "customer", "deleted": True}
+    bench.account.subscription("sub_1", "cus_acme", "standard", "canceled", ended_at=START_S + 10)
+    news = [
+        event("evt_c", "customer.deleted", bench.account.objects["cus_acme"]),
+        event("evt_s", "customer.subscription.deleted", bench.account.objects["sub_1"]),
+    ]
+    for one in news if customer_first else reversed(news):
+        await bench.send(one)
+        await bench.drain()
+        assert await bench.tenant() == ("standard", "cancelled", 0)
+    assert {found[::2] for found in (await bench.events()).values()} == {("handled", "")}
+    async with bench.ledger.transaction() as tx:
+        (kept,) = await subscriptions.of_tenant(tx, "acme")
+    assert (kept.status, kept.ended_s) == ("canceled", START_S + 10)
+
+
+@pytest.mark.parametrize(("there", "status"), [("living", "cancelled"), ("deleted", "cancelled"), ("", "active")])
+async def test_a_subscription_that_is_gone_ends_unless_the_account_seems_to_be_another_one(
+    bench: Bench, there: str, status: str
+) -> None:
+    await bench.put()
+    bench.account.subscription("sub_1", "cus_acme", "standard")
+    await bench.mirror.subscription("sub_1")
+    await bench.execute("update subscriptions set updated = ledger_now() - interval '2 days'")
+    del bench.account.objects["sub_1"]
+    if there == "deleted":
+        bench.account.objects["cus_acme"] = {"id": "cus_acme", "object": "customer", "deleted": True}
+    elif not there:
+        del bench.account.objects["cus_acme"]
+    assert await bench.mirror.look_again() == 1
+    assert await bench.tenant() == ("standard", status, 0)
+
+
+async def test_usage_is_billed_from_a_subscriptions_start_and_not_from_its_news(bench: Bench) -> None:
+    await bench.put()
+    late_s, old_s = START_S - 5 * 3600 + 90, START_S - 90 * DAY_S
+    await bench.put("imported", "cus_imported")
+    await bench.put("old", "cus_old")
+    for tenant, made_s in (("acme", late_s), ("imported", late_s), ("old", old_s)):
+        name = f"sub_{tenant}"
+        bench.account.subscription(name, f"cus_{tenant}", "standard", created=made_s, billing_cycle_anchor=made_s)
+    await bench.execute("update billing_customers set looked = true")
+    before = await billed_from(bench)
+    look = await bench.mirror.look()
+    await bench.mirror.keep_subscription(bench.account.objects["sub_imported"], look, adopted=True)
+    for tenant in ("acme", "imported", "old"):
+        await bench.mirror.subscription(f"sub_{tenant}")
+    hour_s = late_s // 3600 * 3600
+    assert await billed_from(bench) == before | {"acme": (hour_s, False)}
+    # A later one raises nothing.
+    bench.account.subscription("sub_later", "cus_acme", "standard", created=START_S)
+    await bench.mirror.subscription("sub_later")
+    assert (await billed_from(bench))["acme"][0] == hour_s
+
+
+async def billed_from(bench: Bench) -> dict[str, tuple[int, bool]]:
+    async with bench.ledger.transaction() as tx:
+        rows = await tx._connection.fetch(
+            "select tenant, extract(epoch from billed_from)::bigint, looked from billing_customers"
+        )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+async def test_a_second_living_subscription_of_a_tenant_is_told_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.put()
+    for name in ("sub_1", "sub_2", "sub_2", "sub_1"):
+        bench.account.subscription(name, "cus_acme", "standard")
+        await bench.mirror.subscription(name)
+    async with bench.ledger.transaction() as tx:
+        told = [one.detail for one in await audit.read(tx, tenant="acme") if one.action == "billing.two_subscriptions"]
+    assert told == [{"subscriptions": ["sub_2", "sub_1"]}]
+    assert caplog.text.count("more than one subscription") == 1
+    await bench.inbox.keep_house()
+    assert bench.counters.doubled == 1
+
+
+async def test_graces_end_and_others_are_looked_at_whatever_cannot_be_fetched(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.put()
+    bench.account.subscription("sub_1", "cus_acme", "patient", "past_due")
+    bench.account.invoice("in_1", "cus_acme", "sub_1", "open")
+    await bench.mirror.invoice("in_1")
+    await bench.mirror.subscription("sub_1")
+    for number in range(UNHEARD_AT_ONCE + 1):
+        await bench.put(f"t{number}", f"cus_{number}")
+        bench.account.subscription(f"sub_t{number}", f"cus_{number}", "standard")
+        await bench.mirror.subscription(f"sub_t{number}")
+    bench.clock.advance(8 * DAY_S * 1000)
+    await bench.ledger.set_clock_ahead(bench.clock.offset_ms // 1000)
+    await bench.execute("update subscriptions set updated = updated - interval '2 hours' where id <> 'sub_1'")
+    last = f"sub_t{UNHEARD_AT_ONCE}"
+    await bench.execute("update subscriptions set updated = updated + interval '1 hour' where id ~ '^sub_(1|t25)$'")
+    bench.account.failing |= {f"sub_t{number}": 400 for number in range(UNHEARD_AT_ONCE)}
+    assert await bench.mirror.look_again() == UNHEARD_AT_ONCE
+    bench.account.asked.clear()
+    await bench.mirror.look_again()
+    assert last in bench.account.asked, "the others are at the end of the line"
+
+    # Stripe is away altogether.
+    await bench.execute("update subscriptions set updated = updated - interval '2 days'")
+    bench.account.failing |= dict.fromkeys(bench.account.objects, 500)
+    monkeypatch.setattr(inboxes, "POLL_S", 0.02)
+    running = asyncio.create_task(bench.inbox.run())
+    try:
+        async with asyncio.timeout(10):
+            while (await bench.tenant())[1] != "active" or (await bench.tenant())[0] != "free":
+                await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
 
 
 async def test_the_grace_after_a_failed_payment_ends_without_any_word_from_stripe(bench: Bench) -> None:

@@ -76,23 +76,27 @@ async def test_stripes_total_becomes_the_ledgers_whatever_happens(place_: Forwar
     months=st.sampled_from([1, 3, 12]),
     into_s=st.integers(0, HOUR_S - 1),
     taken=st.sets(st.integers(NOW_S // MINUTE_S - 120, NOW_S // MINUTE_S), max_size=120),
+    since_ago_s=st.one_of(st.none(), st.integers(-5, 2 * HOUR_S), st.integers(0, 70 * DAY_S)),
 )
 def test_a_timestamp_is_one_that_stripe_takes_and_lies_where_it_is_billed(
-    hours_ago: int, anchor_s: int, months: int, into_s: int, taken: set[int]
+    hours_ago: int, anchor_s: int, months: int, into_s: int, taken: set[int], since_ago_s: int | None
 ) -> None:
     from sidecar.catalogue.period import bounds  # noqa: PLC0415 - next to its only use
 
     hour_s = (NOW_S - hours_ago * HOUR_S) // HOUR_S * HOUR_S
     period_s = bounds("billing", hour_s + into_s, anchor_s, months)[0]
     window = Window("t", "m", period_s, hour_s)
-    found = place(window, Terms(anchor_s, months, HOUR_S), NOW_S)
-    if max(hour_s, period_s) > NOW_S:
+    since_s = 0 if since_ago_s is None else NOW_S - since_ago_s
+    found = place(window, Terms(anchor_s, months, HOUR_S, since_s), NOW_S)
+    if max(hour_s, period_s, since_s) > NOW_S:
         assert found is None
         return
     assert found is not None
     at_s = moment(found, taken)
     assert found.from_s <= at_s <= found.to_s <= NOW_S
     assert at_s > NOW_S - 35 * DAY_S
+    if bounds("billing", since_s, anchor_s, months)[0] == bounds("billing", at_s, anchor_s, months)[0]:
+        assert at_s >= since_s
     current_s = bounds("billing", NOW_S, anchor_s, months)[0]
     if found.late:
         assert at_s >= current_s

@@ -83,6 +83,36 @@ def test_a_period_that_a_new_anchor_cut_short_ends_where_the_new_one_begins() ->
     assert later.late
 
 
+def changed(since_s: int, anchor_s: int = ANCHOR_S) -> Terms:
+    return Terms(anchor_s, 1, HOUR_S, since_s)
+
+
+def test_a_delta_never_lies_before_the_items_that_bill_it() -> None:
+    since_s = ANCHOR_S + 5 * DAY_S + 130
+    hour_s = since_s // HOUR_S * HOUR_S
+    found = place(window(since_s), changed(since_s), since_s + 20)
+    assert found == Place(since_s, since_s + 20, ENDS_S + HOUR_S, late=False)
+    assert moment(found, {(since_s + 20) // 60}) == since_s, "inside of its minute"
+    before = place(window(hour_s - HOUR_S), changed(since_s), since_s + 20)
+    assert before == Place(since_s, since_s + 20, ENDS_S + HOUR_S, late=True)
+    assert place(window(since_s), changed(since_s), since_s - 1) is None, "Stripe's clock is ahead"
+
+
+def test_items_that_began_with_the_period_leave_the_period_before_alone() -> None:
+    for since_s in (ENDS_S, ENDS_S + 600):
+        found = place(window(ENDS_S - HOUR_S), changed(since_s), ENDS_S + 700)
+        assert found is not None
+        assert (found.late, found.to_s < ENDS_S) == (False, True), (
+            "its invoice is open, and the items of then are on it"
+        )
+
+
+def test_a_period_that_a_change_cut_short_has_no_invoice_to_come() -> None:
+    since_s = ANCHOR_S + 10 * DAY_S
+    found = place(window(since_s - HOUR_S), changed(since_s, since_s), since_s + 600)
+    assert found == Place(since_s, since_s + 600, since_s + 30 * DAY_S + HOUR_S, late=True)
+
+
 def test_each_delta_gets_the_latest_free_minute_and_shares_only_when_none_is_left() -> None:
     where = Place(7_200 + 90, 7_200 + 250, 0, late=False)
     assert moment(where, set()) == 7_200 + 240

@@ -31,6 +31,16 @@ def test_a_sum_settles_only_what_it_must_or_cannot_hold(
     assert verdicts(Decimal(seen), Decimal(certain), [Decimal(value) for value in unknown]) == expected
 
 
+def test_a_value_that_is_under_way_is_not_told_from_an_equal_one_in_doubt() -> None:
+    five = [Decimal(5), Decimal(5)]
+    assert verdicts(Decimal(5), Decimal(0), five, [False, True]) == ["ambiguous"] * 2
+    assert verdicts(Decimal(0), Decimal(0), five, [False, True]) == ["absent"] * 2
+    assert verdicts(Decimal(10), Decimal(0), five, [False, True]) == ["present"] * 2
+    mixed = [*five, Decimal(3)]
+    assert verdicts(Decimal(8), Decimal(0), mixed, [False, True, False]) == ["ambiguous", "ambiguous", "present"]
+    assert verdicts(Decimal(5), Decimal(0), mixed, [False, False, True]) == ["present", "absent", "absent"]
+
+
 def test_sums_are_equal_as_far_as_a_double_can_tell() -> None:
     assert equal(Decimal(repr(0.1 + 0.2)), Decimal("0.3"))
     assert equal(Decimal(0), Decimal(0))

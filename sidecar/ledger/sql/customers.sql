@@ -23,6 +23,13 @@ select true from billing_customers where tenant = $1 and customer = $2;
 -- Forgets a customer that was deleted at Stripe; the tenant is not billed any more.
 delete from billing_customers where provider = 'stripe' and customer = $1 returning tenant;
 
+-- name: bill_from_hour_of
+-- Has usage billed from the hour of a moment on, unless it is billed from earlier; only moments Stripe still takes events of.
+update billing_customers
+set billed_from = date_trunc('hour', to_timestamp($2::bigint), 'UTC'), looked = false
+where tenant = $1 and billed_from > date_trunc('hour', to_timestamp($2::bigint), 'UTC')
+    and to_timestamp($2::bigint) > ledger_now() - make_interval(secs => $3::int);
+
 -- name: lock_standing
 -- What billing gave a tenant last; locked until the transaction ends.
 select customer, standing::text from billing_customers where tenant = $1 and provider = 'stripe' for update;

@@ -31,7 +31,8 @@ with metered as (
     select metric, date_trunc('hour', min(created), 'UTC') as since
     from stripe_objects where kind = 'meter' group by metric having bool_or(current)
 ), billed as (
-    select c.tenant, c.billed_from, c.restored, t.anchor, t.interval_months
+    select c.tenant, c.billed_from, c.restored, c.items_since, t.anchor, t.interval_months,
+        exists (select from billing_changes as x where x.tenant = c.tenant and x.ends > now()) as changing
     from billing_customers as c join tenants as t on t.id = c.tenant
     where t.shard = $1 and ($4 = '' or c.tenant = $4 collate "C")
 ), touched as (
@@ -43,10 +44,12 @@ with metered as (
     where w.scope = '' and w.hour >= date_trunc('hour', b.billed_from, 'UTC') and b.tenant = any($6::text[])
 ), undecided as (
     select w.tenant, w.metric, w.period, w.hour, w.amount - coalesce(o.amount, 0) as amount,
-        coalesce(o.number, 0) + 1 as number, b.anchor, b.interval_months,
+        coalesce(o.number, 0) + 1 as number, b.anchor, b.interval_months, b.items_since,
         case
             when b.restored is not null and (l.verified is null or l.verified < b.restored) then 'unverified'
-            when greatest(w.hour, w.period) > ledger_now() then 'future'
+            when greatest(w.hour, w.period, b.items_since) > ledger_now() then 'future'
+            -- Whoever changes a tenant's billing decides for it; since when its items count is known after that.
+            when b.changing and $4 = '' then 'changing'
             when exists (
                 select from stripe_outbox as x where x.tenant = w.tenant and x.metric = w.metric
                     and x.state = 'waiting' and x.tries = 0) then 'backlog'
@@ -66,7 +69,7 @@ with metered as (
     where w.metric = any($5::text[]) and w.amount > coalesce(o.amount, 0) and greatest(w.hour, w.period) >= b.billed_from and w.hour >= m.since
 )
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, amount, number,
-    extract(epoch from anchor)::bigint, interval_months, held
+    extract(epoch from anchor)::bigint, interval_months, held, coalesce(extract(epoch from items_since)::bigint, 0)
 from undecided
 order by held <> '', hour, tenant, metric, period
 limit $3;

@@ -13,6 +13,21 @@ on conflict (id) do update set tenant = excluded.tenant, customer = excluded.cus
     where s.look < excluded.look
 returning true;
 
+-- name: tenant_of_subscription
+-- The tenant that a subscription was kept for.
+select tenant from subscriptions where id = $1;
+
+-- name: end_subscriptions
+-- Ends a subscription, or the living ones of a customer, that are gone at Stripe, unless a later look saw them.
+update subscriptions set status = case status when 'incomplete' then 'incomplete_expired' else 'canceled' end,
+    ended = ledger_now(), schedule = null, next_plan = '', look = $3, updated = ledger_now()
+where (id = $1 or ($2 <> '' and customer = $2)) and status not in ('canceled', 'incomplete_expired') and look < $3
+returning id;
+
+-- name: put_off_subscription
+-- Has a subscription that could not be fetched looked at again so many seconds later than it would be now.
+update subscriptions set updated = ledger_now() - make_interval(secs => $2::int) where id = $1;
+
 -- name: drop_subscription_items
 -- Forgets a subscription's items, which are about to be written anew.
 delete from subscription_items where subscription = $1;
@@ -26,6 +41,12 @@ from unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bi
 on conflict (id) do update set subscription = excluded.subscription, tenant = excluded.tenant, plan = excluded.plan,
     metric = excluded.metric, price = excluded.price, quantity = excluded.quantity,
     period_start = excluded.period_start, period_end = excluded.period_end;
+
+-- name: raise_items_since
+-- Keeps since when a tenant's subscription has the metered items of now; when a price was exchanged, that is known since now.
+update billing_customers
+set items_since = greatest(items_since, to_timestamp($2::bigint), case when $3::boolean then ledger_now() end)
+where tenant = $1 and ($2::bigint is not null or $3::boolean);
 
 -- name: subscriptions_of
 -- A tenant's subscriptions, the newest first, each with since when an invoice of it is owed and its period's start.
@@ -52,6 +73,12 @@ from subscription_items where subscription = $1 order by metric nulls first, id;
 select id from subscriptions
 where status not in ('canceled', 'incomplete_expired') and updated < ledger_now() - make_interval(secs => $1::int)
 order by updated limit $2;
+
+-- name: doubled_subscriptions
+-- How many tenants pay for more than one subscription.
+select count(*) from (
+    select from subscriptions where status not in ('canceled', 'incomplete_expired', 'incomplete')
+    group by tenant having count(*) > 1) as doubled;
 
 -- name: graces_over
 -- Tenants whose grace after a failed payment is over by now.

@@ -73,9 +73,11 @@ comment on column shards.metered is 'Metrics that had a meter when deltas were l
 
 alter table billing_customers
     add column billed_from timestamptz not null default date_trunc('hour', ledger_now(), 'UTC'),
+    add column items_since timestamptz,
     add column looked boolean not null default false,
     add column restored timestamptz;
 comment on column billing_customers.billed_from is 'Windows that begin earlier are not sent to Stripe.';
+comment on column billing_customers.items_since is 'Since when its subscription has the metered items of now; null: they came with it.';
 comment on column billing_customers.looked is 'Whether windows that were counted before this customer was known have been looked at.';
 comment on column billing_customers.restored is 'When the ledger was last found to be older than Stripe: compare before anything new is sent.';
 
