@@ -189,24 +189,29 @@ class Flusher:
         """One pass over a shard; returns whether there is more to do. ``full``: also when nothing seems dirty."""
         async with self._locks[shard]:
             if not full and self._epochs[shard] >= 0:
-                seen = await self._store.glance(shard)
-                if self._still(shard, seen):
-                    return False
-                glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
-                self._floors[shard] = max(self._floors[shard], glance.epoch)
-                self._backlog[shard] = glance.dirty
-                opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
-                known = glance.state == "open" and glance.generation == self._generations[shard]
-                if known and not glance.dirty and not glance.silent and not opening:
-                    self._looked[shard] = (self._clock.monotonic_ms(), seen)
+                marks = await self._store.glance(shard)
+                self._floors[shard] = max(self._floors[shard], marks.epoch)
+                if self._still(shard, marks) or (marks.clean and await self._nothing_to_do(shard, marks)):
                     return False
             self._looked[shard] = None
             return await self._locked_pass(shard, full=full)
 
-    def _still(self, shard: int, seen: Glance) -> bool:
+    async def _nothing_to_do(self, shard: int, marks: Glance) -> bool:
+        """Look at a shard by script: whether it is as the last pass over it left it, with nobody silent."""
+        glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
+        self._floors[shard] = max(self._floors[shard], glance.epoch)
+        self._backlog[shard] = glance.dirty
+        opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
+        known = glance.state == "open" and glance.generation == self._generations[shard]
+        if not known or glance.dirty or glance.silent or opening:
+            return False
+        self._looked[shard] = (self._clock.monotonic_ms(), marks)
+        return True
+
+    def _still(self, shard: int, marks: Glance) -> bool:
         """Whether nothing has changed since the last look by script, not long ago, which found nothing to do."""
         looked = self._looked[shard]
-        if looked is None or looked[1] != seen:
+        if looked is None or looked[1] != marks:
             return False
         return self._clock.monotonic_ms() - looked[0] < min(LOOK_MS, self._terms.reclaim_after_ms // 2)
 

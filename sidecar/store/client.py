@@ -214,10 +214,9 @@ class Store:
         return int(version or 0), int(watermark or 0)
 
     async def glance(self, shard: int) -> Glance:
-        """A shard's generation, state, count of window changes and ledger watermark, without a script."""
-        found = await self._command("HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark")
-        gen, state, version, watermark = (value or b"" for value in found)
-        return gen, state, version, watermark
+        """The marks of a shard, without a script."""
+        found = await self._command("HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark", "epoch")
+        return Glance(found[0] or b"", found[1] or b"", *(int(value or 0) for value in found[2:]))
 
     async def settle(
         self, shard: int, generation: str, epoch: int, windows: Sequence[tuple[str, str, int, int, int]]

@@ -5,8 +5,6 @@ Units are integers in a metric's base unit, below 2**53: Redis computes in Lua n
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import msgspec
 from msgspec import Struct
 
@@ -113,8 +111,18 @@ class Lookup(Struct, frozen=True):
     document: bytes
 
 
-# A shard's generation, state, count of window changes and ledger watermark, as Redis has them.
-Glance: TypeAlias = tuple[bytes, bytes, bytes, bytes]
+class Glance(Struct, frozen=True):
+    """A shard's marks, read without a script: ``clean`` when the ledger has every change of windows."""
+
+    generation: bytes
+    state: bytes
+    version: int
+    watermark: int
+    epoch: int
+
+    @property
+    def clean(self) -> bool:
+        return self.version == self.watermark
 
 
 class Changes(Struct, frozen=True):
