@@ -285,6 +285,28 @@ async def test_while_redis_hangs_soft_caps_go_on_and_hard_ones_never_pass_too_mu
     assert dev.ledger(soft, "api_calls") == 22
 
 
+async def test_a_redis_that_is_killed_and_comes_back_costs_nothing_and_admits_nothing(
+    dev: SidecarDev, gateway: Gateway, client: aiohttp.ClientSession
+) -> None:
+    soft, soft_key = dev.new_tenant("soft")
+    hard, hard_key = dev.new_tenant("hard")
+    assert await statuses(client, gateway.url, soft_key, 2) == [200] * 2
+    counted = Counter(await statuses(client, gateway.url, hard_key, 5))
+    dev.signal_redis(signal.SIGKILL)  # it is started again within a second
+    assert await statuses(client, gateway.url, soft_key, 20) == [200] * 20
+    began = time.monotonic()
+    while counted[200] < 20:
+        counted.update(await statuses(client, gateway.url, hard_key, 1))
+        assert time.monotonic() - began < BACK_S, counted
+    # Until Redis grants again nobody can say more than that nothing is to be had.
+    _, seen = await until(client, gateway.url, hard_key, 429)
+    counted.update(seen)
+    assert set(counted) <= {200, 429, 503}
+    assert counted[200] == 20
+    assert dev.ledger(hard, "api_calls") == 20
+    assert dev.ledger(soft, "api_calls") == 22
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GATEWAYS)
 async def test_a_whole_installation_stopped_and_started_goes_on_where_it_was(
