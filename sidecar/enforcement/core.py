@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CANCEL_AGAIN_S = 0.5
 WATERMARK_POLL_S = 0.2
 OBSERVE_INTERVAL_S = 1.0
 
@@ -156,9 +157,12 @@ class Core:
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """End loops. Asked again while one goes on: a driver may take the first request for a failed connection."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 def _ended(task: asyncio.Task[None]) -> None:

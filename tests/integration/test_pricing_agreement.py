@@ -287,7 +287,6 @@ async def test_invoices_in_other_currencies_and_by_the_year_agree_with_the_proje
     stripe.options(payment_method_needed=False)
     api = StripeApi.open(KEY, stripe.url)
     wanted = parse(MANY, "test")
-    now_s = Clock().wall_s()
 
     async def in_force(_: Transaction) -> Catalogue:
         return wanted
@@ -310,6 +309,7 @@ async def test_invoices_in_other_currencies_and_by_the_year_agree_with_the_proje
             await api.v1.billing.meter_events.create_async(event)
             async with ledger.transaction() as tx:
                 row = await tenants.show(tx, tenant)
+            now_s = Clock().wall_s()  # not before the subscription began
             start_s, _ = period.bounds("billing", now_s, row.anchor_s)
             async with ledger.shard(0) as shard:
                 assert shard is not None

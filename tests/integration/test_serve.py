@@ -86,7 +86,7 @@ def test_all_roles_serve_from_settings_and_stop_on_sigterm(settings: dict[str, s
         eventually(lambda: b" 200 " in ask_unix(path), child)
         assert child.stop(signal.SIGTERM, 30) == 0
     assert not Path(path).exists()
-    assert list((tmp_path / "state").rglob("*.journal")) == []
+    assert list((tmp_path / "state").rglob("*.journal")) == [], child.tail()
     assert TOKEN not in child.tail()
     events = [json.loads(line) for line in child.err]
     assert {event["role"] for event in events} >= {"authz-0", "authz-1", "backoffice"}
