@@ -42,7 +42,7 @@ from sidecar.ledger.connection import Ledger
 from sidecar.ledger.flusher import Flusher, FlushTerms
 from sidecar.logs import fields
 from sidecar.settings import Settings
-from sidecar.signals import Stop
+from sidecar.signals import Stop, end
 from sidecar.state import State
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
@@ -357,8 +357,7 @@ async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
 
 
 async def _unless(stop: Stop, work: Coroutine[Any, Any, None]) -> bool:

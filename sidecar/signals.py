@@ -1,14 +1,15 @@
-"""Waiting to be told to stop: the first SIGINT or SIGTERM asks kindly, the second one insists."""
+"""Stopping: the first SIGINT or SIGTERM asks kindly, the second one insists. And ending tasks that run until then."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+END_AGAIN_S = 0.5
 
 
 class Stop:
@@ -44,3 +45,15 @@ class Stop:
     ) -> None:
         for number in SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """End tasks. Asked again while one goes on: a driver may take the first request for a failed connection."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=END_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # retrieved: whoever wanted to know has heard of it

@@ -21,6 +21,7 @@ from sidecar.enforcement.repeats import Repeats
 from sidecar.enforcement.synchroniser import Synchroniser
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.logs import Transition, fields
+from sidecar.signals import end
 from sidecar.usage.journal import SUFFIX, Journal
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CANCEL_AGAIN_S = 0.5
 WATERMARK_POLL_S = 0.2
 OBSERVE_INTERVAL_S = 1.0
 
@@ -100,20 +100,20 @@ class Core:
     async def stop(self, drain_s: float) -> None:
         """Report everything, return the leases, wait at most ``drain_s`` for the ledger, delete the journal."""
         # The directory goes on: a report may still be refused because a snapshot is old.
-        await _cancel(self._tasks[1:])
+        await end(self._tasks[1:])
         self._adoption.close()
         done = False
         with contextlib.suppress(TimeoutError, StoreUnavailable, StoreRefused):
             async with asyncio.timeout(drain_s):
                 done = await self._drain()
-        await _cancel(self._tasks[:1])
+        await end(self._tasks[:1])
         await self.synchroniser.close()
         log.info("worker stopped", extra=fields(writer=self.writer, in_ledger=done))
         self.journal.close(delete=done)
 
     async def abandon(self) -> None:
         """End as a killed process does: nothing is reported, the journal stays and its lock goes."""
-        await _cancel(self._tasks)
+        await end(self._tasks)
         self._adoption.close()
         await self.synchroniser.close()
         self.journal.close(delete=False)
@@ -154,15 +154,6 @@ class Core:
             (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
             (self._store_state.bad if breaker.open else self._store_state.good)()
             await asyncio.sleep(OBSERVE_INTERVAL_S)
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    """End loops. Asked again while one goes on: a driver may take the first request for a failed connection."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -19,7 +19,7 @@ REGRESSIONS = (
 )  # fmt: skip
 BATCH = 25
 REPLAY = ".venv/bin/python -m tests.simulation.run --verbose"
-BATCHES = int(os.environ.get("SIMULATION_SEEDS", "250")) // BATCH
+BATCHES = int(os.environ.get("SIMULATION_SEEDS", "500")) // BATCH
 # The same seeds each time, unless others are chosen ("random" chooses any); `make simulate` hunts with many more.
 CHOSEN = os.environ.get("SIMULATION_FIRST", "0")
 FIRST = random.SystemRandom().randrange(10**6, 10**9) if CHOSEN == "random" else int(CHOSEN)
