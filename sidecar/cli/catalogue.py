@@ -11,6 +11,7 @@ from sidecar import settings
 from sidecar.catalogue.diff import diff as differences
 from sidecar.catalogue.doubts import doubts
 from sidecar.catalogue.load import parse, read
+from sidecar.catalogue.model import Catalogue
 from sidecar.cli.target import Target, actor, find, show_json, wait, with_json, with_state
 from sidecar.control import catalogues
 from sidecar.errors import CatalogueInvalid, NotFound, SettingsInvalid
@@ -45,8 +46,7 @@ def check(file: str | None) -> None:
     found = read(name)
     plans_and_limits = ", ".join(f"{plan.name} ({len(plan.limits)} limits)" for plan in found.plans.values())
     click.echo(f"{name}: valid; {len(found.metrics)} metrics, {len(found.routes)} routes, plans {plans_and_limits}")
-    for doubt in doubts(found):
-        click.echo(f"{name}: doubtful: {doubt}", err=True)
+    _show_doubts(name, found)
 
 
 @click.group()
@@ -65,6 +65,7 @@ def apply(file: str, state: str | None, *, as_json: bool) -> None:
         show_json({"revision": version.revision, "created": version.created_s})
     else:
         click.echo(f"catalogue revision {version.revision} is in force")
+    _show_doubts(file, parse(version.document, file))
 
 
 @catalogue.command()
@@ -92,6 +93,11 @@ def diff(file: str, state: str | None, *, as_json: bool) -> None:
         show_json({"revision": version.revision, "changes": lines})
     else:
         click.echo("\n".join(lines) if lines else f"no change against revision {version.revision}")
+
+
+def _show_doubts(name: str, found: Catalogue) -> None:
+    for doubt in doubts(found):
+        click.echo(f"{name}: doubtful: {doubt}", err=True)
 
 
 async def _apply(target: Target, file: str) -> PlanVersion:

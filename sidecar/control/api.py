@@ -16,6 +16,8 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from msgspec import Struct
 
+from sidecar.catalogue.doubts import doubts
+from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control import accounts, billing, catalogues, invoices, webhooks
 from sidecar.control.answers import body_of, json_answer, problem, refusal, tenant_of
@@ -123,7 +125,8 @@ class _Api:
             raise CatalogueInvalid([f"catalogue:1: byte {error.start} is no UTF-8; send the file as UTF-8"]) from error
         async with self._ledger.transaction() as tx:
             version = await catalogues.apply(tx, text, "catalogue", actor=ACTOR)
-        return json_answer({"revision": version.revision, "created_s": version.created_s})
+        found = doubts(parse(text, "catalogue"))
+        return json_answer({"revision": version.revision, "created_s": version.created_s, "doubtful": found})
 
 
 def _authorized(admin_tokens: Sequence[str]) -> Middleware:
@@ -151,6 +154,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn what is raised into an answer; what nobody expected stays aiohttp's 500."""
     try:
         return await handler(request)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        refused = problem(error.status, error.reason, f"{error.method} is not for this path; send one of {allowed}")
+        refused.headers["allow"] = allowed  # RFC 9110, section 15.5.6
+        return refused
     except web.HTTPException as error:
         return problem(error.status, error.reason, error.text or error.reason)
     except msgspec.MsgspecError as error:

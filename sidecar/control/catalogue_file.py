@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sidecar import logs
+from sidecar.catalogue.doubts import doubts
+from sidecar.catalogue.load import parse
 from sidecar.child import Component
 from sidecar.control import catalogues
 from sidecar.errors import CatalogueInvalid, SidecarError
@@ -52,6 +54,8 @@ class CatalogueFile:
         if self._applied is not None:
             self._applied(text)
         log.info("catalogue is in force", extra=logs.fields(file=str(self.path), revision=version.revision))
+        for doubt in doubts(parse(text, str(self.path))):
+            log.warning("catalogue is doubtful", extra=logs.fields(file=str(self.path), doubt=doubt))
 
     async def watch(self) -> None:
         """Apply every change, until cancelled."""

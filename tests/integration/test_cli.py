@@ -43,11 +43,15 @@ async def tenant(dev: SidecarDev) -> str:
     return name
 
 
-def refused(dev: SidecarDev, *args: str, status: int = 1) -> str:
-    """What a command says on stderr that ends with this status; never a traceback."""
+def run(dev: SidecarDev, *args: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SIDECAR_STATE": str(dev.state)}
     command = [sys.executable, "-m", "sidecar", *args]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40, check=False)
+
+
+def refused(dev: SidecarDev, *args: str, status: int = 1) -> str:
+    """What a command says on stderr that ends with this status; never a traceback."""
+    done = run(dev, *args)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -93,6 +97,14 @@ def test_catalogues_are_shown_compared_and_applied(dev: SidecarDev, tmp_path: Pa
     applied = dev.cli_json("catalogue", "apply", str(dearer))
     assert applied["revision"] == shown["revision"] + 1
     assert dev.cli_json("catalogue", "show", "--revision", str(shown["revision"]))["document"] == shown["document"]
+    doubtful = tmp_path / "doubtful.yaml"
+    doubtful.write_text(
+        "identity: [{header: x}]\nmetrics: {calls: }\nplans: {a: {limits: {calls: 1}}}\n"
+        "routes: [{name: dear, match: /dear, costs: {calls: 2}}]\n"
+    )
+    applying = run(dev, "catalogue", "apply", str(doubtful))
+    assert applying.returncode == 0
+    assert f"{doubtful}: doubtful: route dear" in applying.stderr
     dev.cli("catalogue", "apply", str(default_file()))
     bad = tmp_path / "bad.yaml"
     bad.write_text("plans: 5\n")

@@ -31,3 +31,14 @@ async def test_any_of_several_tokens_is_good_while_one_is_replaced() -> None:
             async with client.get("/api/v1/tenants/acme", headers={"authorization": f"Bearer {token}"}) as answer:
                 assert answer.status == status
     await ledger.close()
+
+
+async def test_a_method_that_a_path_does_not_take_is_told_which_it_takes() -> None:
+    ledger = await Ledger.open(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", timeout_s=2)
+    async with TestClient(TestServer(control_app(ledger, (TOKEN,), Clock()))) as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with client.delete("/api/v1/tenants/acme", headers=headers) as answer:
+            assert answer.status == 405
+            assert answer.headers["allow"] == "GET, HEAD, PUT"
+            assert "GET, HEAD, PUT" in (await answer.json())["detail"]
+    await ledger.close()

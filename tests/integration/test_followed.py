@@ -88,6 +88,19 @@ async def test_what_somebody_else_put_in_force_stays_until_the_file_changes(ledg
     assert await in_force(ledger) == TEXT.replace("5", "8")
 
 
+async def test_a_change_that_refuses_every_request_of_a_route_is_doubted_and_applied(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, file = State(tmp_path), tmp_path / "plans.yaml"
+    file.write_text(TEXT)
+    followed = await follow(state, str(file), default_file(), ledger)
+    file.write_text(TEXT + "routes: [{name: bulk, match: /bulk, costs: {api_calls: 6}}]\n")
+    await followed.look()
+    assert await in_force(ledger) == file.read_text()
+    (warned,) = (record for record in caplog.records if record.message == "catalogue is doubtful")
+    assert "route bulk" in str(vars(warned))
+
+
 async def test_the_first_start_follows_the_default_catalogue_and_shows_what_to_try(
     ledger: Ledger, tmp_path: Path
 ) -> None:
