@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from sidecar import settings
+from sidecar.settings import Settings
 
 K8S = Path(__file__).parents[2] / "k8s"
 ENVOY = K8S.parent / "envoy" / "envoy.yaml"
@@ -79,10 +82,45 @@ def test_pods_are_not_root_and_hold_no_token(name: str, template: dict[str, Any]
     assert spec["enableServiceLinks"] is False
 
 
+def billing(name: str) -> dict[str, Any]:
+    """A deployment as the component for Stripe makes it."""
+    deployment = copy.deepcopy(named("Deployment", name))
+    for patch in yaml.safe_load((K8S / "stripe" / "kustomization.yaml").read_text())["patches"]:
+        if re.fullmatch(patch["target"]["name"], name):
+            for change in yaml.safe_load(patch["patch"]):
+                assert change["op"] == "add"
+                place: Any = deployment
+                *path, last = change["path"].removeprefix("/").split("/")
+                for key in path:
+                    place = place[int(key) if isinstance(place, list) else key]
+                assert last == "-"
+                place.append(change["value"])
+    return deployment
+
+
+@pytest.mark.parametrize("name", ["flusher", "control"])
+def test_with_the_component_for_stripe_it_is_valid_and_reads_every_secret_from_a_file(
+    name: str, tmp_path: Path
+) -> None:
+    deployment = billing(name)
+    kubernetes_validate.validate(deployment, "1.37", strict=True)
+    loaded = loads(deployment["spec"]["template"]["spec"]["containers"][0], tmp_path)
+    assert loaded.stripe_key == "rk_live_0123456789"
+    assert loaded.stripe_webhook_secrets == (("whsec_1", "whsec_2") if name == "control" else ())
+    mounted = deployment["spec"]["template"]["spec"]["volumes"]
+    assert [volume["secret"]["secretName"] for volume in mounted if volume["name"] == "stripe"] == ["quota-stripe"]
+
+
 @pytest.mark.parametrize(("name", "container"), [pytest.param(*found, id=found[0]) for found in ours()])
 def test_every_setting_exists_and_secrets_come_from_files(name: str, container: dict[str, Any], tmp_path: Path) -> None:
-    """The program itself reads the environment of the manifest, with files in place of the mounted secrets."""
+    loads(container, tmp_path)
+
+
+def loads(container: dict[str, Any], tmp_path: Path) -> Settings:
+    """What the program itself reads in the environment of the manifest, with files in place of the mounted secrets."""
     contents = {
+        "key": "rk_live_0123456789",
+        "webhook-secrets": "whsec_1,whsec_2",
         "url": "rediss://user:password@redis.example.com:6380/0",
         "dsn": "postgresql://user:password@postgres.example.com/quota",
         "admin-tokens": "0123456789abcdef0123456789abcdef",
@@ -101,11 +139,13 @@ def test_every_setting_exists_and_secrets_come_from_files(name: str, container: 
     args = container["args"]
     roles = (args[args.index("--role") + 1],) if "--role" in args else ()
     loaded = settings.load(environ, **({"roles": roles} if roles else {}))
-    assert not {"redis_url", "postgres_dsn", "admin_tokens"} & {
+    secrets = {"redis_url", "postgres_dsn", "admin_tokens", "stripe_key", "stripe_webhook_secrets"}
+    assert not secrets & {
         field.name for variable, field in settings.NAMES.items() if variable in environ and "_FILE" not in variable
     }
     if "--role" in args:
         assert loaded.state_dir in mounted
+    return loaded
 
 
 def test_a_sidecar_holds_no_database_credentials() -> None:
