@@ -113,7 +113,7 @@ class Trivial:
         view = LimitView("api_calls", 100_000_000, self.used, 100_000_000 - self.used, 2_592_000, 86_400, 0)
         return Decision(True, 200, "allowed", "ok", identity.tenant or "", "standard", self.features, view)
 
-    def allow_known(self, check: Check, request_id: str) -> None:
+    def allow_known(self, check: Check, request_id: bytes) -> None:
         """Leave everything to ``decide``."""
 
     def get_to_know(self, check: Check) -> None:

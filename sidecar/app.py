@@ -290,7 +290,14 @@ async def _store(settings: Settings, clock: Clock, name: str, timeout_ms: int) -
     keys = Keyspace(settings.redis_prefix, settings.shards)
     identity = f"{name}-{clock.wall_ms()}"
     store = Store(
-        settings.redis_url, keys, clock, identity=identity, timeout_ms=timeout_ms, ca_file=settings.redis_ca_file
+        settings.redis_url,
+        keys,
+        clock,
+        identity=identity,
+        timeout_ms=timeout_ms,
+        ca_file=settings.redis_ca_file,
+        cert_file=settings.redis_cert_file,
+        key_file=settings.redis_key_file,
     )
     try:
         yield store

@@ -7,6 +7,7 @@ Gives up:   settings that change while the program runs: a changed one needs a r
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct, structs
 
-from sidecar import address
+from sidecar import address, redis_url
 from sidecar.errors import SettingsInvalid
 
 PREFIX = "SIDECAR_"
@@ -61,9 +62,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         _about("list", "Bearer tokens of the control API; several while one is replaced.", secret=True),
     ] = ()
     redis_url: Annotated[
-        str, _about("url", "redis://, rediss:// or unix://, with user and password where needed.", secret=True)
+        str, _about("url", "One server, sentinels or a cluster, with user and password where needed.", secret=True)
     ] = "redis://127.0.0.1:6379/0"
     redis_ca_file: Annotated[str, _about("path", "Certificate authority for rediss://; empty uses the system's.")] = ""
+    redis_cert_file: Annotated[str, _about("path", "Client certificate for rediss://, where Redis asks for one.")] = ""
+    redis_key_file: Annotated[str, _about("path", "Key of the client certificate.")] = ""
     redis_prefix: Annotated[str, _about("word", "First part of every Redis key.")] = "sc"
     redis_timeout_ms: Annotated[int, _about("ms", "How long one store call may take.", 5, 5_000)] = 50
     shards: Annotated[int, _about("count", "Slots that tenants spread over; fixed at installation.", 1, 1000)] = 16
@@ -230,13 +233,32 @@ def _bad_words(settings: Settings) -> list[str]:
         ]
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", settings.redis_prefix):
         problems.append("SIDECAR_REDIS_PREFIX must be 1 to 32 letters, digits, dots, dashes or underscores")
-    if not re.match(r"(redis|rediss|unix)://", settings.redis_url):
-        problems.append("SIDECAR_REDIS_URL must begin with redis://, rediss:// or unix://")
+    problems += _bad_redis(settings)
     if settings.postgres_dsn and not re.match(r"postgres(ql)?://", settings.postgres_dsn):
         problems.append("SIDECAR_POSTGRES_DSN must begin with postgresql://")
     if not re.match(r"https?://", settings.stripe_url):
         problems.append("SIDECAR_STRIPE_URL must begin with https:// (http:// only for a stand-in)")
     return problems
+
+
+def _bad_redis(settings: Settings) -> list[str]:
+    try:
+        tls = redis_url.parse(settings.redis_url).tls
+    except SettingsInvalid as error:
+        return [str(error)]
+    if bool(settings.redis_cert_file) != bool(settings.redis_key_file):
+        return ["SIDECAR_REDIS_CERT_FILE and SIDECAR_REDIS_KEY_FILE belong together; set both or none"]
+    if not tls:
+        return [
+            f"{PREFIX}{name.upper()} is of no use without TLS; begin SIDECAR_REDIS_URL with rediss"
+            for name in ("redis_ca_file", "redis_cert_file")
+            if getattr(settings, name)
+        ]
+    return [
+        f"{PREFIX}{name.upper()}: there is no file {getattr(settings, name)} this user can read; mend path or rights"
+        for name in ("redis_ca_file", "redis_cert_file", "redis_key_file")
+        if getattr(settings, name) and not os.access(getattr(settings, name), os.R_OK)
+    ]
 
 
 def _bad_addresses(settings: Settings) -> list[str]:

@@ -77,6 +77,7 @@ _LISTED = (
     Family("sidecar_flush_passes_total", "counter", "Passes of the flusher, by outcome.", ("outcome",)),
     Family("sidecar_flush_seconds", "histogram", "Duration of a flusher pass.", divisor=1_000_000, buckets=DURATION_US),
     Family("sidecar_flush_rows_total", "counter", "Rows that flusher passes wrote to the ledger."),
+    Family("sidecar_flush_folded_total", "counter", "Rows of counters folded into the rows of their totals."),
     Family("sidecar_flush_lag_seconds", "gauge", "Time since the last pass that left nothing behind.", (), "max", 1000),
     Family("sidecar_flush_backlog_windows", "gauge", "Windows in Redis that the ledger does not have yet."),
     Family("sidecar_restores_total", "counter", "Shards restored from the ledger after Redis lost its state."),
@@ -250,6 +251,7 @@ class FlusherCounters:
         "clean_ms",
         "evicted_keys",
         "flush_us",
+        "folded",
         "lease_units_lost",
         "passes_failed",
         "passes_good",
@@ -262,6 +264,7 @@ class FlusherCounters:
         self.passes_failed = 0
         self.flush_us = Histogram(DURATION_US)
         self.rows = 0
+        self.folded = 0
         self.clean_ms = started_ms
         self.backlog_windows = 0
         self.restores = 0
@@ -274,6 +277,7 @@ class FlusherCounters:
             "sidecar_flush_passes_total": {("good",): [self.passes_good], ("failed",): [self.passes_failed]},
             "sidecar_flush_seconds": {(): list(self.flush_us.counts)},
             "sidecar_flush_rows_total": {(): [self.rows]},
+            "sidecar_flush_folded_total": {(): [self.folded]},
             "sidecar_flush_lag_seconds": {(): [monotonic_ms - self.clean_ms]},
             "sidecar_flush_backlog_windows": {(): [self.backlog_windows]},
             "sidecar_restores_total": {(): [self.restores]},

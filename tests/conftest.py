@@ -24,6 +24,8 @@ from hypothesis import settings
 
 from sidecar.embedded import EmbeddedPostgres, EmbeddedRedis
 from sidecar.embedded.redis import DATABASES
+from tests.servers.forwarding import Forwarding, forwarding
+from tests.servers.stripe import Stripe
 
 T = TypeVar("T")
 TEARDOWN_S = 180
@@ -171,6 +173,20 @@ async def empty_database(postgres_server: EmbeddedPostgres) -> AsyncIterator[str
     await _administer(postgres_server, f"create database {name}")
     yield _dsn(postgres_server, name)
     await _administer(postgres_server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def stripe() -> Iterator[Stripe]:
+    """A Stripe stand-in of the test's own."""
+    with Stripe() as running:
+        yield running
+
+
+@pytest.fixture
+async def place(database: str, stripe: Stripe) -> AsyncIterator[Forwarding]:
+    """A ledger beside a stand-in, with meters; the test drives the forwarders."""
+    async with forwarding(database, stripe) as opened:
+        yield opened
 
 
 def _dsn(server: EmbeddedPostgres, database: str) -> str:

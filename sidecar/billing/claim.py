@@ -78,11 +78,15 @@ async def _at_once(tx: Transaction, token: str, steps: Sequence[tuple[Work, Step
 async def _move(tx: Transaction, moved: Sequence[tuple[Work, Row]], terms: ForwarderTerms) -> None:
     """Give rows that were never sent the timestamp that they would get now."""
     placed = []
+    unpaid = []
     for work, row in moved:
-        periods = Terms(work.anchor_s, work.interval_months, terms.close_delay_s, work.items_since_s)
+        periods = Terms(work.anchor_s, work.interval_months, terms.close_delay_s, work.items_since_s, work.bills_from_s)
         where = delta.place(row.window, periods, work.now_s)
-        if where is not None:
+        if where is not None and where.unbillable:
+            unpaid.append(row)
+        elif where is not None:
             placed.append((row, where))
+    await lanes.write_off(tx, unpaid)
     taken = await outbox.minutes_taken(tx, [(row.window, where) for row, where in placed])
     moments = []
     for row, where in placed:

@@ -14,11 +14,12 @@ REPAIRS = ("decided_again", "sent_again", "settled", "cancelled")
 class BillingCounters:
     """What the forwarder of one process counts up or sets; read only at a scrape."""
 
-    __slots__ = ("call_us", "deltas", "events", "lag_s", "late", "pace_permille", "rows", "settled")
+    __slots__ = ("call_us", "deltas", "events", "lag_s", "late", "pace_permille", "rows", "settled", "unbillable")
 
     def __init__(self) -> None:
         self.deltas = 0
         self.late = 0
+        self.unbillable = 0
         self.events = dict.fromkeys(OUTCOMES, 0)
         self.settled = dict.fromkeys(VERDICTS, 0)
         self.call_us = Histogram(DURATION_US)
@@ -29,7 +30,11 @@ class BillingCounters:
     def reading(self) -> Reading:
         """Everything counted so far, by family."""
         return {
-            "sidecar_stripe_deltas_total": {("timely",): [self.deltas - self.late], ("late",): [self.late]},
+            "sidecar_stripe_deltas_total": {
+                ("timely",): [self.deltas - self.late - self.unbillable],
+                ("late",): [self.late],
+                ("unbillable",): [self.unbillable],
+            },
             "sidecar_stripe_events_total": {(outcome,): [count] for outcome, count in self.events.items()},
             "sidecar_stripe_call_seconds": {(): list(self.call_us.counts)},
             "sidecar_stripe_settled_total": {(verdict,): [count] for verdict, count in self.settled.items()},

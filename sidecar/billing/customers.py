@@ -7,14 +7,16 @@ Gives up:   names, addresses and cards: those stay at Stripe and are read there 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct
 
 from sidecar.billing.stripe_api import StripeApi, errors
-from sidecar.errors import Conflict, NotFound, StripeRefused
+from sidecar.errors import Conflict, NotFound, StripeRefused, StripeUnavailable
 from sidecar.ledger import audit, tenants
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.transaction import Transaction
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 TENANT_KEY = "tenant"  # in the metadata of what is made at Stripe
 CHANGE_S = 300  # longer than Stripe's calls of one change can take together
 NOT_FOUND = 404
+REPLAYS_MAX = 20
 
 
 class Customer(Struct, frozen=True):
@@ -103,9 +106,28 @@ async def create(
         params["email"] = email
     if name:
         params["name"] = name
-    with errors():
-        made = await api.v1.customers.create_async(params)
-    return await _linked(ledger, tenant, made.id, actor)
+    return await _linked(ledger, tenant, await _made(ledger, api, tenant, params), actor)
+
+
+async def _made(ledger: Ledger, api: StripeApi, tenant: str, params: CustomerCreateParams) -> str:
+    """Make a customer under a key that follows from what is asked: a call whose answer was lost made the same one.
+
+    An error that Stripe repeats is of a call that has ended, and the next key asks anew.
+    """
+    async with ledger.transaction() as tx:
+        ledger_id, former = (await tx.rows("customer_key", tenant))[0]
+    for number in range(REPLAYS_MAX):
+        asked = msgspec.json.encode([ledger_id, tenant, former, params, number], order="sorted")
+        key = f"quota-customer-{hashlib.sha256(asked).hexdigest()}"
+        try:
+            with errors():
+                made = await api.v1.customers.create_async(params, {"idempotency_key": key})
+        except (StripeRefused, StripeUnavailable) as error:
+            if not error.replayed:
+                raise
+        else:
+            return made.id
+    raise Conflict(f"Stripe repeats {REPLAYS_MAX} old refusals of this customer; try again tomorrow")
 
 
 async def adopt(ledger: Ledger, api: StripeApi, tenant: str, customer: str, *, actor: str) -> Customer:

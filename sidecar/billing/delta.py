@@ -3,6 +3,7 @@
 Guarantees: the same delta of the same ledger always has the same identifier; a timestamp lies in the window and in its
             billing period, or, for usage that is late, in the period that is running; never in the future, never
             within a day of the age at which Stripe refuses it, and never before the items that bill it began.
+            Usage of a time that nobody pays for never comes to lie in one that somebody does because it is late.
             Pieces add up to the whole, each of at most 15 digits.
 Gives up:   a minute of its own when all of its hour are taken.
 Source:     https://docs.stripe.com/api/billing/meter-event/create (35 days back, identifiers up to 100 characters).
@@ -22,6 +23,7 @@ from sidecar.catalogue.period import bounds
 
 DIGITS_MAX = 15
 AGE_MAX_S = 35 * 86_400
+NEVER_S = 2**53
 AGE_SENT_MAX_S = AGE_MAX_S - 86_400  # a day for retries and settling
 LATE_SPREAD_S = 3_600  # late deltas look for a free minute this far back
 GUARD_S = 60
@@ -44,12 +46,15 @@ class Terms(Struct, frozen=True):
 
     ``items_since_s``: since when its subscription has the metered items it has now, 0 when they came with it. Stripe
     counts nothing earlier for them, and what the items before them had was billed when they went.
+    ``bills_from_s``: the first moment of the window, or the first one after it, at which the tenant pays for its usage:
+    a subscription is there, and not in its trial. NEVER_S when there is none.
     """
 
     anchor_s: int
     interval_months: int
     close_delay_s: int
     items_since_s: int = 0
+    bills_from_s: int = 0
 
     @property
     def guard_s(self) -> int:
@@ -58,12 +63,16 @@ class Terms(Struct, frozen=True):
 
 
 class Place(Struct, frozen=True):
-    """Where a delta's timestamp may lie, both ends included; until ``deadline_s`` it is on its period's invoice."""
+    """Where a delta's timestamp may lie, both ends included; until ``deadline_s`` it is on its period's invoice.
+
+    ``unbillable``: nowhere. Nobody pays for it, and Stripe does not take events that lie where it would belong.
+    """
 
     from_s: int
     to_s: int
     deadline_s: int
     late: bool
+    unbillable: bool = False
 
 
 def identifier(ledger_id: str, window: Window, number: int, attempt: int) -> str:
@@ -127,8 +136,23 @@ def place(window: Window, terms: Terms, now_s: int) -> Place | None:
     to_s = min(window.hour_s + HOUR_S, ends_s, now_s + 1) - 1
     if from_s <= to_s and now_s < deadline_s - terms.guard_s:
         return Place(from_s, to_s, deadline_s, late=False)
+    if terms.bills_from_s > begins_s:
+        return _unpaid(window, terms, now_s, ends_s)
     late_from_s = max(current_s, since_s, now_s - LATE_SPREAD_S)
     return Place(late_from_s, now_s, current_end_s + terms.close_delay_s, late=True)
+
+
+def _unpaid(window: Window, terms: Terms, now_s: int, ends_s: int) -> Place:
+    """Where usage lies that came too late for its period, of a time that nobody pays for: in its own time, or nowhere.
+
+    There it is part of Stripe's total, and of no invoice: that of its period is final or never was.
+    """
+    begins_s = max(window.hour_s, window.period_s)
+    to_s = min(window.hour_s + HOUR_S, ends_s, terms.bills_from_s, now_s + 1) - 1
+    from_s = max(begins_s, now_s - AGE_SENT_MAX_S)
+    if from_s > to_s:
+        return Place(begins_s, begins_s, begins_s + AGE_MAX_S, late=False, unbillable=True)
+    return Place(from_s, to_s, to_s + AGE_MAX_S, late=False)
 
 
 def _cut_short(window: Window, terms: Terms) -> bool:

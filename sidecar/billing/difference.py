@@ -208,6 +208,9 @@ def _unused(offer: Offer, account: Account) -> Iterator[Change]:
             )
     prices = {price.name for price in offer.prices}
     for price in account.prices:
+        # Of a tenant with an included amount of its own; such prices come and go with overrides.
+        if objects.is_own(price.name):
+            continue
         if price.active and price.name and price.name not in prices:
             yield Change(action="unused", kind="price", name=price.name, id=price.id, reasons=("no plan has it",))
 

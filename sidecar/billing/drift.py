@@ -23,10 +23,11 @@ LATE = "late"  # counted here, billed in another period, or the other way round
 WAITING = "waiting"  # on its way: not decided, or decided and not sent
 IN_DOUBT = "in_doubt"  # sent, and nobody knows yet whether it arrived
 PARKED = "parked"  # set aside; an operator decides
+UNBILLABLE = "unbillable"  # of a time that nobody pays for, and too old for Stripe when it came
 RECENT = "recent"  # confirmed so lately that summaries need not show it
 MINUTE_UNKNOWN = "minute_unknown"  # rows share a minute, or were adopted: which of them differs cannot be told
 UNEXPLAINED = "unexplained"
-KINDS = (LATE, WAITING, IN_DOUBT, PARKED, RECENT, MINUTE_UNKNOWN, UNEXPLAINED)
+KINDS = (LATE, WAITING, IN_DOUBT, PARKED, UNBILLABLE, RECENT, MINUTE_UNKNOWN, UNEXPLAINED)
 MATTERS = (MINUTE_UNKNOWN, UNEXPLAINED)  # what does not go away by itself, and is no operator's known matter yet
 
 BLUR_ULPS = 4
@@ -67,7 +68,7 @@ class Rows(Struct, frozen=True):
     period: int
     at_day_s: int
     at_period: int
-    state: Literal["delivered", "recent", "waiting", "in_doubt", "parked"]
+    state: Literal["delivered", "recent", "waiting", "in_doubt", "parked", "unbillable"]
     amount: int
 
 
@@ -174,7 +175,7 @@ def compare(lane: Lane, span: Span, shown: Seen) -> Line:
     ledger = sum(part.ledger for part in windows)
     undecided = sum(part.undecided for part in windows)
     beyond = sum(part.beyond for part in windows)
-    here = dict.fromkeys(("delivered", "recent", "waiting", "in_doubt", "parked"), 0)
+    here = dict.fromkeys(("delivered", "recent", "waiting", "in_doubt", "parked", "unbillable"), 0)
     late = 0
     for rows in lane.rows:
         if _of_timestamp(rows, span):
@@ -198,6 +199,7 @@ def compare(lane: Lane, span: Span, shown: Seen) -> Line:
         WAITING: -undecided - here["waiting"],
         IN_DOUBT: arrived - unsure,
         PARKED: -here["parked"],
+        UNBILLABLE: -here["unbillable"],
         RECENT: recent - here["recent"],
         UNEXPLAINED: rest + beyond,
     }

@@ -25,6 +25,7 @@ from sidecar.billing.bulk import MeterEventStream
 from sidecar.billing.claim import Batch, ForwarderTerms
 from sidecar.billing.counters import BillingCounters
 from sidecar.billing.fate import Fate
+from sidecar.billing.folding import fold
 from sidecar.billing.lanes import CLAIM_S, Release, Work
 from sidecar.billing.meter_events import MeterEvents
 from sidecar.billing.outbox import Outbox
@@ -45,6 +46,7 @@ DECIDE_LOOK_S = 1.0
 IDLE_S = 0.5
 RETRY_S = 0.2
 GAUGES_S = 10.0
+FOLD_S = 60.0
 IN_FLIGHT_MAX = 192  # lanes; a batch is claimed when a quarter of them is free
 BULK_IN_FLIGHT_MAX = 1_000
 GATHER_S = 0.01
@@ -124,9 +126,11 @@ class Forwarder:
             async with asyncio.TaskGroup() as tasks:
                 deciding = tasks.create_task(self._every(DECIDE_LOOK_S, self.decide))
                 gauging = tasks.create_task(self._every(GAUGES_S, self._gauge))
+                folding = tasks.create_task(self._every(FOLD_S, self._fold))
                 await self._every(IDLE_S, self.pump)
                 deciding.cancel()
                 gauging.cancel()
+                folding.cancel()
         finally:
             self._stopped.set()
 
@@ -376,7 +380,11 @@ class Forwarder:
             self._causes["stripe"] = away[0].reason
             self._state.bad(cause=away[0].reason)
 
+    async def _fold(self) -> None:
+        await fold(self._ledger)
+
     async def _gauge(self) -> None:
+        await self.outbox.left_behind()
         async with self._ledger.transaction() as tx:
             row = await tx.row("outbox_gauges")
         if row is not None:

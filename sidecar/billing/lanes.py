@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from sidecar.billing.delta import Place, Window
 from sidecar.billing.fate import Fate
-from sidecar.billing.outbox import SETTLE_AFTER_S
+from sidecar.billing.outbox import SETTLE_AFTER_S, UNBILLABLE
 from sidecar.billing.row import Row, keys
 from sidecar.ledger.transaction import Transaction
 
@@ -35,6 +35,7 @@ class Work(Struct, frozen=True):
     anchor_s: int
     interval_months: int
     items_since_s: int
+    bills_from_s: int
     distrusted: bool
     restored_s: int
     doubtful: bool
@@ -108,6 +109,12 @@ async def move(tx: Transaction, rows: Sequence[Row], moments: Sequence[tuple[int
             [where.deadline_s for _, where in moments],
             [where.late for _, where in moments],
         )
+
+
+async def write_off(tx: Transaction, rows: Sequence[Row]) -> None:
+    """Set rows aside for good: nobody pays for them, and Stripe takes no events of their time any more."""
+    if rows:
+        await tx.rows("write_off_rows", *keys(rows), UNBILLABLE)
 
 
 async def reserve(tx: Transaction, calls: int, calls_per_s: int) -> Pace:

@@ -20,6 +20,8 @@ Kind = Literal["meter", "product", "price"]
 PREFIX = "quota"  # of event names and lookup keys: what Stripe's account has from us
 MARK = "quota_name"  # in the metadata of products and prices
 ANNUAL_MONTHS = 12
+UNLIMITED = "unlimited"
+_OWN = ":included:"
 
 
 class StripeObject(Struct, frozen=True, kw_only=True):
@@ -71,6 +73,21 @@ def usage_price(plan: str, metric: str) -> str:
     return f"usage:{plan}:{metric}"
 
 
+def own_price(plan: str, metric: str, included: str, terms: str) -> str:
+    """The name of a price with another included amount than the plan's; ``terms`` tells apart what else it says."""
+    return f"{usage_price(plan, metric)}{_OWN}{included}:{terms}"
+
+
+def is_own(price: str) -> bool:
+    """Whether a price has an included amount of its own."""
+    return _OWN in price
+
+
+def own_included(price: str) -> str:
+    """The included amount that the name of a price says, in whole units; empty when it is the plan's."""
+    return price.partition(_OWN)[2].partition(":")[0]
+
+
 def lookup_key(price: str) -> str:
     """The lookup key of a price; names of plans and metrics have no colons, so no two are equal."""
     return f"{PREFIX}:{price}"
@@ -107,6 +124,11 @@ async def by_ids(tx: Transaction, ids: Iterable[str]) -> dict[str, StripeObject]
     """Those of the ids that are ours, replaced ones too."""
     found = [_object(row) for row in await tx.rows("stripe_objects_by_id", list(ids))]
     return {item.id: item for item in found}
+
+
+async def price_ids(tx: Transaction, names: Iterable[str]) -> dict[str, str]:
+    """Ids of prices by their names, those that new subscriptions never get too."""
+    return {str(row[0]): str(row[1]) for row in await tx.rows("stripe_prices_named", list(names))}
 
 
 async def record(tx: Transaction, found: Sequence[StripeObject], still: Iterable[str] = ()) -> None:

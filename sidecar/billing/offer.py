@@ -12,14 +12,18 @@ Source: https://docs.stripe.com/billing/subscriptions/usage-based/use-cases/flat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from typing import Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Struct, structs
 
 from sidecar.billing import objects
 from sidecar.catalogue.model import Catalogue, Limit, Metric, Plan
 from sidecar.catalogue.pricing import base_price, minor_places, unit_amount
+from sidecar.catalogue.resolve import plan_with
 
 UNIT_LABEL_MAX = 12
 UNIT_PRICE_PLACES = 12
@@ -135,6 +139,27 @@ def offer(catalogue: Catalogue) -> Offer:
 def billing_limit(plan: Plan, metric: str) -> Limit | None:
     """The limit whose overage a plan bills for a metric; the catalogue allows one at most."""
     return next((limit for limit in plan.limits if limit.metric == metric and limit.overage), None)
+
+
+def own_prices(catalogue: Catalogue, plan: Plan, overrides: Mapping[str, Any]) -> tuple[tuple[WantedPrice, ...], str]:
+    """Prices that a tenant's included amounts ask for, where they are not the plan's; or why there are none.
+
+    A tier at Stripe has the included amount in it, so who has another one needs another price. Caps need none.
+    """
+    changed = plan_with(catalogue, plan, overrides)
+    prices: list[WantedPrice] = []
+    problems: list[str] = []
+    for before, limit in zip(plan.limits, changed.limits, strict=True):
+        if limit.included == before.included or not limit.overage:
+            continue
+        metric = catalogue.metrics[limit.metric]
+        problems += _problems(catalogue, plan, metric, limit)
+        own = _usage_price(catalogue, plan, metric, limit)
+        included = objects.UNLIMITED if limit.included is None else str(limit.included // 10**metric.scale)
+        terms = hashlib.sha256(msgspec.json.encode(own.terms, order="sorted")).hexdigest()[:8]
+        name = objects.own_price(plan.name, metric.name, included, terms)
+        prices.append(structs.replace(own, name=name, title=f"{own.title}, {included} included"))
+    return tuple(prices), "; ".join(problems)
 
 
 def _base_prices(catalogue: Catalogue, plan: Plan) -> Iterator[WantedPrice]:

@@ -8,6 +8,7 @@ Gives up:   deciding while a lane has deltas that nobody has tried yet: what com
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from decimal import Decimal
@@ -17,19 +18,25 @@ from msgspec import Struct
 from sidecar.billing import delta
 from sidecar.billing.counters import BillingCounters
 from sidecar.billing.delta import Terms, Window
-from sidecar.catalogue.load import parse
 from sidecar.errors import NotFound
-from sidecar.ledger import plans
+from sidecar.ledger import metrics, plans
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.transaction import Transaction
+from sidecar.logs import fields
+
+log = logging.getLogger(__name__)
 
 WINDOWS_PER_PASS = 2_000
 CLOSES_PER_DELAY = 4  # decide at least so often between a period's end and its closing
+UNBILLABLE = "nobody pays for usage of that time, and Stripe takes no events of it any more"
 SETTLE_AFTER_S = 1_800  # Stripe's summaries follow its answers with some delay; nothing is concluded before
 
 
 class Delta(Struct, frozen=True):
-    """One row: part ``number`` of a window. ``adopted``: Stripe has it already, though this ledger did not know."""
+    """One row: part ``number`` of a window. ``adopted``: Stripe has it already, though this ledger did not know.
+
+    ``unbillable``: it is never sent.
+    """
 
     window: Window
     number: int
@@ -40,6 +47,7 @@ class Delta(Struct, frozen=True):
     deadline_s: int
     late: bool
     adopted: bool = False
+    unbillable: bool = False
 
 
 class Parked(Struct, frozen=True):
@@ -55,21 +63,27 @@ class Parked(Struct, frozen=True):
 
 
 class Scales:
-    """Decimal places of every metric that is billed by its sum, read once a catalogue revision."""
+    """Decimal places of every metric that is or was billed by its sum, read once a catalogue revision.
 
-    __slots__ = ("_revision", "_scales")
+    A metric that left the catalogue is billed until nothing of it is left. ``former`` are those, as far as anybody
+    has yet to look whether something is.
+    """
+
+    __slots__ = ("_revision", "_scales", "former")
 
     def __init__(self) -> None:
         self._revision = 0
         self._scales: dict[str, int] = {}
+        self.former: set[str] = set()
 
     async def read(self, tx: Transaction) -> dict[str, int]:
         """Metric -> scale; empty before the first catalogue."""
         revision = await plans.current_revision(tx)
         if revision != self._revision:
-            catalogue = parse((await plans.get(tx, revision)).document, f"catalogue revision {revision}")
             # What a level metric is billed by is no sum of windows.
-            self._scales = {metric.name: metric.scale for metric in catalogue.metrics.values() if metric.kind == "sum"}
+            found = [one for one in (await metrics.known(tx)).values() if one.kind == "sum"]
+            self._scales = {one.name: one.scale for one in found}
+            self.former = {one.name for one in found if one.revision < revision}
             self._revision = revision
         return self._scales
 
@@ -112,8 +126,22 @@ class Outbox:
             written += len(deltas)
             self._counters.deltas += len(deltas)
             self._counters.late += sum(item.late for item in deltas)
+            self._counters.unbillable += sum(item.unbillable for item in deltas)
             if complete:
                 return written
+
+    async def left_behind(self) -> list[str]:
+        """Metrics that are in no catalogue any more and of which nothing is left to send; each is told once."""
+        async with self._ledger.transaction() as tx:
+            await self.scales.read(tx)
+            rows = await tx.rows("metrics_left_behind", list(self.scales.former)) if self.scales.former else []
+        done = [str(row[0]) for row in rows]
+        self.scales.former.difference_update(done)
+        for metric in done:
+            log.info(
+                "a metric left the catalogue, and all that was counted of it is settled", extra=fields(metric=metric)
+            )
+        return done
 
     async def undecided(self, tenant: str) -> tuple[int, int]:
         """How many windows of a tenant the outbox does not have, and how many of those may be decided soon."""
@@ -142,7 +170,7 @@ class Outbox:
                 Window(row["tenant"], row["metric"], int(row[2]), int(row[3])),
                 row["number"],
                 row["amount"],
-                Terms(int(row[6]), row["interval_months"], self._close_delay_s, int(row[9])),
+                Terms(int(row[6]), row["interval_months"], self._close_delay_s, int(row[9]), int(row[10])),
             )
             for row in ready
         ]
@@ -193,6 +221,7 @@ async def place(
                     at_s,
                     where.deadline_s,
                     where.late,
+                    unbillable=where.unbillable,
                 )
             )
     return deltas
@@ -236,8 +265,15 @@ async def write(tx: Transaction, deltas: Sequence[Delta]) -> None:
         [d.deadline_s for d in deltas],
         [d.late for d in deltas],
         [d.adopted for d in deltas],
+        [UNBILLABLE if d.unbillable else "" for d in deltas],
     )
-    await wake(tx, [(d.window, d.deadline_s) for d in deltas if not d.adopted])
+    for found in (d for d in deltas if d.unbillable):
+        window = found.window
+        log.warning(
+            "usage came too late that nobody pays for; it is not sent",
+            extra=fields(tenant=window.tenant, metric=window.metric, hour_s=window.hour_s, amount=found.amount),
+        )
+    await wake(tx, [(d.window, d.deadline_s) for d in deltas if not d.adopted and not d.unbillable])
 
 
 async def wake(tx: Transaction, lanes: Sequence[tuple[Window, int]]) -> None:

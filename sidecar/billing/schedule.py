@@ -52,7 +52,7 @@ def next_step(work: Work, close_delay_s: int) -> Step:
 
 def _too_late(row: Row, work: Work, close_delay_s: int) -> Step | None:
     """What to do with a row that may not be sent as it is any more."""
-    terms = Terms(work.anchor_s, work.interval_months, close_delay_s, work.items_since_s)
+    terms = Terms(work.anchor_s, work.interval_months, close_delay_s, work.items_since_s, work.bills_from_s)
     closing = work.now_s >= row.deadline_s - terms.guard_s
     old = work.now_s >= row.at_s + AGE_MAX_S - HOUR_S
     if row.first_sent_s and work.now_s >= row.first_sent_s + RETRY_MAX_S:
@@ -63,5 +63,5 @@ def _too_late(row: Row, work: Work, close_delay_s: int) -> Step | None:
         where = place(row.window, terms, work.now_s)
         if where is None:
             return Step("idle", pause_ms=AHEAD_PAUSE_MS)
-        return None if where.from_s <= row.at_s <= where.to_s else Step("move", row)
+        return None if where.from_s <= row.at_s <= where.to_s and not where.unbillable else Step("move", row)
     return None

@@ -1,60 +1,67 @@
-"""Subscribe a tenant, change its plan, cancel: what Stripe is told to do.
+"""Subscribe a tenant, change its plan, cancel: what is asked for, and what is finished after a crash.
 
 Guarantees: a tenant gets no second living subscription; what was used and not yet invoiced is sent before a change or
-            an end takes effect, or nothing is changed. What Stripe answers is kept at once, without waiting for news.
-            A subscription whose answer was lost is found by the next try, or made by it under the same idempotency key.
-Gives up:   knowing the fate of a call whose answer was lost: the caller hears so, and Stripe's news tell the rest.
+            an end takes effect, or nothing is changed. A change that Stripe was told a part of is finished, by this
+            process or by the next one: its intention is in the ledger before. What Stripe answers is kept at once,
+            without waiting for news.
+Gives up:   knowing the fate of a call whose answer was lost: the caller hears so, and it is finished a little later.
             What is counted in the moment between the last usage sent and Stripe's change is billed by the new terms.
-Source: https://docs.stripe.com/api/subscriptions/update, https://docs.stripe.com/api/subscription_schedules
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from sidecar.billing import customers, objects, subscriptions
+from sidecar.billing import customers, intentions, objects, subscriptions
+from sidecar.billing.execution import Execution, FlushTenant
+from sidecar.billing.intentions import Doing, Intention, Proration, TrialEnd, Unfinished, Wish
+from sidecar.billing.items import new_items
 from sidecar.billing.mirror import Mirror
 from sidecar.billing.objects import PlanPrices
-from sidecar.billing.standing import ENDED, Subscription
+from sidecar.billing.standing import ENDED
 from sidecar.billing.stripe_api import errors
-from sidecar.billing.subscriptions import Item, Kept
+from sidecar.billing.subscriptions import Kept
 from sidecar.catalogue.yaml_reader import nearest
-from sidecar.errors import Conflict, NotFound, StripeBusy, StripeRefused, StripeUnavailable
-from sidecar.ledger import audit, tenants
+from sidecar.errors import Conflict, LedgerUnavailable, NotFound, SidecarError, StripeRefused, StripeUnavailable
+from sidecar.ledger import audit
+from sidecar.logs import Transition, fields
 
 if TYPE_CHECKING:
-    from stripe.params import (
-        SubscriptionCreateParams,
-        SubscriptionUpdateParams,
-    )
+    from stripe.params import SubscriptionCreateParams
 
-Proration = Literal["create_prorations", "always_invoice", "none"]
+__all__ = ["FlushTenant", "Proration", "Subscribing", "TrialEnd", "When", "Wish", "new_items"]
+
 When = Literal["now", "period_end"]
-TrialEnd = Literal["pause", "cancel", "create_invoice"]
+ACTIONS = {
+    "subscribe": "billing.subscribe",
+    "change": "billing.change",
+    "change_later": "billing.change_later",
+    "cancel": "billing.cancel",
+    "cancel_later": "billing.cancel",
+    "go_on": "billing.go_on",
+}
 REPLAYS_MAX = 20
 OPEN_CHECKOUTS_MAX = 100
+FINISH_EVERY_S = 5.0
+FINISHED_AT_ONCE = 25
+DAY_S = 86_400
+
+log = logging.getLogger(__name__)
 
 
-class FlushTenant(Protocol):
-    """Decides what a tenant used and Stripe does not know, and sends it; how many deltas could not be sent."""
+class Finished(Struct, frozen=True):
+    """What was begun before and is done now, with what came of it."""
 
-    async def __call__(self, tenant: str, /) -> int: ...
-
-
-class Wish(Struct, frozen=True, kw_only=True):
-    """What somebody subscribes to. ``trial_days`` None is the plan's, an empty currency the catalogue's."""
-
-    plan: str
-    annual: bool = False
-    currency: str = ""
-    trial_days: int | None = None
-    trial_end: TrialEnd = "pause"
-    days_until_due: int | None = None
+    intention: Intention
+    kept: Kept
 
 
 class Subscribing:
@@ -66,32 +73,17 @@ class Subscribing:
         self._api = mirror.api
         self._flush = flush
         self._proration = proration
+        self._state = Transition(log, "changes of subscriptions")
 
     async def subscribe(self, tenant: str, wish: Wish, *, actor: str) -> Kept:
         """Subscribe a tenant; Conflict when it has a living subscription."""
-        async with customers.one_change(self._ledger, tenant):
-            ended = await self.free_to_subscribe(tenant)
-            prices, automatic_tax, trial_days = await self.terms(wish)
-            customer = await customers.create(self._ledger, self._api, tenant, actor=actor)
-            params: SubscriptionCreateParams = {
-                "customer": customer.customer,
-                "items": new_items(prices, wish),
-                "metadata": {customers.TENANT_KEY: tenant, "plan": wish.plan},
-                "payment_settings": {"save_default_payment_method": "on_subscription"},
-                "expand": ["schedule"],
-            }
-            if wish.currency:
-                params["currency"] = wish.currency
-            if automatic_tax:
-                params["automatic_tax"] = {"enabled": True}
-            if trial_days:
-                params["trial_period_days"] = trial_days
-                params["trial_settings"] = {"end_behavior": {"missing_payment_method": wish.trial_end}}
-            if wish.days_until_due is not None:
-                params["collection_method"] = "send_invoice"
-                params["days_until_due"] = wish.days_until_due
-            seen_by, raw = await self._create(tenant, params, ended)
-            return await self._kept(tenant, raw, seen_by, actor, "billing.subscribe")
+        intention = intentions.new("subscribe", actor, wish=wish)
+        async with self._one_change(tenant) as left:
+            if done := _same(left, intention):
+                return done
+            await self.free_to_subscribe(tenant)
+            await self.terms(wish)
+            return await self._begin(tenant, intention)
 
     async def change(
         self,
@@ -110,15 +102,18 @@ class Subscribing:
         billed by the new terms.
         """
         wish = Wish(plan=plan, annual=annual)
-        async with customers.one_change(self._ledger, tenant):
+        async with self._one_change(tenant):
             before = await self._living(tenant)
-            prices, _, _ = await self.terms(wish)
-            if when == "period_end":
-                return await self._change_later(tenant, before, wish, prices, actor)
-            await self._sent(tenant, force=force)
-            await self._release(before.subscription)
-            seen_by, raw = await self._replace(before, prices, wish, proration or self._proration)
-            return await self._kept(tenant, raw, seen_by, actor, "billing.change")
+            await self.terms(wish)
+            intention = intentions.new(
+                "change" if when == "now" else "change_later",
+                actor,
+                subscription=before.subscription.id,
+                wish=wish,
+                proration=proration or self._proration,
+                force=force,
+            )
+            return await self._begin(tenant, intention)
 
     async def cancel(
         self,
@@ -133,33 +128,149 @@ class Subscribing:
 
         ``force`` ends it although usage could not be sent; nobody pays for that any more.
         """
-        async with customers.one_change(self._ledger, tenant):
+        do: Doing = "cancel" if when == "now" else "cancel_later"
+        intention = intentions.new(do, actor, proration=proration or self._proration, force=force)
+        async with self._one_change(tenant) as left:
+            if done := _same(left, intention):
+                return done
             before = await self._living(tenant)
-            await self._sent(tenant, force=force)
-            await self._release(before.subscription)
-            seen_by = await self._mirror.look()
-            name = before.subscription.id
-            with errors():
-                if when == "period_end":
-                    ended = await self._api.v1.subscriptions.update_async(name, {"cancel_at_period_end": True})
-                else:
-                    credit = (proration or self._proration) != "none"
-                    ended = await self._api.v1.subscriptions.cancel_async(
-                        name, {"invoice_now": True, "prorate": credit}
-                    )
-            return await self._kept(tenant, ended.to_dict(), seen_by, actor, "billing.cancel")
+            return await self._begin(tenant, structs.replace(intention, subscription=before.subscription.id))
 
     async def go_on(self, tenant: str, *, actor: str) -> Kept:
         """Take back what waits for the end of the period: a cancellation, or a change of plan."""
-        async with customers.one_change(self._ledger, tenant):
+        async with self._one_change(tenant):
             before = await self._living(tenant)
-            await self._release(before.subscription)
+            return await self._begin(tenant, intentions.new("go_on", actor, subscription=before.subscription.id))
+
+    async def run(self) -> None:
+        """Finish what was begun by processes that are gone, and what Stripe did not answer; until cancelled."""
+        while True:
+            try:
+                await self.finish_begun()
+                self._state.good()
+            except SidecarError as error:
+                self._state.bad(cause=str(error))
+            except Exception as error:
+                log.exception("changes could not be finished")
+                self._state.bad(cause=type(error).__name__)
+            await asyncio.sleep(FINISH_EVERY_S)
+
+    async def finish_begun(self) -> int:
+        """Finish changes that nobody is at; how many were to be finished."""
+        async with self._ledger.transaction() as tx:
+            found = [str(row[0]) for row in await tx.rows("unfinished_changes", FINISHED_AT_ONCE)]
+        for tenant in found:
+            try:
+                async with self._one_change(tenant):
+                    pass
+            except LedgerUnavailable:
+                raise
+            except SidecarError as error:
+                log.info("a change is not finished yet", extra=fields(tenant=tenant, cause=str(error)))
+        return len(found)
+
+    @asynccontextmanager
+    async def _one_change(self, tenant: str) -> AsyncIterator[Finished | None]:
+        """Keep others out, and finish what was begun before; what that was, if it is finished now."""
+        async with customers.one_change(self._ledger, tenant):
+            async with self._ledger.transaction() as tx:
+                left = await intentions.of_tenant(tx, tenant)
+            yield await self._finish(tenant, left) if left is not None else None
+
+    async def _begin(self, tenant: str, intention: Intention) -> Kept:
+        """Note it, do it. What had no effect at all is forgotten again when it fails; the caller may ask anew."""
+        async with self._ledger.transaction() as tx:
+            await intentions.write(tx, tenant, intention)
+        execution = Execution(self._mirror, self._flush, tenant, intention)
+        try:
+            return await self._carried_out(tenant, intention, execution)
+        except (StripeUnavailable, LedgerUnavailable):
+            if not execution.touched:
+                await self._forget(tenant, intention)
+            raise
+        except SidecarError as error:
+            await self._forget(tenant, intention, str(error) if execution.touched else "")
+            raise
+
+    async def _finish(self, tenant: str, left: Unfinished) -> Finished | None:
+        """Finish what was begun by somebody else; what Stripe refuses now is told and forgotten."""
+        intention = left.intention
+        try:
+            if intention.do == "subscribe" and left.age_s > DAY_S:
+                raise Conflict("it was begun more than a day ago, and nobody waits for it any more")
+            kept = await self._carried_out(tenant, intention, Execution(self._mirror, self._flush, tenant, intention))
+        except (StripeUnavailable, LedgerUnavailable) as error:
+            async with self._ledger.transaction() as tx:
+                await intentions.failed(tx, tenant, left, str(error))
+            raise
+        except SidecarError as error:
+            await self._forget(tenant, intention, str(error))
+            return None
+        log.info("a change was finished", extra=fields(tenant=tenant, change=intention.do))
+        return Finished(intention, kept)
+
+    async def _forget(self, tenant: str, intention: Intention, problem: str = "") -> None:
+        """Forget an intention; with a problem, what was done of it stays half, and people are told."""
+        async with self._ledger.transaction() as tx:
+            await intentions.finish(tx, tenant, intention)
+            if problem:
+                detail = {"change": intention.do, "subscription": intention.subscription, "problem": problem[:1000]}
+                await audit.write(tx, actor=intention.actor, action="billing.unfinished", tenant=tenant, detail=detail)
+        if problem:
+            told = "a change of a subscription cannot be finished; look at it"
+            log.warning(told, extra=fields(tenant=tenant, change=intention.do, cause=problem))
+
+    async def _carried_out(self, tenant: str, intention: Intention, execution: Execution) -> Kept:
+        wish = intention.wish
+        match intention.do:
+            case "subscribe" if wish is not None:
+                seen_by, raw = await self._subscribed(tenant, wish, intention, execution)
+            case "change" if wish is not None:
+                seen_by, raw = await execution.change((await self.terms(wish))[0], wish)
+            case "change_later" if wish is not None:
+                seen_by, raw = await execution.change_later((await self.terms(wish))[0], wish)
+            case "go_on":
+                seen_by, raw = await execution.go_on()
+            case do:
+                seen_by, raw = await execution.cancel(later=do == "cancel_later")
+        return await self._kept(tenant, raw, seen_by, intention)
+
+    async def _subscribed(
+        self, tenant: str, wish: Wish, intention: Intention, execution: Execution
+    ) -> tuple[int, dict[str, Any]]:
+        """A new subscription, or the one that was made by a try whose answer was lost."""
+        try:
+            ended = await self.free_to_subscribe(tenant)
+        except Conflict:
+            async with self._ledger.transaction() as tx:
+                found = await subscriptions.current(tx, tenant)
+            if found is None or found.subscription.plan != wish.plan:
+                raise
             seen_by = await self._mirror.look()
             with errors():
-                kept = await self._api.v1.subscriptions.update_async(
-                    before.subscription.id, {"cancel_at_period_end": False}
-                )
-            return await self._kept(tenant, kept.to_dict(), seen_by, actor, "billing.go_on")
+                there = await self._api.v1.subscriptions.retrieve_async(found.subscription.id, {"expand": ["schedule"]})
+            return seen_by, there.to_dict()
+        prices, automatic_tax, trial_days = await self.terms(wish)
+        execution.touched = True
+        customer = await customers.create(self._ledger, self._api, tenant, actor=intention.actor)
+        params: SubscriptionCreateParams = {
+            "customer": customer.customer,
+            "items": new_items(prices, wish),
+            "metadata": {customers.TENANT_KEY: tenant, "plan": wish.plan},
+            "payment_settings": {"save_default_payment_method": "on_subscription"},
+            "expand": ["schedule"],
+        }
+        if wish.currency:
+            params["currency"] = wish.currency
+        if automatic_tax:
+            params["automatic_tax"] = {"enabled": True}
+        if trial_days:
+            params["trial_period_days"] = trial_days
+            params["trial_settings"] = {"end_behavior": {"missing_payment_method": wish.trial_end}}
+        if wish.days_until_due is not None:
+            params["collection_method"] = "send_invoice"
+            params["days_until_due"] = wish.days_until_due
+        return await self._create(tenant, params, ended)
 
     async def terms(self, wish: Wish) -> tuple[PlanPrices, bool, int]:
         """The prices of what is wished for, whether Stripe works out the tax, and the days of trial."""
@@ -234,13 +345,6 @@ class Subscribing:
             ended = await self.free_to_subscribe(tenant)
         raise Conflict(f"Stripe repeats {REPLAYS_MAX} old refusals of this subscription; try again tomorrow")
 
-    async def _sent(self, tenant: str, *, force: bool) -> None:
-        """Send what was used so far under the terms it was used by; StripeBusy when some of it has to wait."""
-        left = await self._flush(tenant)
-        if left and not force:
-            told = f"{left} deltas of usage of {tenant!r} could not be sent yet"
-            raise StripeBusy(f"{told}, so nothing was changed; try again, or leave it with force")
-
     async def _living(self, tenant: str) -> Kept:
         """The subscription to be changed, as Stripe has it now: people change theirs in the portal, too."""
         async with self._ledger.transaction() as tx:
@@ -253,86 +357,25 @@ class Subscribing:
             raise NotFound(f"tenant {tenant!r} has no subscription; subscribe it with POST .../subscription")
         return found
 
-    async def _replace(
-        self, before: Kept, prices: PlanPrices, wish: Wish, proration: Proration
-    ) -> tuple[int, dict[str, Any]]:
-        """Exchange the items. Metered ones always with proration: `none` would leave their usage until now unbilled."""
-        name = before.subscription.id
-        wanted = new_items(prices, wish)
-        base = _exchanged(
-            [item for item in before.items if not item.metric], [one for one in wanted if "quantity" in one]
-        )
-        metered = _exchanged(
-            [item for item in before.items if item.metric], [one for one in wanted if "quantity" not in one]
-        )
-        seen_by = await self._mirror.look()
-        steps: list[tuple[list[Any], Proration]] = [(base + metered, proration)]
-        if proration == "none" and metered:
-            steps = [(metered, "create_prorations"), *([(base, proration)] if base else [])]
-        raw: dict[str, Any] = {}
-        for items, how in steps:
-            params: SubscriptionUpdateParams = {
-                "items": items,
-                "proration_behavior": how,
-                "cancel_at_period_end": False,
-                "metadata": {"plan": wish.plan},
-                "expand": ["schedule"],
-            }
-            with errors():
-                raw = (await self._api.v1.subscriptions.update_async(name, params)).to_dict()
-        return seen_by, raw
-
-    async def _change_later(self, tenant: str, before: Kept, wish: Wish, prices: PlanPrices, actor: str) -> Kept:
-        """A schedule of two phases: what there is until the period's end, then the new plan, then free of schedules."""
-        name = before.subscription.id
-        await self._release(before.subscription)
-        if before.subscription.cancel_at_period_end:
-            with errors():
-                await self._api.v1.subscriptions.update_async(name, {"cancel_at_period_end": False})
-        with errors():
-            schedule = (await self._api.v1.subscription_schedules.create_async({"from_subscription": name})).to_dict()
-            running = schedule["phases"][0]
-            await self._api.v1.subscription_schedules.update_async(
-                str(schedule["id"]),
-                {
-                    "end_behavior": "release",
-                    "proration_behavior": "none",
-                    "phases": [
-                        {
-                            "items": [_phase_item(item) for item in before.items],
-                            "start_date": int(running["start_date"]),
-                            "end_date": int(running["end_date"]),
-                        },
-                        {
-                            "items": new_items(prices, wish),
-                            "proration_behavior": "none",
-                            "metadata": {"plan": wish.plan},
-                        },
-                    ],
-                },
-            )
-        seen_by = await self._mirror.look()
-        with errors():
-            seen = await self._api.v1.subscriptions.retrieve_async(name, {"expand": ["schedule"]})
-        return await self._kept(tenant, seen.to_dict(), seen_by, actor, "billing.change_later")
-
-    async def _release(self, before: Subscription) -> None:
-        """Free a subscription of its schedule: Stripe refuses other changes until then."""
-        if before.schedule:
-            with errors():
-                await self._api.v1.subscription_schedules.release_async(before.schedule)
-
-    async def _kept(self, tenant: str, raw: dict[str, Any], seen_by: int, actor: str, action: str) -> Kept:
-        await self._mirror.keep_subscription(raw, seen_by, actor=actor)
+    async def _kept(self, tenant: str, raw: dict[str, Any], seen_by: int, intention: Intention) -> Kept:
+        """Keep what came of an intention, and forget it, at once with the audit entry."""
+        await self._mirror.keep_subscription(raw, seen_by, actor=intention.actor)
         async with self._ledger.transaction() as tx:
             kept = await subscriptions.current(tx, tenant)
             if kept is None:
                 raise Conflict(f"the subscription {raw.get('id')} belongs to another tenant by now")
             one = kept.subscription
             detail = {"subscription": one.id, "plan": one.plan, "status": one.status}
-            await audit.write(tx, actor=actor, action=action, tenant=tenant, detail=detail)
-            await tenants.show(tx, tenant)
+            await audit.write(tx, actor=intention.actor, action=ACTIONS[intention.do], tenant=tenant, detail=detail)
+            await intentions.finish(tx, tenant, intention)
         return kept
+
+
+def _same(left: Finished | None, asked: Intention) -> Kept | None:
+    """What came of the same wish, when it was begun before: who heard nothing of it asks again."""
+    if left is None or (left.intention.do, left.intention.wish) != (asked.do, asked.wish):
+        return None
+    return left.kept
 
 
 def _occupied(tenant: str, subscription: str, status: str) -> Conflict:
@@ -342,25 +385,3 @@ def _occupied(tenant: str, subscription: str, status: str) -> Conflict:
 def _key(tenant: str, params: SubscriptionCreateParams, ended: Sequence[str], number: int) -> str:
     asked = msgspec.json.encode([tenant, params, ended, number], order="sorted")
     return f"quota-subscribe-{hashlib.sha256(asked).hexdigest()}"
-
-
-def new_items(prices: PlanPrices, wish: Wish) -> list[Any]:
-    """The items of a subscription to a plan: its base price, if it has one, and a price for each metric."""
-    base = [{"price": price, "quantity": 1} for price in _base(prices, wish)]
-    return [*base, *({"price": price} for price in prices.metered.values())]
-
-
-def _base(prices: PlanPrices, wish: Wish) -> list[str]:
-    chosen = prices.annual if wish.annual else prices.base
-    return [chosen] if chosen else []
-
-
-def _exchanged(old: list[Item], wanted: list[Any]) -> list[Any]:
-    """Parameters that leave what stays, add what is new and delete the rest."""
-    present, prices = {item.price for item in old}, {item["price"] for item in wanted}
-    added = [item for item in wanted if item["price"] not in present]
-    return [*added, *({"id": item.id, "deleted": True} for item in old if item.price not in prices)]
-
-
-def _phase_item(item: Item) -> Any:
-    return {"price": item.price} if item.metric else {"price": item.price, "quantity": item.quantity or 1}

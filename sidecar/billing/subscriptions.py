@@ -85,6 +85,7 @@ async def keep(tx: Transaction, tenant: str, raw: Mapping[str, Any], seen_by: in
         one.schedule or None,
         one.next_plan,
         one.ended_because,
+        int(raw.get("trial_start") or 0) or None,
     )
     if not kept:
         return False
@@ -106,6 +107,13 @@ async def keep(tx: Transaction, tenant: str, raw: Mapping[str, Any], seen_by: in
         [item.period_end_s or None for item in items],
     )
     return True
+
+
+async def items_of(tx: Transaction, raw: Mapping[str, Any]) -> list[Item]:
+    """The items of a subscription as Stripe answered, with their plans and metrics."""
+    found = _items(raw)
+    ours = await objects.by_ids(tx, {str(item["price"]["id"]) for item in found})
+    return [_item(item, ours) for item in found]
 
 
 async def tenant_of(tx: Transaction, subscription: str) -> str:

@@ -5,7 +5,10 @@ Guarantees: what is not overridden is the plan's; every wrong key is named at on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from msgspec import structs
 
 from sidecar.catalogue.model import Beyond, Catalogue, Limit, Plan
 from sidecar.catalogue.overrides import changes_of, feature_fits, overridden, override_problems
@@ -65,6 +68,18 @@ def plan_of(catalogue: Catalogue, plan: str) -> Plan:
     if chosen is None:
         raise NotFound(f'there is no plan "{plan}"{nearest(plan, catalogue.plans)} and no default_plan; name a plan')
     return chosen
+
+
+def plan_with(catalogue: Catalogue, plan: Plan, overrides: Mapping[str, Any]) -> Plan:
+    """The plan with a tenant's own included amounts, as it is priced: other overrides change no price."""
+    changes = changes_of(dict(overrides), "limits")
+    limits = tuple(
+        structs.replace(limit, included=overridden(catalogue, limit, changes[limit.name]).included)
+        if limit.name in changes
+        else limit
+        for limit in plan.limits
+    )
+    return structs.replace(plan, limits=limits)
 
 
 def rule(limit: Limit) -> LimitRule:

@@ -87,8 +87,8 @@ def show(revision: int | None, state: str | None, *, as_json: bool) -> None:
 @with_json
 def diff(file: str, state: str | None, *, as_json: bool) -> None:
     """Print what would change if FILE were applied."""
-    version = wait(_version(find(state), None))
-    lines = differences(parse(version.document, f"revision {version.revision}"), read(file))
+    version, new = wait(_compared(find(state), file))
+    lines = differences(parse(version.document, f"revision {version.revision}"), new)
     if as_json:
         show_json({"revision": version.revision, "changes": lines})
     else:
@@ -105,6 +105,15 @@ async def _apply(target: Target, file: str) -> PlanVersion:
     parse(text, file)  # a bad file is told before Postgres is asked for
     async with target.transaction() as tx:
         return await catalogues.apply(tx, text, file, actor=actor())
+
+
+async def _compared(target: Target, file: str) -> tuple[PlanVersion, Catalogue]:
+    """The version in force, and a file that could be put in force instead of it."""
+    text = text_of(file)
+    parse(text, file)
+    version = await _version(target, None)
+    async with target.transaction() as tx:
+        return version, await catalogues.checked(tx, text, file)
 
 
 async def _version(target: Target, revision: int | None) -> PlanVersion:

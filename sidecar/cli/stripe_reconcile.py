@@ -15,8 +15,8 @@ from sidecar.billing.reconciler import Reconciler, Report
 from sidecar.catalogue.amount import to_decimal
 from sidecar.cli.stripe_account import account
 from sidecar.cli.target import Target, actor, find, show_json, table, wait, with_json, with_state
-from sidecar.control.catalogues import Catalogues
 from sidecar.errors import NotFound
+from sidecar.ledger import metrics
 from sidecar.ledger.transaction import Transaction
 
 PARKED_MAX = 1_000
@@ -113,7 +113,7 @@ async def _retry(target: Target, identifier: str, tenant: str, *, sure: bool) ->
 
 
 async def _scales(tx: Transaction) -> Scales:
-    return {name: metric.scale for name, metric in (await Catalogues().in_force(tx)).metrics.items()}
+    return {name: metric.scale for name, metric in (await metrics.known(tx)).items()}
 
 
 def _document(report: Report, scales: Scales) -> dict[str, object]:

@@ -75,6 +75,8 @@ class Target(Struct, frozen=True):
             identity=identity,
             timeout_ms=timeout_ms,
             ca_file=settings.redis_ca_file,
+            cert_file=settings.redis_cert_file,
+            key_file=settings.redis_key_file,
         )
 
     @asynccontextmanager

@@ -1,6 +1,7 @@
 """The catalogue in force: read from the ledger, parsed once a revision, and put in force.
 
-Guarantees: only a text that passed every check is applied; the parsed form is always that of the revision it names.
+Guarantees: only a text that passed every check is applied, and none in which a metric has another base unit than
+            before; the parsed form is always that of the revision it names.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from typing import Any
 
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.model import Catalogue
-from sidecar.errors import NotFound
-from sidecar.ledger import plans
+from sidecar.catalogue.rescaled import rescaled
+from sidecar.errors import CatalogueInvalid, NotFound
+from sidecar.ledger import metrics, plans
 from sidecar.ledger.plans import PlanVersion
 from sidecar.ledger.transaction import Transaction
 
@@ -37,7 +39,20 @@ class Catalogues:
 
 async def apply(tx: Transaction, text: str, name: str, *, actor: str) -> PlanVersion:
     """Check a text and put it in force; CatalogueInvalid names every problem and nothing changes."""
-    return await plans.apply(tx, text, summary(parse(text, name)), actor=actor)
+    # Two at once would both be compared with the metrics before them.
+    await tx.rows("lock_tenants")
+    found = await checked(tx, text, name)
+    return await plans.apply(tx, text, summary(found), actor=actor)
+
+
+async def checked(tx: Transaction, text: str, name: str) -> Catalogue:
+    """Read a text, and compare it with what was counted under earlier ones; CatalogueInvalid names every problem."""
+    found = parse(text, name)
+    scales = {metric: one.scale for metric, one in (await metrics.known(tx)).items()}
+    problems = rescaled(found, text, name, scales)
+    if problems:
+        raise CatalogueInvalid(problems)
+    return found
 
 
 def summary(catalogue: Catalogue) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Charge:
 
     ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs
     of (window, units), with the first request that is allowed. ``edition`` is that of the account when it was worked
-    out; ``standing`` and ``spends`` are for the fast path.
+    out; ``spends`` are the limits for the fast path.
     """
 
     __slots__ = (
@@ -45,7 +45,6 @@ class Charge:
         "series",
         "since_ms",
         "spends",
-        "standing",
         "until_ms",
         "windows",
     )
@@ -61,7 +60,6 @@ class Charge:
         self.owners: tuple[Account, ...] = ()
         self.features_missing: tuple[str, ...] = ()
         self.edition = 0
-        self.standing = 0
         self.spends: tuple[tuple[LimitState, int], ...] = ()
 
 
@@ -69,7 +67,8 @@ class Account:
     """Everything this writer knows of one tenant.
 
     ``provisional``: Redis could not be asked who it is. ``withdrawn``: nobody knows it any more; the account stays,
-    with its windows, until they are in the ledger, so that no window is ever counted in two places.
+    with its windows, until they are in the ledger, so that no window is ever counted in two places. ``turn`` changes
+    with whatever makes the fast path look closely again.
     """
 
     __slots__ = (
@@ -89,6 +88,7 @@ class Account:
         "stale",
         "tenant",
         "touched",
+        "turn",
         "windows",
         "withdrawn",
     )
@@ -102,6 +102,7 @@ class Account:
         self.withdrawn = False
         self.touched = False
         self.edition = 0
+        self.turn = 0
         self.refused_since_ms = 0
         self.has_children = False
         self.limits: dict[str, LimitState] = {}
@@ -141,6 +142,7 @@ class Account:
         """Work every charge out anew, those of child tenants too: limits or windows they refer to are gone."""
         self.charges.clear()
         self.edition += 1
+        self.turn += 1
 
     def charge(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge:
         """What a request on ``route`` costs at ``now_s`` (unix s, wall), from the cache or worked out anew."""

@@ -133,7 +133,7 @@ class Core:
 
     async def _observe(self) -> None:
         """Set the gauges, and log transitions of the journal and the store."""
-        counters, journal, breaker = self._counters, self.journal, self._store.breaker
+        counters, journal, store = self._counters, self.journal, self._store
         while True:
             held = [exchange.leases() for exchange in self.exchanges]
             counters.leases_held = sum(leases for leases, _ in held)
@@ -146,13 +146,13 @@ class Core:
             counters.journal_writable = int(journal.durable)
             counters.snapshots_cached = len(self.directory.accounts)
             counters.keys_cached = self.directory.keys_cached
-            counters.breaker_open = int(breaker.open)
-            counters.breaker_opened = breaker.opened
-            counters.store_calls = self._store.calls
-            counters.store_errors = self._store.errors
+            counters.breaker_open = int(not store.available)
+            counters.breaker_opened = store.breaker_opened
+            counters.store_calls = store.calls
+            counters.store_errors = store.errors
             counters.degraded_limits = sum(exchange.degraded for exchange in self.exchanges)
             (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
-            (self._store_state.bad if breaker.open else self._store_state.good)()
+            (self._store_state.good if store.available else self._store_state.bad)()
             await asyncio.sleep(OBSERVE_INTERVAL_S)
 
 

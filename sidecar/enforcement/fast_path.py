@@ -2,9 +2,11 @@
 
 Guarantees: allows only what the enforcer would allow from memory, and counts it in the same way, before the answer;
             whenever anything is unusual it spends nothing and leaves the decision to the enforcer.
-Gives up:   denials, parents, headroom, shadows that would deny, outages: those may take a microsecond longer.
+Gives up:   denials, parents, headroom, shadows that would deny, outages: those may take some microseconds longer.
+            Which of several limits is the tightest is looked at each time that one of them used up a part of its rest.
 
-bench/decision.py pays for every line of ``allow``.
+A close look finds out what will stay as it is for how many units (``LimitState.calm``): mark, tightest limit, enough
+lease, no renewal. Until then a request costs an addition a limit. bench/decision.py pays for every line of ``allow``.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.enforcement import verdict
-from sidecar.enforcement.repeats import suffix
+from sidecar.enforcement.lease import UNBOUNDED
+from sidecar.enforcement.repeats import Kept, suffix
 from sidecar.enforcement.verdict import NEAR, OVER
 
 if TYPE_CHECKING:
@@ -26,40 +29,75 @@ if TYPE_CHECKING:
     from sidecar.enforcement.synchroniser import Synchroniser
     from sidecar.telemetry import CoreCounters
 
+SECOND_MS = 1_000
+REST_PARTS = 64
+NEVER = -1
+
 
 class Allowance:
-    """What an allowed request is told; the next one of the same charge overwrites it.
+    """What an allowed request is told; the next one of the same charge overwrites the numbers.
 
     ``state`` is the tightest limit, None when none has an end; ``remaining`` units and ``reset_s`` seconds are its.
-    ``template`` is kept here for whoever writes the answer, and None when mark or limit are others than last time.
+    ``template`` is kept here for whoever writes the answer. Where mark or limit change there is another allowance.
     """
 
     __slots__ = ("account", "mark", "remaining", "reset_s", "state", "template")
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, mark: int, state: LimitState | None) -> None:
         self.account = account
-        self.mark = -1
-        self.state: LimitState | None = None
+        self.mark = mark
+        self.state = state
         self.remaining = 0
         self.reset_s = 0
         self.template: object = None
 
-    def decision(self) -> Decision:
-        """The same as a value of its own."""
-        return verdict.allowance(self.account, self.mark, self.state, self.remaining, self.reset_s)
+    def decision(self, remaining: int, reset_s: int) -> Decision:
+        """The same as a value of its own, with the numbers it had."""
+        return verdict.allowance(self.account, self.mark, self.state, remaining, reset_s)
+
+
+class Known:
+    """What is known of a check that the short way decides.
+
+    What the last close look found out holds from ``since_ms`` to ``until_ms`` (wall) in the account's ``turn``: the
+    allowance, and what is left of the tightest limit but for its ``pending``.
+    """
+
+    __slots__ = (
+        "account",
+        "allowance",
+        "charge",
+        "rest",
+        "since_ms",
+        "standing",
+        "suffix",
+        "tightest",
+        "turn",
+        "until_ms",
+    )
+
+    def __init__(self, account: Account, charge: Charge, standing: int, route: str) -> None:
+        self.account = account
+        self.charge = charge
+        self.standing = standing
+        self.suffix = suffix(account.tenant, route)
+        self.allowance = Allowance(account, standing, None)
+        self.tightest: LimitState | None = None
+        self.rest = 0
+        self.turn = NEVER
+        self.since_ms = self.until_ms = 0
 
 
 class Check:
     """Who asks for what. Whoever asks again with the same object spares the enforcer the look-ups of the last time."""
 
-    __slots__ = ("allowance", "charge", "identity", "misses", "route", "suffix")
+    __slots__ = ("identity", "key", "known", "misses", "route")
 
     def __init__(self, identity: Identity, route: RouteRule) -> None:
         self.identity = identity
         self.route = route
-        self.charge: Charge | None = None
-        self.allowance: Allowance | None = None
-        self.suffix = ""
+        self.key = identity.key
+        self.known: Known | None = None
         self.misses = 0  # times the short way did not serve it since it last could
 
 
@@ -83,81 +121,122 @@ class FastPath:
     def prepare(self, check: Check, account: Account, charge: Charge) -> None:
         """Remember what a check came to, if the short way can decide it from now on."""
         plain = charge.windows is not None and not charge.features_missing and account.parent is None
-        standing = verdict.standing(account, charge.since_ms // 1000)
-        known = all(units and (state.heard or state.carefree) for _, state, units in charge.limits)
-        if plain and known and isinstance(standing, int):
-            charge.standing = standing
-            check.charge = charge
-            check.allowance = Allowance(account)
-            check.suffix = suffix(account.tenant, check.route.name)
+        heard = all(units and (state.heard or state.carefree) for _, state, units in charge.limits)
+        standing = verdict.standing(account, charge.since_ms // SECOND_MS)
+        if plain and heard and isinstance(standing, int):
+            check.known = Known(account, charge, standing, check.route.name)
             check.misses = 0
 
-    def allow(self, check: Check, request_id: str) -> Allowance | None:  # noqa: C901, PLR0912, PLR0915 - one frame, see above
+    def allow(self, check: Check, request_id: bytes) -> Allowance | None:  # noqa: C901 - one frame, see above
         """Spend everything the check costs, or nothing (None)."""
-        charge, allowance = check.charge, check.allowance
-        if charge is None or allowance is None:
+        known = check.known
+        if known is None:
             return None
-        account = allowance.account
-        clock = self._clock
-        wall_ms = clock.wall_ms()
-        if charge.edition != account.edition or not charge.since_ms <= wall_ms < charge.until_ms:
-            check.charge = None
+        account, charge = known.account, known.charge
+        wall_ms = self._clock.wall_ms()
+        now_ms = self._clock.monotonic_ms()
+        if now_ms >= account.exchange.valid_until_ms:
             return None
-        now_ms = clock.monotonic_ms()
-        synchroniser = self._synchroniser
-        if now_ms >= account.exchange.valid_until_ms or wall_ms < synchroniser.floor_ms:
-            return None
-        key = check.identity.key
-        if key is not None and self._directory.tenant_of(key)[1] != account.tenant:
+        if check.key is not None and self._directory.tenant_of(check.key)[1] != account.tenant:
             return None
         repeats = self._repeats
-        repeat = request_id + check.suffix
+        repeat = request_id + known.suffix
         if request_id and (repeats.waiting or repeats.is_repeat(repeat, now_ms)):
             return None
-
-        mark = charge.standing
         spends = charge.spends
+        calm = known.turn == account.turn and known.since_ms <= wall_ms < known.until_ms
         for state, units in spends:
-            used = state.used + units
-            if state.leased and state.left < units:
-                return None
-            if used > state.free_until:
-                if not state.billed_beyond:
-                    return None
-                mark = max(mark, OVER)
-            elif used >= state.near_at and mark < NEAR:
-                mark = NEAR
+            if state.pending + units > state.calm:
+                calm = False
+        if not calm and not self._look(check, known, wall_ms):
+            return None
 
         for window, units in charge.windows or ():
             window.view[window.index] += units
             window.dirty = True
-        tightest: LimitState | None = None
-        remaining, quota = 0, 0
         for state, units in spends:
-            state.own += units
-            used = state.used = state.used + units
-            if state.leased:
-                left = state.left = state.left - units
-                if left < state.renew_at and not state.renewing:
-                    state.renewing = True
-                    synchroniser.request(account.exchange)
-            elif used > state.free_until and not state.over_ms:
-                state.over_ms = wall_ms
-            cap = state.quota
-            if cap is not None:
-                rest = cap - used
-                if tightest is None or rest * quota < remaining * cap:
-                    tightest, remaining, quota = state, rest, cap
+            state.pending += units
         if not account.touched:
             account.exchange.touch(account)
         self._counters.snapshot_hits += 1
 
-        if mark != allowance.mark or tightest is not allowance.state:
-            allowance.mark, allowance.state, allowance.template = mark, tightest, None
+        allowance = known.allowance
+        tightest = known.tightest
         if tightest is not None:
+            remaining = known.rest - tightest.pending
             allowance.remaining = remaining if remaining > 0 else 0  # noqa: FURB136 - a call costs more
-            reset_s = tightest.end_s - wall_ms // 1000
-            allowance.reset_s = reset_s if reset_s > 0 else 0  # noqa: FURB136 - the same
-        if request_id:
-            repeats.keep_allowance(repeat, now_ms, account, mark, tightest, allowance.remaining, allowance.reset_s)
+        if request_id and repeats.kept_ms:
+            kept = Kept(now_ms + repeats.kept_ms, allowance, allowance.remaining, allowance.reset_s)
+            repeats.remember(repeat, kept, now_ms)
         return allowance
+
+    def _look(self, check: Check, known: Known, wall_ms: int) -> bool:
+        """Look closely: whether the check can be allowed here, and what stays as it is for how long."""
+        account, charge = known.account, known.charge
+        if (
+            charge.edition != account.edition
+            or not charge.since_ms <= wall_ms < charge.until_ms
+            or wall_ms < self._synchroniser.floor_ms
+        ):
+            check.known = None
+            return False
+        mark = known.standing
+        for state, units in charge.spends:
+            if state.leased and state.left < units:
+                return False
+            used = state.used + units
+            if used > state.free_until:
+                if not state.billed_beyond:
+                    return False
+                mark = max(mark, OVER)
+            elif used >= state.near_at:
+                mark = max(mark, NEAR)
+        for state, units in charge.spends:
+            if state.pending + units > state.calm:
+                self._calm(account, state, units, wall_ms)
+                account.turn += 1  # for other checks that spend from it
+        tightest = known.tightest = _tightest(charge)
+        allowance = known.allowance
+        if mark != allowance.mark or tightest is not allowance.state:
+            allowance = known.allowance = Allowance(account, mark, tightest)
+        wall_s = wall_ms // SECOND_MS
+        if tightest is not None and tightest.quota is not None:
+            known.rest = tightest.quota - tightest.used + tightest.pending
+            allowance.reset_s = max(0, tightest.end_s - wall_s)
+        known.turn = account.turn
+        known.since_ms = max(charge.since_ms, wall_s * SECOND_MS)
+        known.until_ms = min(charge.until_ms, (wall_s + 1) * SECOND_MS)
+        return True
+
+    def _calm(self, account: Account, state: LimitState, units: int, wall_ms: int) -> None:
+        """Work out for how many units, these included, a limit changes nothing but its numbers."""
+        state.take_in()
+        used = state.used
+        calm = UNBOUNDED
+        if state.leased:
+            if not state.renewing and state.left - units < state.renew_at:
+                state.renewing = True
+                self._synchroniser.request(account.exchange)
+            calm = state.left if state.renewing else state.left - state.renew_at
+        if used + units < state.near_at:
+            calm = min(calm, state.near_at - 1 - used)
+        elif used + units <= state.free_until:
+            calm = min(calm, state.free_until - used)
+        elif not state.leased and not state.over_ms:
+            state.over_ms = wall_ms
+        if state.quota is not None and state.quota > used:
+            calm = min(calm, max(units, (state.quota - used) // REST_PARTS))
+        state.calm = calm
+
+
+def _tightest(charge: Charge) -> LimitState | None:
+    """The limit of which the smallest part is left after this request."""
+    tightest: LimitState | None = None
+    remaining, quota = 0, 0
+    for state, units in charge.spends:
+        cap = state.quota
+        if cap is not None:
+            rest = cap - state.used - units
+            if tightest is None or rest * quota < remaining * cap:
+                tightest, remaining, quota = state, rest, cap
+    return tightest

@@ -32,10 +32,18 @@ class LimitState:
     A limit without ``stop``, or in shadow, is counted and never ``leased``. ``own`` counts this writer's spending in
     the period; ``known`` is False until Redis has confirmed the totals since the last change or failure, and ``heard``
     until it has said them for the first time.
+
+    The fast path only adds to ``pending``, units that ``own``, ``used`` and ``left`` take in when they are looked at,
+    and only up to ``calm``: until then it changes nothing but these numbers. Whoever changes one of them in another
+    way makes ``calm`` 0, so that the fast path looks closely again.
     """
 
     __slots__ = (
+        "_left",
+        "_own",
+        "_used",
         "billed_beyond",
+        "calm",
         "carefree",
         "contended_until_ms",
         "end_s",
@@ -47,14 +55,13 @@ class LimitState:
         "in_flight",
         "known",
         "leased",
-        "left",
         "near_at",
         "need",
         "outage_used",
         "over_ms",
-        "own",
         "own_changed_ms",
         "own_reported",
+        "pending",
         "quota",
         "rate_per_s",
         "refused",
@@ -66,7 +73,6 @@ class LimitState:
         "start_s",
         "stop",
         "target",
-        "used",
         "waiting",
         "watched",
     )
@@ -76,10 +82,8 @@ class LimitState:
         self.start_s = start_s
         self.end_s = end_s
         self.small = rule.period in ("second", "minute")
+        self.pending = self._left = self._used = self._own = 0
         self.follow(rule, leased=leased)
-        self.left = 0
-        self.used = 0
-        self.own = 0
         self.own_reported = 0
         self.own_changed_ms = 0
         self.held_elsewhere = 0
@@ -107,6 +111,7 @@ class LimitState:
         ``carefree``: a counted limit that denies nothing, or not for long, so that it need not be heard of first.
         """
         included = rule.included
+        self.calm = 0
         self.rule = rule
         self.stop = rule.stop
         self.leased = leased
@@ -117,6 +122,44 @@ class LimitState:
         self.free_until = UNBOUNDED if included is None or (leased and rule.beyond == "deny") else included
         self.billed_beyond = rule.beyond == "bill"
         self.carefree = self.small or rule.shadow or included is None or self.billed_beyond
+
+    @property
+    def own(self) -> int:
+        """Units that this writer spent in the period."""
+        return self._own + self.pending
+
+    @own.setter
+    def own(self, units: int) -> None:
+        self.take_in()
+        self._own = units
+
+    @property
+    def used(self) -> int:
+        """Units that everybody used in the period, as far as is known here."""
+        return self._used + self.pending
+
+    @used.setter
+    def used(self, units: int) -> None:
+        self.take_in()
+        self._used = units
+
+    @property
+    def left(self) -> int:
+        """Units of the lease that may still be spent."""
+        return self._left - self.pending
+
+    @left.setter
+    def left(self, units: int) -> None:
+        self.take_in()
+        self._left = units
+
+    def take_in(self) -> None:
+        """Take note of what the fast path spent, and have it look again before it spends more."""
+        pending = self.pending
+        self._own += pending
+        self._used += pending
+        self._left -= pending
+        self.pending = self.calm = 0
 
     @property
     def series(self) -> str:
@@ -137,14 +180,12 @@ class LimitState:
 
     def spend(self, units: int) -> None:
         """Count ``units`` as used; the caller has checked that a leased limit has them left."""
-        self.left -= units
-        self.own += units
-        self.used += units
+        self.pending += units
 
     def spend_unleased(self, units: int) -> None:
         """Count ``units`` that no lease covers: a counted limit, or one that its outage policy lets through."""
-        self.own += units
-        self.used += units
+        self.pending += units
+        self.left += units
 
     def wait_for(self, units: int) -> None:
         """A request waits for ``units``: the next report needs the most that one wants, and wants what all do."""
@@ -164,6 +205,7 @@ class LimitState:
 
         ``renewing`` False asks for nothing: the period is over, or the writer is about to stop.
         """
+        self.take_in()
         spent = self.own - self.own_reported
         elapsed_ms = max(1, now_ms - self.reported_ms)
         if spent or self.need:

@@ -69,7 +69,7 @@ class AnswerWriter:
         """The answer to an allowance of the fast path, which keeps its template until mark or limit change."""
         known = allowance.template
         if known is None:
-            decision = allowance.decision()
+            decision = allowance.decision(allowance.remaining, allowance.reset_s)
             known = allowance.template = self._template(decision, decision.limit or _UNLIMITED)
         template = known.with_id if request_id else known.without_id  # type: ignore[attr-defined]
         return template % (allowance.remaining, allowance.reset_s, request_id)  # type: ignore[no-any-return]

@@ -213,11 +213,12 @@ class Connection(asyncio.Protocol):
             self._queue.append(((index, parser.get_method(), url, found), keep))
             return
         if self._trusted or self._gate.admits(found):
-            answer = self._gate.decide(index, parser.get_method(), url, found)
+            method = parser.get_method()
+            answer = self._gate.decide(index, method, url, found)
             if keep and answer.__class__ is bytes and not self._last:
                 self._transport.write(answer)
                 if whole is not None:
-                    self._gate.learn(whole, found, proven=not self._trusted)
+                    self._gate.learn(whole, method, url, found, proven=not self._trusted)
                 return
         else:
             answer = _UNAUTHORIZED

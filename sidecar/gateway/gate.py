@@ -25,7 +25,7 @@ from sidecar.gateway.answers import REQUEST_ID_BYTES_MAX, AnswerWriter, refused
 from sidecar.gateway.counters import LATENCY_NS, GatewayCounters
 from sidecar.gateway.dialects import BY_PATH, ENVOY, HOST, NGINX, NGINX_PATH, Dialect, Improper, original
 from sidecar.gateway.headers import FAULT, REQUEST_ID, SECRET, HeaderIndex, faulty
-from sidecar.gateway.heads import Head, Heads
+from sidecar.gateway.heads import METHODS, PATH, Head, Heads, scope_of
 from sidecar.gateway.identity import CONFLICT, Found
 from sidecar.gateway.memo import remember
 
@@ -47,7 +47,7 @@ class Enforcer(Protocol):
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         """The same, after waiting at most 50 ms; never raises."""
 
-    def allow_known(self, check: Check, request_id: str) -> Allowance | None:
+    def allow_known(self, check: Check, request_id: bytes) -> Allowance | None:
         """Allow a check that was decided before, at once; None leaves the decision to ``decide``."""
 
     def get_to_know(self, check: Check) -> None:
@@ -88,9 +88,9 @@ class Gate:
         self._enforcer = enforcer
         self._policy: Policy | None = None
         self._hosts_matter = False
-        self._routes: dict[tuple[bytes, bytes, bytes], RouteRule] = {}
+        self._routes: dict[bytes, RouteRule] = {}
         self._heads = Heads()
-        self._read: tuple[Identity, RouteRule, Dialect] | None = None
+        self._read: tuple[Head, bytes] | None = None
         self._allow_known = enforcer.allow_known
         self._answers = answers
         self._secrets = secrets
@@ -112,23 +112,28 @@ class Gate:
 
     def recall(self, data: bytes, *, trusted: bool) -> bytes | Question | None:
         """The answer to a request whose head was read before, or its question; None: it has to be parsed."""
-        head, request_id = self._heads.find(data)
-        if head is None or not (trusted or head.proven):
+        found = self._heads.find(data)
+        if found is None:
+            return None
+        head, target, request_id = found
+        if not (trusted or head.proven):
             return None
         try:
             started_ns = self._sampled()
-            check = head.check
-            asked = request_id.decode("latin-1")
-            allowance = self._allow_known(check, asked)
+            route = self._routes.get(target + head.scope) or self._route_of(head, target)
+            if route is None:
+                return None
+            check = head.checks.get(id(route)) or head.check(route)
+            allowance = self._allow_known(check, request_id)
             if allowance is not None:
                 self.counters.decisions[head.dialect.name]["allowed"] += 1
                 answer = self._answers.write_known(allowance, request_id)
                 if started_ns:
                     self._time(perf_counter_ns() - started_ns, SAMPLED)
                 return answer
-            decision = self._enforcer.decide(check.identity, check.route, asked)
+            decision = self._enforcer.decide(check.identity, route, request_id.decode())
             if decision is None:
-                return Question(check.identity, check.route, request_id, head.dialect, started_ns or perf_counter_ns())
+                return Question(check.identity, route, request_id, head.dialect, started_ns or perf_counter_ns())
             if decision.allow:
                 self._enforcer.get_to_know(check)
             return self._answered(decision, request_id, head.dialect, started_ns)
@@ -137,17 +142,19 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - the outermost line of a decision
             return self.fail(error)
 
-    def learn(self, data: bytes, found: Found, *, proven: bool) -> None:
+    def learn(self, data: bytes, method: bytes, url: bytes, found: Found, *, proven: bool) -> None:
         """Keep the head that was decided last, which was exactly these bytes, for ``recall``."""
         if self._read is not None and FAULT not in found:
-            identity, route, dialect = self._read
-            self._heads.learn(data, found.get(REQUEST_ID, b""), Head(Check(identity, route), dialect, proven=proven))
+            head, target = self._read
+            head.proven = proven
+            self._heads.learn(data, head, method + b" " + url, found.get(REQUEST_ID, b""), target)
 
     def decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
         """The answer to a check, or the question that it waits for. ``found`` was read by ``index``."""
         self._read = None
         try:
             started_ns = self._sampled()
+            line = described = b""
             if url[:7] == b"/envoy/":
                 dialect, host, target = ENVOY, found.get(HOST, b""), url[6:]
             else:
@@ -156,7 +163,9 @@ class Gate:
                     self.counters.unknown_paths += 1
                     return _UNKNOWN_PATH
                 dialect = asking
+                line = method + b" " + url
                 method, host, target = original(dialect, found)
+                described = target
             identity = CONFLICT if FAULT in found and faulty(found) else index.identity.identify(found)
             request_id = found.get(REQUEST_ID, b"")
             if len(request_id) > REQUEST_ID_BYTES_MAX:
@@ -168,14 +177,18 @@ class Gate:
                 self.refresh()
                 if index.catalogue is _NO_CATALOGUE:
                     return _NOT_READY
-            path = target.partition(b"?")[0]
             host = host if self._hosts_matter else b""
-            route = self._routes.get((method, host, path)) or self._route(method, host, path)
+            path = target.partition(b"?")[0]
+            place = path + scope_of(method, host) if line else b"%b /envoy%b%b" % (method, path, scope_of(b"", host))
+            route = self._routes.get(place) or self._route(place, method, host, path)
             if identity is CONFLICT:
                 return self._answered(_IDENTITY_CONFLICT, request_id, dialect, started_ns)
             decision = enforcer.decide(identity, route, request_id.decode("latin-1"))
             if index is self.index:
-                self._read = (identity, route, dialect)
+                self._read = (
+                    Head(identity, dialect, line=line, method=method if line else b"", host=host),
+                    described,
+                )
             if decision is None:
                 return Question(identity, route, request_id, dialect, started_ns or perf_counter_ns())
             return self._answered(decision, request_id, dialect, started_ns)
@@ -215,13 +228,27 @@ class Gate:
         self.counters.secrets_refused += 1
         return False
 
-    def _route(self, method: bytes, host: bytes, path: bytes) -> RouteRule:
+    def _route_of(self, head: Head, target: bytes) -> RouteRule | None:
+        """The rule of a target that was cut out of a known head; None if the parser has to read it first."""
+        if head.line:
+            method, path = head.method, target
+        else:
+            method, _, path = target.partition(b" ")
+            if method not in METHODS or not path.startswith(b"/envoy/"):
+                return None
+            path = path[6:]
+        if path.translate(None, PATH):
+            return None
+        return self._route(target + head.scope, method, head.host, path)
+
+    def _route(self, place: bytes, method: bytes, host: bytes, path: bytes) -> RouteRule:
         """The rule of an original request that is not in the memo; without a catalogue there is none."""
         if self._policy is None:
             raise StoreUnavailable
         route = self._policy.routes.match(method.decode("latin-1"), host.decode("latin-1"), path.decode("latin-1"))
-        if len(host) + len(path) <= ROUTE_BYTES_MAX:
-            remember(self._routes, (method, host, path), route, ROUTES_MAX)
+        # Only what the parser reads in one state, since ``recall`` takes what it finds here for well-formed.
+        if len(place) <= ROUTE_BYTES_MAX and method in METHODS and not path.translate(None, PATH):
+            remember(self._routes, place, route, ROUTES_MAX)
         return route
 
     def _answered(self, decision: Decision, request_id: bytes, dialect: Dialect, started_ns: int) -> bytes:

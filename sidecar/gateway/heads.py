@@ -1,75 +1,156 @@
-"""A memo of request heads: a check whose bytes were read before need not be parsed again, whatever its request id.
+"""A memo of request heads: a check whose bytes were read before need not be parsed again, whatever changes each time.
 
-Two requests with the same bytes, but for the value of one x-request-id header that is letters, digits and dashes in
-both, have the same parse: the parser is in the same state where the value begins, and again where it ends. So a head is
-kept after the parser has read it as one whole request without a body, and only its request id is cut out.
+What changes with each request is cut out before a head is looked up: the target, the value of x-request-id, the values
+of tracing headers, and the original target where a header carries it. Two heads that are otherwise the same have the
+same parse if what was cut out of both is made of characters that the parser treats alike: it is in the same state where
+such a value begins, and again where it ends. So the rest of a head is kept after the parser has read it as one whole
+request without a body.
 
-Guarantees: a request is found only if the parser read the same bytes as one complete check before, under the same
-            catalogue; memory is bounded, and heads that come only once are not kept.
-Gives up:   heads that differ otherwise (other headers, other paths): those are parsed.
+Guarantees: a request is found only if the parser read the same bytes as one complete check before, but for what was cut
+            out, under the same catalogue; memory is bounded, and heads that come only once are not kept.
+Gives up:   heads that differ otherwise, such as in a cookie or a user agent: those are parsed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.enforcement.fast_path import Check
 from sidecar.gateway.answers import REQUEST_ID_BYTES_MAX
+from sidecar.gateway.dialects import FORWARD, NGINX
+from sidecar.gateway.headers import REQUEST_ID
 from sidecar.gateway.memo import remember
 
 if TYPE_CHECKING:
-    from sidecar.enforcement.fast_path import Check
+    from sidecar.catalogue.model import RouteRule
+    from sidecar.enforcement.decision import Identity
     from sidecar.gateway.dialects import Dialect
 
 HEADS_MAX = 8_192
 HEAD_BYTES_MAX = 2_048
 SEEN_MAX = 32_768
+CHECKS_MAX = 32
+CUTS_MAX = 16
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+# No blank, no "?" and no "#": what the parser reads in one state, in a path as in a value.
+PATH = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@/%"
+QUERY = PATH + b"?"
+_VISIBLE = bytes(range(0x20, 0x7F))
+_VERSION = b" HTTP/1.1"
+_END = b"\r\n\r\n"
 _LOWER = b"\r\nx-request-id: "  # as Envoy writes it
 _TITLE = b"\r\nX-Request-Id: "  # as ours for nginx do
-_END = b"\r\n\r\n"
+# Values that are cut out beside the request id, from when they were first seen. Only those of targets are looked at.
+_TARGETS = frozenset({NGINX.uri, FORWARD.uri})
+_CUT = _TARGETS | {
+    *(b"traceparent", b"tracestate", b"b3", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"x-amzn-trace-id"),
+    *(b"x-datadog-trace-id", b"x-datadog-parent-id", b"x-cloud-trace-context", b"uber-trace-id", b"x-forwarded-for"),
+}
+
+
+class Parts(NamedTuple):
+    """A head below its request line: before and behind the request id, without what was cut out."""
+
+    front: bytes
+    rear: bytes
+    request_id: bytes
+    target: bytes  # the one that a header describes
 
 
 class Head:
-    """What a head says. ``proven``: it brings one of the secrets, so that it may come from anywhere."""
+    """Who asks, by a head without what changes.
 
-    __slots__ = ("check", "dialect", "proven")
+    Where the gateway describes the original request in headers, ``line`` is the request line of the check, and
+    ``method`` the original's. ``scope`` is what a route depends on beside the target. ``checks`` has one for each route
+    rule (by its id) that was asked for. ``proven``: the head brings a secret, so that it may come from anywhere.
+    """
 
-    def __init__(self, check: Check, dialect: Dialect, *, proven: bool) -> None:
-        self.check = check
+    __slots__ = ("checks", "dialect", "host", "identity", "line", "method", "proven", "scope")
+
+    def __init__(
+        self, identity: Identity, dialect: Dialect, *, line: bytes = b"", method: bytes = b"", host: bytes = b""
+    ) -> None:
+        self.identity = identity
         self.dialect = dialect
-        self.proven = proven
+        self.line = line
+        self.method = method
+        self.host = host
+        self.scope = scope_of(method, host)
+        self.proven = False
+        self.checks: dict[int, Check] = {}
+
+    def check(self, route: RouteRule) -> Check:
+        """The check of a route rule that was not asked for yet."""
+        return remember(self.checks, id(route), Check(self.identity, route), CHECKS_MAX)
+
+
+def scope_of(method: bytes, host: bytes) -> bytes:
+    """A key for method and host, neither of which has a line feed; empty if both are."""
+    return b"\n%b\n%b" % (method, host) if method or host else b""
 
 
 class Heads:
-    """Heads of one catalogue, by their bytes without the request id."""
+    """Heads of one catalogue, by their bytes without what changes."""
 
-    __slots__ = ("_known", "_seen")
+    __slots__ = ("_cuts", "_known", "_seen")
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
+        self._known: dict[tuple[bytes, bytes], Head] = {}
         self._seen: set[int] = set()
+        self._cuts: tuple[bytes, ...] = ()
 
-    def find(self, data: bytes) -> tuple[Head | None, bytes]:
-        """The head of a request that is exactly these bytes, and its request id; (None, b"") when it is not known."""
-        if len(data) > HEAD_BYTES_MAX:
-            return None, b""
-        start, end = _request_id(data)
-        if not end:
-            return self._known.get(data), b""
-        request_id = data[start:end]
-        if not request_id.replace(b"-", b"").isalnum() or end - start > REQUEST_ID_BYTES_MAX:
-            return None, b""
-        return self._known.get(data[:start] + data[end:]), request_id
+    def find(self, data: bytes) -> tuple[Head, bytes, bytes] | None:
+        """The head of a request that is exactly these bytes, its target without the query, and its request id.
 
-    def learn(self, data: bytes, request_id: bytes, head: Head) -> None:
-        """Keep a head that the parser read whole, with that request id, when it comes for the second time."""
-        if len(data) > HEAD_BYTES_MAX or data.find(_END) != len(data) - len(_END):
+        The target has its method before it, unless a header describes both. That the one is among METHODS, and all
+        characters of the other among PATH, is left to the caller, who may know them.
+        """
+        line, _, block = data.partition(_VERSION)
+        front, found, rest = block.partition(_LOWER)
+        described = b""
+        if not found or self._cuts:
+            parts = self._parts(block)
+            if parts is None:
+                return None
+            front, rear, request_id, described = parts
+        else:
+            request_id, _, rear = rest.partition(b"\r")
+            if not request_id.replace(b"-", b"").isalnum() or len(request_id) > REQUEST_ID_BYTES_MAX:
+                return None
+        head = self._known.get((front, rear))
+        if head is None or len(data) > HEAD_BYTES_MAX:
+            return None
+        if head.line:
+            if line != head.line:
+                return None
+            line = described
+        target, _, query = line.partition(b"?")
+        if query and query.translate(None, QUERY):
+            return None
+        return head, target, request_id
+
+    def learn(self, data: bytes, head: Head, line: bytes, request_id: bytes, target: bytes) -> None:
+        """Keep a head that comes for the second time, unless it is not of the plain form that ``find`` expects.
+
+        In these bytes the parser found a check with that method and target (``line``), request id, and described
+        target.
+        """
+        begins, _, block = data.partition(_VERSION)
+        whole = len(data) <= HEAD_BYTES_MAX and data.find(_END) == len(data) - len(_END)
+        if not whole or begins != line or line.partition(b" ")[0] not in METHODS:
             return
-        start, end = _request_id(data)
-        if data[start:end] != request_id or data.lower().count(b"x-request-id") != bool(end):
+        self._cut_more(block)
+        parts = self._parts(block)
+        lowered = block.lower()
+        if (
+            parts is None
+            or parts.request_id != request_id
+            or (head.line and parts.target != target)
+            or lowered.count(REQUEST_ID) != bool(request_id)
+            or any(lowered.count(needle.lower()) > 1 for needle in self._cuts)
+        ):
             return
-        if end and not request_id.replace(b"-", b"").isalnum():
-            return
-        key = data[:start] + data[end:]
+        key = (parts.front, parts.rear)
         mark = hash(key)
         if mark in self._seen:
             remember(self._known, key, head, HEADS_MAX)
@@ -78,13 +159,44 @@ class Heads:
             self._seen.clear()
         self._seen.add(mark)
 
+    def _parts(self, block: bytes) -> Parts | None:
+        """Take a head apart; None if what would be cut out could change how the rest is read."""
+        front, found, rest = block.partition(_LOWER)
+        if not found:
+            front, found, rest = block.partition(_TITLE)
+        request_id, end, rear = rest.partition(b"\r")
+        if found and not (request_id.replace(b"-", b"").isalnum() and len(request_id) <= REQUEST_ID_BYTES_MAX):
+            return None
+        target = b""
+        rear = end + rear
+        for needle in self._cuts:
+            before, found, rest = front.partition(needle)
+            behind = not found
+            if behind:
+                before, found, rest = rear.partition(needle)
+                if not found:
+                    continue
+            value, end, after = rest.partition(b"\r")
+            if not value or value.strip(b" ") != value or value.translate(None, _VISIBLE):
+                return None
+            if needle[2:-2].lower() in _TARGETS:
+                target = value
+            if behind:
+                rear = before + needle + end + after
+            else:
+                front = before + needle + end + after
+        return Parts(front, rear[1:], request_id, target)
 
-def _request_id(data: bytes) -> tuple[int, int]:
-    """Where the value of x-request-id begins and ends; (0, 0) when there is none in a spelling that gateways use."""
-    start = data.find(_LOWER)
-    if start < 0:
-        start = data.find(_TITLE)
-        if start < 0:
-            return 0, 0
-    start += len(_LOWER)
-    return start, data.find(b"\r", start)
+    def _cut_more(self, block: bytes) -> None:
+        """Cut out from now on what changes in such a head with each request."""
+        for text in block.split(b"\r\n"):
+            name, colon, _ = text.partition(b": ")
+            needle = b"\r\n" + name + colon
+            new = needle not in self._cuts and len(self._cuts) < CUTS_MAX
+            if new and name.lower() in _CUT and name in _spellings(name.lower()):
+                self._cuts = (*self._cuts, needle)
+
+
+def _spellings(name: bytes) -> tuple[bytes, ...]:
+    """Those that gateways use."""
+    return name, name.title(), name.title().replace(b"Uri", b"URI")

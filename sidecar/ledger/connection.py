@@ -57,9 +57,12 @@ class Ledger:
         return cls(pool, shards, timeout_s)
 
     async def ensure_partitions(self, around_s: int, months_ahead: int = 3) -> int:
-        """Make the monthly partitions around an instant that are missing; the flusher asks daily."""
+        """Make the monthly partitions around an instant that are missing, and drop those that folding has emptied."""
         async with self.transaction() as tx:
-            return int(await tx.value("ensure_partitions", months_ahead, around_s))
+            made = int(await tx.value("ensure_partitions", months_ahead, around_s))
+        async with self.transaction() as tx:
+            await tx.rows("drop_folded_partitions")
+        return made
 
     async def set_clock_ahead(self, ahead_s: int) -> None:
         """Move the ledger's own clock (ledger_now()) ahead of the server's; `sidecar dev` only."""

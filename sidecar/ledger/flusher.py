@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from sidecar.errors import NotFound, SidecarError
 from sidecar.ledger.distrust import distrust
+from sidecar.ledger.folding import fold
 from sidecar.ledger.projector import Projector
 from sidecar.ledger.restore import restore
 from sidecar.ledger.shard import CounterRow, ShardState
@@ -39,6 +40,7 @@ WINDOWS_PER_PASS = 1_000
 SHARDS_AT_ONCE = 4
 PROJECT_INTERVAL_S = 0.2
 PARTITIONS_INTERVAL_S = 3_600
+FOLD_INTERVAL_S = 600
 RETRY_S = 0.2
 # An idle shard is looked at by script only so often: for writers that fell silent, and another server behind the name.
 LOOK_MS = 30_000
@@ -89,6 +91,7 @@ class Flusher:
             tasks.create_task(self._every(self._terms.interval_ms / 1000, self._pass_all))
             tasks.create_task(self._every(PROJECT_INTERVAL_S, self.project))
             tasks.create_task(self._every(PARTITIONS_INTERVAL_S, self._partitions))
+            tasks.create_task(self._every(FOLD_INTERVAL_S, self.fold))
 
     async def flush(self) -> None:
         """Pass until everything that Redis had at the call is in the ledger. Raises what a pass raises."""
@@ -181,6 +184,10 @@ class Flusher:
             self._epochs[shard] >= 0 and epochs.get(shard, 0) >= max(self._epochs[shard], self._floors[shard])
             for shard in range(self._shards)
         )
+
+    async def fold(self) -> None:
+        """Fold what counters of windows that are long over there are; see folding.fold."""
+        await fold(self._ledger, self._locks, self._counters)
 
     async def _partitions(self) -> None:
         await self._ledger.ensure_partitions(self._clock.wall_s())

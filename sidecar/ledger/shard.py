@@ -45,11 +45,12 @@ class ShardState(Struct, frozen=True):
 class ShardTransaction(Transaction):
     """See the module. Made by Ledger.shard()."""
 
-    __slots__ = ("shard",)
+    __slots__ = ("_folded_hour", "shard")
 
     def __init__(self, connection: Connection, shards: int, shard: int) -> None:
         super().__init__(connection, shards)
         self.shard = shard
+        self._folded_hour: int | None = None
 
     async def take(self) -> bool:
         """Lock the shard until the transaction ends; False when another transaction has it."""
@@ -70,6 +71,7 @@ class ShardTransaction(Transaction):
         if ANONYMOUS in names:
             await self.rows("introduce_tenants", [ANONYMOUS], anonymous_plan, self.shard)
         await self.rows("introduce_tenants", names, default_plan, self.shard)
+        await self._unfold(rows)
         return int(
             await self.value(
                 "merge_counters",
@@ -84,9 +86,24 @@ class ShardTransaction(Transaction):
             )
         )
 
+    async def _unfold(self, rows: Sequence[CounterRow]) -> None:
+        """Windows that were folded have their counters back when something is merged into them."""
+        if self._folded_hour is None:
+            await self.state()
+        before = self._folded_hour or 0
+        old = {(row.tenant, row.metric, row.scope, row.period_s, row.hour) for row in rows if row.hour < before}
+        if old:
+            await self.rows("unfold_windows", self.shard, *map(list, zip(*old, strict=True)))
+
+    async def fold(self, most: int) -> int:
+        """Fold counters of windows that are long over, the oldest first; returns how many (docs/ledger.md)."""
+        self._folded_hour = None
+        return int(await self.value("fold_counters", self.shard, most))
+
     async def state(self) -> ShardState:
         row = await self.row("shard_state", self.shard)
-        return ShardState(*row) if row is not None else ShardState(0, "")
+        self._folded_hour = int(row[2]) if row is not None else 0
+        return ShardState(row[0], row[1]) if row is not None else ShardState(0, "")
 
     async def raise_epoch(self, beyond: int = 0) -> int:
         """Raise the epoch by one, or to ``beyond`` + 1 when that is more, and return it."""

@@ -1,22 +1,22 @@
 """The store: typed calls of the Lua scripts on Redis.
 
 Guarantees: a call answers within its timeout or raises StoreUnavailable; nothing is retried here, because every
-            message may be repeated by its sender; while the breaker is open only a probe reaches Redis.
+            message may be repeated by its sender; while the breaker is open only a probe reaches Redis. In a cluster
+            each shard has a breaker of its own.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from sidecar.errors import StoreRefused, StoreUnavailable
-from sidecar.store.breaker import Breaker
+from sidecar.store.calls import Calls
+from sidecar.store.fitness import information, refuse_unfit
 from sidecar.store.keys import unescaped
 from sidecar.store.messages import (
     COLLECTED,
@@ -40,71 +40,78 @@ if TYPE_CHECKING:
 CHANGES_KEPT = 10_000
 CHANGES_READ_MOST = 1_000
 WINDOWS_RESENT_AT_ONCE = 500
-REDIS_OLDEST = (6, 2)
 # Answers to publish that are no revision: the shard is in another state; the tenant's old windows changed meanwhile.
 MOVED_ON = -1
 OUTDATED = -2
 
 
 class Store:
-    """One connection pool to Redis and the calls on it; times are milliseconds, units base units.
+    """Connections to Redis and the calls on them; times are milliseconds, units base units.
 
     ``identity`` makes ids of new generations unique to this process.
     """
 
     def __init__(
-        self, url: str, keys: Keyspace, clock: Clock, *, identity: str, timeout_ms: int, ca_file: str = ""
+        self,
+        url: str,
+        keys: Keyspace,
+        clock: Clock,
+        *,
+        identity: str,
+        timeout_ms: int,
+        ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
     ) -> None:
         self.keys = keys
-        self.breaker = Breaker()
-        self.calls: dict[str, int] = {}
-        self.errors: dict[str, int] = {}
         self._clock = clock
         self._identity = identity
-        self._timeout_s = timeout_ms / 1000
         self._scripts = load()
         self._generations = 0
-        options: dict[str, Any] = {"ssl_ca_certs": ca_file} if ca_file else {}
-        self._redis = Redis.from_url(
-            url,
-            protocol=2,
-            socket_timeout=self._timeout_s,
-            socket_connect_timeout=self._timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=64,
-            **options,
-        )
+        named = {"ssl_ca_certs": ca_file, "ssl_certfile": cert_file, "ssl_keyfile": key_file}
+        files = {option: path for option, path in named.items() if path}
+        self._calls = Calls(url, Redis.from_url, clock, timeout_ms=timeout_ms, files=files)
+        self.calls = self._calls.made
+        self.errors = self._calls.errors
 
     @property
     def available(self) -> bool:
-        """Whether a request may wait for Redis; False while the breaker is open."""
-        return not self.breaker.open
+        """Whether all of Redis answers; False while a breaker is open."""
+        return self._calls.available
+
+    @property
+    def breaker_opened(self) -> int:
+        """How often a breaker opened."""
+        return self._calls.breaker_opened
+
+    def reachable(self, shard: int) -> bool:
+        """Whether a request may wait for this shard; False while its breaker is open."""
+        return not self._calls.breaker(self.keys.epoch(shard)).open
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._redis.aclose()
+        await self._calls.servers.close()
 
     async def check(self) -> None:
-        """Refuse a server that cannot keep the promises: too old, or one that evicts keys."""
-        info = await self._command("INFO", "server")
-        version = str(info.get("redis_version", "0.0"))
-        if tuple(int(part) for part in version.split(".")[:2]) < REDIS_OLDEST:
-            message = f"Redis {version} is too old; 6.2 or newer is needed"
-            raise StoreRefused(message)
-        try:
-            config = await self._redis.config_get("maxmemory-policy")
-        except ResponseError:
-            return  # managed services hide CONFIG; their policy is the operator's promise
-        except RedisError as error:
-            raise StoreUnavailable(str(error)) from error
-        policy = {str(name): str(value) for name, value in config.items()}.get("maxmemory-policy", "noeviction")
-        if policy != "noeviction":
-            message = f"Redis has maxmemory-policy {policy}; set it to noeviction, or counts would be evicted"
-            raise StoreRefused(message)
+        """Refuse servers that cannot keep the promises: too old, or evicting keys. StoreUnavailable: none answers."""
+        silent: Exception | None = None
+        checked = 0
+        for address, client in (await self._calls.everyone("info")).items():
+            try:
+                await refuse_unfit(address, client)
+                checked += 1
+            except (RedisError, OSError) as error:
+                silent = error
+        if not checked:
+            raise StoreUnavailable(f"{type(silent).__name__} during check: {silent}") from silent
 
     async def evicted_keys(self) -> int:
-        """Keys that Redis threw away since it started; 0 where it does not say."""
-        return int((await self._command("INFO", "stats")).get("evicted_keys", 0))
+        """Keys that Redis threw away since it started, on all servers that answer; 0 where they do not say."""
+        evicted = 0
+        for client in (await self._calls.everyone("info")).values():
+            with contextlib.suppress(RedisError, OSError):
+                evicted += int((await information(client, "stats")).get("evicted_keys", 0))
+        return evicted
 
     async def sync(self, shard: int, message: SyncMessage, reclaim_after_ms: int) -> SyncReply:
         """Report windows and leases of one writer; renew the leases."""
@@ -138,8 +145,8 @@ class Store:
 
     async def lookup(self, tenant: str, default: tuple[int, bytes, bytes] | None = None) -> Lookup:
         """A tenant's snapshot; one nobody knows gets ``default``: catalogue revision, snapshot, limits as msgpack."""
-        self._refuse_while_open()
         shard = self.keys.shard_of(tenant)
+        self._refuse_while_open(self.keys.epoch(shard))
         revision, document, limits = default or (-1, b"", b"")
         state, found, snapshot = await self._script(
             "lookup", shard, (self.keys.tenant(tenant),), (revision, document, limits)
@@ -148,8 +155,8 @@ class Store:
 
     async def tenant_of_key(self, sha256: str) -> str | None:
         """Tenant of an API key, None when there is no such key; StoreUnavailable while Redis is being restored."""
-        self._refuse_while_open()
         shard = self.keys.shard_of(sha256)
+        self._refuse_while_open(self.keys.epoch(shard))
         state, tenant = await self._script("find_key", shard, (self.keys.api_key(sha256),), ())
         if not tenant and state != b"open":
             raise StoreUnavailable("Redis is being restored; the API key may not be back yet")
@@ -164,10 +171,16 @@ class Store:
 
     async def changes(self, last_id: bytes, number: int) -> Changes:
         """What was announced since ``last_id``, the ``number``-th entry; b"" asks where the stream stands."""
-        newest = await self._command("XREVRANGE", self.keys.changes, "+", "-", "COUNT", 1)
-        if last_id and newest and newest[0][0] == last_id:
-            return Changes(last_id, number, gap=False, entries=[])
-        raw = await self._call("changes", (self.keys.changes,), (last_id, number, CHANGES_READ_MOST))
+        arguments: tuple[Any, ...] = (last_id, number, CHANGES_READ_MOST)
+        if self._calls.servers.spread:
+            # The server of the stream may fail over alone, and nothing else would tell that announcements got lost.
+            last_id, _, server = last_id.partition(b" ")
+            arguments = (last_id, number, CHANGES_READ_MOST, server)
+        else:
+            newest = await self._command("XREVRANGE", self.keys.changes, "+", "-", "COUNT", 1)
+            if last_id and newest and newest[0][0] == last_id:
+                return Changes(last_id, number, gap=False, entries=[])
+        raw = await self._call("changes", (self.keys.changes,), arguments)
         pairs = [item.decode() for item in raw[3:]]
         return Changes(
             last_id=raw[0],
@@ -285,7 +298,8 @@ class Store:
         marked = 0
         batch: list[tuple[str, str]] = []
         try:
-            async for raw in self._redis.scan_iter(match=f"{prefix}*", count=1000):
+            server = await self._calls.servers.owner(self.keys.epoch(shard))
+            async for raw in server.scan_iter(match=f"{prefix}*", count=1000):
                 tenant, _, member = raw.decode().removeprefix(prefix).partition(":")
                 batch.append((unescaped(tenant), member))
                 if len(batch) == WINDOWS_RESENT_AT_ONCE:
@@ -301,44 +315,21 @@ class Store:
     async def _script(self, name: str, shard: int, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         self._generations += 1
         context = ENCODER.encode((self.keys.tag(shard), self._clock.offset_ms, f"{self._identity}-{self._generations}"))
-        return await self._call(name, (self.keys.epoch(shard), *keys), (context, *arguments))
+        whole = (self.keys.absent(shard),) if self._calls.servers.spread else ()
+        return await self._call(name, (self.keys.epoch(shard), *keys, *whole), (context, *arguments))
 
     async def _call(self, name: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         script = self._scripts[name]
-        try:
-            return await self._command("EVALSHA", script.sha, len(keys), *keys, *arguments, verb=name)
-        except NoScriptError:
-            return await self._command("EVAL", script.text, len(keys), *keys, *arguments, verb=name)
+        rest = (len(keys), *keys, *arguments)
+        return await self._calls.run(name, keys[0], ("EVALSHA", script.sha, *rest), ("EVAL", script.text, *rest))
 
-    async def _command(self, *words: Any, verb: str = "") -> Any:
-        verb = verb or str(words[0]).lower()
-        now_ms = self._clock.monotonic_ms()
-        if not self.breaker.allows(now_ms):
-            raise StoreUnavailable("Redis is away; the breaker is open")
-        self.calls[verb] = self.calls.get(verb, 0) + 1
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
-        except NoScriptError:
-            self.breaker.succeeded()  # Redis is back, only its scripts are gone; EVAL follows and must not be refused
-            raise
-        except ResponseError as error:
-            self._fail(verb)
-            raise StoreRefused(f"Redis refused {verb}: {error}") from error
-        except (RedisError, OSError, TimeoutError) as error:
-            self._fail(verb)
-            raise StoreUnavailable(f"{type(error).__name__} during {verb}: {error}") from error
-        self.breaker.succeeded()
-        return answer
+    async def _command(self, verb: str, key: str, *words: Any) -> Any:
+        return await self._calls.run(verb.lower(), key, (verb, key, *words))
 
-    def _refuse_while_open(self) -> None:
+    def _refuse_while_open(self, key: str) -> None:
         """A request never serves as the probe: it would wait for nothing."""
-        if self.breaker.open:
+        if self._calls.breaker(key).open:
             raise StoreUnavailable("Redis is away; the breaker is open")
-
-    def _fail(self, verb: str) -> None:
-        self.errors[verb] = self.errors.get(verb, 0) + 1
-        self.breaker.failed(self._clock.monotonic_ms())
 
 
 def pack(value: object) -> bytes:

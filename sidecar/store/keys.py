@@ -54,6 +54,10 @@ class Keyspace:
     def held(self, shard: int, writer: str) -> str:
         return f"{self._tags[shard]}held:{writer}"
 
+    def absent(self, shard: int) -> str:
+        """A key that never exists; a script that names it is refused while the slot is moved (store/cluster.py)."""
+        return self._tags[shard] + "absent"
+
     def tenant(self, tenant: str) -> str:
         return f"{self._tags[self.shard_of(tenant)]}tenant:{escaped(tenant)}"
 

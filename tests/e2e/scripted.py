@@ -106,7 +106,7 @@ class Script:
             return MISSING
         return _BY_HASH.get(identity.key, UNKNOWN)
 
-    def allow_known(self, check: Check, request_id: str) -> None:
+    def allow_known(self, check: Check, request_id: bytes) -> None:
         """Leave everything to ``decide``."""
 
     def get_to_know(self, check: Check) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 
@@ -14,8 +14,7 @@ from sidecar.billing.forwarder import Forwarder
 from sidecar.billing.rejection import rejected
 from sidecar.errors import Conflict
 from sidecar.ledger.distrust import distrust
-from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding, forwarding
-from tests.servers.stripe import Stripe
+from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding
 
 STEPS = (
     "decided",
@@ -34,18 +33,6 @@ EVENTS = "/v1/billing/meter_events"
 
 class Killed(BaseException):
     """The process is gone: nothing catches this."""
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
-
-
-@pytest.fixture
-async def place(database: str, stripe: Stripe) -> AsyncIterator[Forwarding]:
-    async with forwarding(database, stripe) as opened:
-        yield opened
 
 
 def killed_at(step: str, time: int) -> Callable[[str], None]:

@@ -45,7 +45,7 @@ class Judge:
             return Decision(allow=False, status=429, reason="limit_reached", quota_status="denied")
         return Decision(allow=True, status=200, reason="allowed", tenant=tenant, plan=request_id)
 
-    def allow_known(self, check: Check, request_id: str) -> None:
+    def allow_known(self, check: Check, request_id: bytes) -> None:
         """Leave everything to ``decide``."""
 
     def get_to_know(self, check: Check) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,12 +17,6 @@ from tests.servers.forwarding import HOUR_S, Forwarding, forwarding
 from tests.servers.stripe import Stripe
 
 NO_METER = "v1.billing.meter.no_meter_found"
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
 
 
 @pytest.fixture

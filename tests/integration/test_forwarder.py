@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
-
-import pytest
 
 from sidecar.billing.claim import ForwarderTerms
 from sidecar.billing.counters import BillingCounters
 from sidecar.billing.forwarder import Forwarder
 from sidecar.clock import Clock
 from sidecar.ledger.distrust import distrust
-from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding, forwarding
-from tests.servers.stripe import Stripe
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
-
-
-@pytest.fixture
-async def place(database: str, stripe: Stripe) -> AsyncIterator[Forwarding]:
-    async with forwarding(database, stripe) as opened:
-        yield opened
+from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding
 
 
 async def test_what_is_counted_arrives_at_stripe(place: Forwarding) -> None:

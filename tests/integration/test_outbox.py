@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
 
 import pytest
 
@@ -10,21 +10,11 @@ from sidecar.billing.counters import BillingCounters
 from sidecar.billing.outbox import Outbox
 from sidecar.billing.rejection import parked, rejected
 from sidecar.errors import Conflict
+from sidecar.ledger import plans
 from sidecar.ledger.distrust import distrust
-from tests.servers.forwarding import HOUR_S, Forwarding, forwarding
-from tests.servers.stripe import Stripe
+from tests.servers.forwarding import CATALOGUE, HOUR_S, Forwarding
 
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
-
-
-@pytest.fixture
-async def place(database: str, stripe: Stripe) -> AsyncIterator[Forwarding]:
-    async with forwarding(database, stripe) as opened:
-        yield opened
+WITHOUT_TOKENS = "\n".join(line for line in CATALOGUE.splitlines() if "llm_tokens" not in line)
 
 
 def outbox(place: Forwarding, interval_s: int = 300) -> Outbox:
@@ -89,6 +79,31 @@ async def test_usage_of_a_metric_without_a_meter_waits_for_one(place: Forwarding
     await place.count("a", 1)
     assert await decide(place) == 1
     assert [row["amount"] for row in await place.rows()] == [8]
+
+
+async def test_a_metric_that_leaves_the_catalogue_is_billed_to_its_end(
+    place: Forwarding, caplog: pytest.LogCaptureFixture
+) -> None:
+    await place.tenants(["a"])
+    await place.count("a", 5_500, "llm_tokens")
+    forwarder = place.forwarder()
+    await forwarder.flush()
+    await place.count("a", 250, "llm_tokens")
+    async with place.ledger.transaction() as tx:
+        await plans.apply(tx, WITHOUT_TOKENS, {}, actor="test")
+    fresh = place.forwarder()
+    await fresh.flush()
+    await place.agree()
+    assert place.at_stripe()["a", "llm_tokens"] == Decimal("5.75")
+    assert await fresh.outbox.left_behind() == [], "what was counted by then may still be on its way here"
+    await place.advance(2 * HOUR_S)
+    await place.count("a", 50, "llm_tokens", hour_s=place.now_s - 2 * HOUR_S)
+    assert await fresh.outbox.left_behind() == []
+    await fresh.flush()
+    await place.agree()
+    caplog.set_level("INFO")
+    assert [await fresh.outbox.left_behind(), await fresh.outbox.left_behind()] == [["llm_tokens"], []]
+    assert "a metric left the catalogue" in caplog.text
 
 
 async def test_a_large_amount_is_cut(place: Forwarding) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
@@ -20,12 +20,6 @@ from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding, forwarding
 from tests.servers.stripe import Stripe
 
 LANE = ("a", "api_calls")
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,12 +17,6 @@ from sidecar.billing.shown import Shown
 from sidecar.verification import Difference, stripe_differences
 from tests.servers.forwarding import Forwarding, forwarding
 from tests.servers.stripe import KEY, Stripe
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
 
 
 @pytest.fixture

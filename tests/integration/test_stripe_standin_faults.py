@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,12 +15,6 @@ from tests.servers.stripe import Stripe
 from tests.servers.stripe_shop import make_meter
 
 EVENTS = "/v1/billing/meter_events"
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as server:
-        yield server
 
 
 class Teller:

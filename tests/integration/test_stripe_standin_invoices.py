@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,12 +10,6 @@ import pytest
 from sidecar.billing.stripe_api import StripeApi
 from tests.servers.stripe import Stripe
 from tests.servers.stripe_shop import Shop, open_shop
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as server:
-        yield server
 
 
 @pytest.fixture

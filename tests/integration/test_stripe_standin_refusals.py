@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -51,12 +51,6 @@ class Bench:
             session.request(method, self.stripe.url + path, headers=headers, **more) as answer,
         ):
             return answer.status, (await answer.json())["error"]
-
-
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as server:
-        yield server
 
 
 @pytest.fixture

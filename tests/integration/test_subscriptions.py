@@ -461,6 +461,9 @@ async def test_a_call_whose_answer_was_lost_is_told_and_its_effect_is_found(benc
         await bench.subscribe()
     await bench.hear()
     assert await bench.tenant() == ("standard", "active")
+    # Who heard nothing of it and asks for the same again is told of it; it is no second one.
+    assert (await bench.subscribe()).subscription.status == "active"
+    assert len(bench.stripe.state("subscriptions")["subscriptions"]) == 1
     with pytest.raises(Conflict, match="has the subscription"):
         await bench.subscribe()
 

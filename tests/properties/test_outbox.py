@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.billing.delta import DIGITS_MAX, MINUTE_S, Terms, Window, moment, pieces, place
 from sidecar.catalogue.amount import format_amount
-from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding, forwarding
-from tests.servers.stripe import Stripe
+from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding
 
 NOW_S = 1_795_000_000
 names = (f"tenant-{number}" for number in itertools.count())
@@ -30,44 +28,32 @@ sends = st.tuples(st.just("send"))
 histories = st.lists(st.one_of(counts, counts, passages, failures, sends, sends), min_size=4, max_size=16)
 
 
-@pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe() as running:
-        yield running
-
-
-@pytest.fixture
-async def place_(database: str, stripe: Stripe) -> AsyncIterator[Forwarding]:
-    async with forwarding(database, stripe) as opened:
-        yield opened
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=histories)
-async def test_stripes_total_becomes_the_ledgers_whatever_happens(place_: Forwarding, history: list[tuple]) -> None:  # type: ignore[type-arg]
+async def test_stripes_total_becomes_the_ledgers_whatever_happens(place: Forwarding, history: list[tuple]) -> None:  # type: ignore[type-arg]
     tenant = next(names)
-    await place_.tenants([tenant], anchor_s=place_.now_s // HOUR_S * HOUR_S - 10 * DAY_S)
-    forwarder = place_.forwarder(timeout_s=5)
+    await place.tenants([tenant], anchor_s=place.now_s // HOUR_S * HOUR_S - 10 * DAY_S)
+    forwarder = place.forwarder(timeout_s=5)
     for kind, *given_ in history:
         if kind == "count":
             metric, amount, hours_ago = given_
-            await place_.count(tenant, amount, metric, hour_s=place_.now_s - hours_ago * HOUR_S)
+            await place.count(tenant, amount, metric, hour_s=place.now_s - hours_ago * HOUR_S)
         elif kind == "pass":
-            await place_.advance(given_[0])
+            await place.advance(given_[0])
         elif kind == "fail":
-            place_.stripe.faults({"kind": given_[0], "count": given_[1], "path": "/v1/billing/meter_events"})
+            place.stripe.faults({"kind": given_[0], "count": given_[1], "path": "/v1/billing/meter_events"})
         else:
             await forwarder.decide()
             await forwarder.pump()
-    place_.stripe.faults()
+    place.stripe.faults()
     for _ in range(12):
-        await place_.advance(400)
+        await place.advance(400)
         await forwarder.flush()
-    assert await place_.sql("select state, reason from stripe_outbox where state <> 'delivered'") == []
-    await place_.agree()
-    assert place_.refusals() == []
+    assert await place.sql("select state, reason from stripe_outbox where state <> 'delivered'") == []
+    await place.agree()
+    assert place.refusals() == []
 
 
 @given(

@@ -91,8 +91,13 @@ class Forwarding:
         terms = ForwarderTerms(interval_s=1, close_delay_s=HOUR_S, calls_per_s=calls_per_s, bulk=bulk)
         return Forwarder(self.ledger, self.api(timeout_s), terms, BillingCounters(), Clock(), step=step)
 
-    async def tenants(self, names: Iterable[str], anchor_s: int | None = None, billed_from_s: int = 0) -> None:
-        """Put tenants with a customer each; their billing periods started 10 days ago unless told otherwise."""
+    async def tenants(
+        self, names: Iterable[str], anchor_s: int | None = None, billed_from_s: int = 0, *, subscribed: bool = True
+    ) -> None:
+        """Put tenants with a customer each; their billing periods started 10 days ago unless told otherwise.
+
+        They have always been subscribed, unless told otherwise as well.
+        """
         anchor_s = self.now_s // HOUR_S * HOUR_S - 10 * DAY_S if anchor_s is None else anchor_s
         api = self.api()
         names = list(names)
@@ -106,6 +111,30 @@ class Forwarding:
                 "insert into billing_customers (tenant, customer, billed_from) values ($1, $2, to_timestamp($3))",
                 [(name, self.customers[name], billed_from_s) for name in names],
             )
+        if subscribed:
+            for name in names:
+                await self.subscribe(name)
+
+    async def subscribe(
+        self,
+        tenant: str,
+        *,
+        made_s: int = 0,
+        trial_s: tuple[int, int] | None = None,
+        ended_s: int | None = None,
+        status: str = "active",
+    ) -> None:
+        """Have a tenant subscribed as far as the ledger knows: since when, in trial from when to when, until when."""
+        await self.sql(
+            "insert into subscriptions (id, tenant, plan, status, made, trial_start, trial_end, ended)"
+            " values (gen_random_uuid()::text, $1, 'free', $2, to_timestamp($3), to_timestamp($4), to_timestamp($5),"
+            " to_timestamp($6))",
+            tenant,
+            status,
+            made_s,
+            *(trial_s or (None, None)),
+            ended_s,
+        )
 
     async def count(
         self,

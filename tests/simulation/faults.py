@@ -68,14 +68,14 @@ class Faults:
         ]
         self._chosen = chosen = random.sample(blows, random.randrange(2, 9))
         for _ in range(random.randrange(2, 10)):
-            world.loop.at(random.randrange(self._length_ms), random.choice(chosen))
+            world.plan(random.randrange(self._length_ms), random.choice(chosen))
         for chance, blow in ((0.15, self.trap), (0.08, self.find_late), (0.08, self.split_flushers)):
             if self._besides.random() < chance:
-                world.loop.at(self._besides.randrange(self._length_ms), blow)
+                world.plan(self._besides.randrange(self._length_ms), blow)
         for _ in range(self._besides.choice((0, 0, 1, 4))):
             world.loop.at(self._besides.randrange(1_500, self._length_ms), world.crowd, self._besides)
         for at in range(0, self._length_ms, 2_000):
-            world.loop.at(at + random.randrange(2_000), self._remember)
+            world.plan(at + random.randrange(2_000), self._remember)
 
     def _remember(self) -> None:
         """What a backup, a replica and the disks have of this moment, as far as this run will ask for it."""
@@ -89,7 +89,7 @@ class Faults:
                 machine.remember()
 
     def _later(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
-        self._world.loop.at(self._world.loop.now_ms + ms, call, *arguments)
+        self._world.plan(self._world.loop.now_ms + ms, call, *arguments)
 
     def _machine(self) -> Machine | None:
         return self._random.choice(self._world.machines) if self._world.machines else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
@@ -16,14 +17,20 @@ from tests.simulation.worker import SHARDS, TERMS, Worker
 from tests.simulation.world import TENANTS, World
 
 SETTLED_MS = TERMS.reclaim_after_ms * 2 + 4_000
+PATIENT = 0.1  # how many runs wait that long in any case: what is under way arrives within
+LOOK_MS = 500
 IDLE_MS = 6_000
+STOP_MS = 8_000
 TRIES_MAX = 120
+DENIALS = 4
 USED_UP_S = 10
 
 
 def heal(world: World) -> None:
     """Let every fault end, and time pass until all of it is made good."""
     world.note("everything heals")
+    for planned in world.planned:
+        planned.cancel()
     world.network.heal()
     world.network.fuses.clear()
     world.network.stalls.clear()
@@ -40,7 +47,50 @@ def heal(world: World) -> None:
         world.start_worker(world.add_machine())
     if not any(process.alive for process in world.flushers):
         world.start_flusher()
-    world.loop.run_until(world.loop.now_ms + SETTLED_MS)
+    patient = world.random.random() < PATIENT
+    _until(world, SETTLED_MS, lambda: not patient and _settled(world))
+
+
+def _until(world: World, most_ms: int, done: Callable[[], bool]) -> None:
+    """Let time pass until something is so, or long enough that it had to be."""
+    end_ms = world.loop.now_ms + most_ms
+    while world.loop.now_ms < end_ms:
+        world.loop.run_until(world.loop.now_ms + LOOK_MS)
+        if done():
+            return
+
+
+def _settled(world: World) -> bool:
+    """Whether everything grants and all that was left behind is made good."""
+    alive = [worker for worker in world.workers() if worker.process.alive]
+    writers = {worker.core.writer for worker in alive}
+    if any(not worker.started or worker.process.paused or not worker.core._store.available for worker in alive):
+        return False
+    tables = world.postgres.tables
+    if any(row["rev"] > row["projected"] for row in tables.tenants.values()):
+        return False
+    if any(path.stem not in writers for machine in world.machines for path in machine.journals.glob("*.journal")):
+        return False
+    for shard in range(SHARDS):
+        about = world.redis.command(b"HMGET", (world.keys.epoch(shard), "gen", "state", "open_at", "skew"))
+        generation, state, open_at, skew = about
+        known = tables.shards.get(shard, (0, ""))[1]
+        if state != b"open" or world.redis.clock() - int(skew or 0) < int(open_at) or known != generation.decode():
+            return False
+        if world.redis.command(b"ZCARD", (world.keys.dirty(shard),)):
+            return False
+        if any(held - writers for held in _holders(world, shard).values()):
+            return False
+    return not stale_plans(world)
+
+
+def _holders(world: World, shard: int) -> dict[bytes, set[str]]:
+    """Who holds a lease of each limit."""
+    found = {}
+    for key in world.redis.keys(f"{world.keys.tag(shard)}limit:".encode()):
+        fields = world.redis.command(b"HGETALL", (key,))[::2]
+        found[key] = {name[2:].decode() for name in fields if name.startswith(b"l:")}
+    return found
 
 
 def check(world: World) -> None:
@@ -49,13 +99,13 @@ def check(world: World) -> None:
     check_plans(world)
     check_caps_usable(world)
     world.note("nobody asks any more")
-    world.loop.run_until(world.loop.now_ms + IDLE_MS)
+    _until(world, IDLE_MS, lambda: not any(any(_holders(world, shard).values()) for shard in range(SHARDS)))
     check_nothing_held(world)
     check_metric(world)
     for worker in list(world.workers()):
         if worker.process.alive:
             worker.stop(20)
-    world.loop.run_until(world.loop.now_ms + 8_000)
+    _until(world, STOP_MS, lambda: not any(worker.process.alive for worker in world.workers()))
     check_journals_gone(world)
     check_ledger(world)
     check_redis(world)
@@ -76,6 +126,13 @@ def check_alive(world: World) -> None:
 
 def check_plans(world: World) -> None:
     """Redis and every worker have the plan that the ledger says."""
+    for about in stale_plans(world):
+        world.oracle.violated("plans", about)
+
+
+def stale_plans(world: World) -> list[str]:
+    """Who has another plan than the ledger."""
+    stale = []
     rules = catalogue(world.postgres.tables.plans[-1][1])
     for tenant in TENANTS:
         row = world.postgres.tables.tenants[tenant]
@@ -85,15 +142,14 @@ def check_plans(world: World) -> None:
         found = snapshots.decode(document) if document is not None else None
         if found is None or found.limits != wanted.limits:
             names = [rule.name for rule in found.limits] if found is not None else None
-            world.oracle.violated(
-                "plans", f"Redis has {names} for {tenant}, the ledger wants {row['plan']} (rev {row['rev']})"
-            )
+            stale.append(f"Redis has {names} for {tenant}, the ledger wants {row['plan']} (rev {row['rev']})")
             continue
         for worker in world.workers():
             account = worker.core.directory.account(tenant) if worker.process.alive else None
             if account is not None and account.snapshot.limits != wanted.limits:
                 rev = account.snapshot.rev
-                world.oracle.violated("plans", f"{worker.process.name} has rev {rev} of {tenant}, not {row['rev']}")
+                stale.append(f"{worker.process.name} has rev {rev} of {tenant}, not {row['rev']}")
+    return stale
 
 
 def check_caps_usable(world: World) -> None:
@@ -137,7 +193,7 @@ def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decisio
         denials = 0 if any(decision.allow for decision in heard) else denials + 1
         if denials:
             world.loop.run_until(world.loop.now_ms + 400)
-        if denials > 8:
+        if denials > DENIALS:
             return heard[-1] if heard else None
     return None
 
@@ -205,7 +261,7 @@ def check_journals_gone(world: World) -> None:
 
 def check_ledger(world: World) -> None:
     """C1: writer by writer, what was allowed is in the ledger; only lost disks lower it."""
-    oracle, counters = world.oracle, world.postgres.tables.counters
+    oracle, counters = world.oracle, world.postgres.tables.counted()
     seen = set()
     short: dict[tuple[str, str], int] = defaultdict(int)
     for writer, windows in oracle.counted.items():
@@ -234,7 +290,7 @@ def check_redis(world: World) -> None:
         snapshot = snapshots.decode(world.redis.command(b"HGET", (world.keys.tenant(tenant), "doc")))
         for rule in snapshot.limits:
             sums: dict[tuple[str, int], int] = defaultdict(int)
-            for (owner, metric, scope, period, hour, _), units in world.postgres.tables.counters.items():
+            for (owner, metric, scope, period, hour, _), units in world.postgres.tables.counted().items():
                 fits = scope.startswith(f"{rule.name}:") if rule.scope != "tenant" else not scope
                 if owner == tenant and metric == rule.metric and fits:
                     start = period if rule.period == "billing" else bounds(rule.period, hour * 3600)[0]

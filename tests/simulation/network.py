@@ -113,11 +113,8 @@ class Network:
                 answer = error
         if done is None or process in self.cut or self.drawn(self.reply_lost_rate, "reply lost"):
             return
-        self.loop.after_us(self.delay_us(), self._deliver, process, words, done, answer)
-
-    def _deliver(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any], answer: Any) -> None:
-        """Hand an answer over as a step of the process: a paused one finds it when it goes on."""
-        process.run(self.loop.call_soon, self._settle, process, words, done, answer)
+        # Handed over as a step of the process: a paused one finds it when it goes on.
+        self.loop.after_us(self.delay_us(), self._settle, process, words, done, answer, of=process)
 
     def _settle(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any], answer: Any) -> None:
         if done.done():

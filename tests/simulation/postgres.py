@@ -19,28 +19,53 @@ from sidecar.ledger.shard import ShardTransaction
 from tests.simulation.scheduler import Process
 
 CounterKey = tuple[str, str, str, int, int, str]
+WindowOf = tuple[str, str, str, int, int]
+FOLDED_AFTER_HOURS = 72  # fold_horizon()
 
 
 class Tables(msgspec.Struct):
     """Everything a backup holds."""
 
     counters: dict[CounterKey, int] = {}
+    folded: dict[WindowOf, dict[str, int]] = {}
     tenants: dict[str, dict[str, Any]] = {}
     plans: list[tuple[int, str]] = []
+    folded_before: int = 0  # hour
     shards: dict[int, list[Any]] = {}
     revision: int = 0
 
     def copy(self) -> Tables:
         tenants = {name: dict(row) for name, row in self.tenants.items()}
         shards = {shard: list(state) for shard, state in self.shards.items()}
-        return Tables(dict(self.counters), tenants, list(self.plans), shards, self.revision)
+        return Tables(
+            dict(self.counters),
+            dict(self.folded),
+            tenants,
+            list(self.plans),
+            self.folded_before,
+            shards,
+            self.revision,
+        )
+
+    def amount(self, key: CounterKey) -> int:
+        """What one writer counted in a window, folded or not."""
+        return self.counters.get(key, 0) + self.folded.get(key[:5], {}).get(key[5], 0)
+
+    def counted(self) -> dict[CounterKey, int]:
+        """What every writer counted, folded or not."""
+        found = dict(self.counters)
+        for window, marks in self.folded.items():
+            for writer, amount in marks.items():
+                found[*window, writer] = found.get((*window, writer), 0) + amount
+        return found
 
 
 class Postgres:
     """One server: its tables, who holds which shard, and whether it answers."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, clock: Callable[[], int]) -> None:
         self.shards = shards
+        self.clock = clock
         self.up = True
         self.life = 0
         self.tables = Tables()
@@ -121,7 +146,7 @@ class MemoryTransaction(ShardTransaction):
         self._alive()
         self._end()
         for key, before in self._merged.items():
-            self._postgres.watch(key, before, self._postgres.tables.counters[key])
+            self._postgres.watch(key, before, self._postgres.tables.amount(key))
 
     def roll_back(self) -> None:
         if self in self._postgres.open:
@@ -146,6 +171,10 @@ class MemoryTransaction(ShardTransaction):
             self._undo.append(lambda: table.__delitem__(key))
         table[key] = value
 
+    def _drop(self, table: dict[Any, Any], key: Any) -> None:
+        before = table.pop(key)
+        self._undo.append(lambda: table.__setitem__(key, before))
+
     # Queries.
 
     def _take_shard(self, _class: int, shard: int) -> Iterable[Any]:
@@ -154,7 +183,7 @@ class MemoryTransaction(ShardTransaction):
 
     def _shard_state(self, shard: int) -> Iterable[Any]:
         found = self._postgres.tables.shards.get(shard)
-        return [] if found is None else [tuple(found)]
+        return [] if found is None else [(*found, self._postgres.tables.folded_before)]
 
     def _shard_states(self) -> Iterable[Any]:
         return [(shard, *found) for shard, found in self._postgres.tables.shards.items()]
@@ -180,7 +209,7 @@ class MemoryTransaction(ShardTransaction):
         for tenant, metric, scope, period, hour, writer, amount in zip(*columns, strict=True):
             key = (tenant, metric, scope, period, hour, writer)
             if amount > counters.get(key, 0):
-                self._merged.setdefault(key, counters.get(key, 0))
+                self._merged.setdefault(key, self._postgres.tables.amount(key))
                 self._set(counters, key, amount)
                 grown += 1
         return [(grown,)]
@@ -188,12 +217,39 @@ class MemoryTransaction(ShardTransaction):
     def _recent_counters(self, shard: int, since_hour: int) -> Iterable[Any]:
         return [
             (*key, amount)
-            for key, amount in sorted(self._postgres.tables.counters.items())
+            for key, amount in sorted(self._postgres.tables.counted().items())
             if key[4] >= since_hour and crc32(key[0].encode()) % self.shards == shard
         ]
 
+    def _horizon(self) -> int:
+        return self._postgres.clock() // 3_600_000 - FOLDED_AFTER_HOURS
+
+    def _shards_to_fold(self, shards: int) -> Iterable[Any]:
+        before = self._horizon()
+        old = {crc32(key[0].encode()) % shards for key in self._postgres.tables.counters if key[4] < before}
+        return [(shard,) for shard in sorted(old)]
+
+    def _fold_counters(self, shard: int, most: int) -> Iterable[Any]:
+        tables, before = self._postgres.tables, self._horizon()
+        old = [key for key in tables.counters if key[4] < before and crc32(key[0].encode()) % self.shards == shard]
+        chosen = sorted(old, key=lambda key: (key[4], *key))[:most]
+        for key in chosen:
+            self._set(tables.folded, key[:5], {**tables.folded.get(key[:5], {}), key[5]: tables.counters[key]})
+            self._drop(tables.counters, key)
+            # Not lowered by a roll back: an hour too many is looked at, no more.
+            tables.folded_before = max(tables.folded_before, key[4] + 1)
+        return [(len(chosen),)]
+
+    def _unfold_windows(self, _shard: int, *columns: list[Any]) -> Iterable[Any]:
+        tables = self._postgres.tables
+        for window in set(zip(*columns, strict=True)) & tables.folded.keys():
+            for writer, amount in tables.folded[window].items():
+                self._set(tables.counters, (*window, writer), amount)
+            self._drop(tables.folded, window)
+        return []
+
     def _span_totals(self, *columns: list[Any]) -> Iterable[Any]:
-        counters = self._postgres.tables.counters
+        counters = self._postgres.tables.counted()
         for index, (tenant, metric, limit, from_hour, before_hour, period) in enumerate(zip(*columns, strict=True)):
             sums: dict[str, int] = {} if limit else {"": 0}
             for (owner, counted, scope, start, hour, _), amount in counters.items():

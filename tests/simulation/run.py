@@ -28,6 +28,8 @@ from tests.simulation import invariants
 from tests.simulation.faults import Faults
 from tests.simulation.world import World, simulated
 
+LENGTHS_MS = (4_000, 4_000, 6_000, 8_000, 8_000, 12_000, 20_000)
+COLLECTED_AFTER = 32
 TMPFS = Path("/dev/shm")  # noqa: S108 - journals are written there and nothing else
 
 
@@ -64,7 +66,7 @@ def simulate(seed: int) -> Outcome:
 
 
 def _live(world: World, random: Random) -> None:
-    length_ms = random.choice((6_000, 15_000, 30_000))
+    length_ms = random.choice(LENGTHS_MS)
     world.put_plans()
     world.start_flusher()
     for _ in range(random.choice((1, 2, 2, 3))):
@@ -92,7 +94,7 @@ def quiet() -> None:
 
 def one(seed: int) -> Outcome:
     outcome = simulate(seed)
-    if seed % 8 == 0:
+    if seed % COLLECTED_AFTER == 0:
         gc.collect()
     if not outcome.violations:
         outcome.history = []

@@ -19,22 +19,22 @@ STEPS_MAX = 2_000_000
 class Process:
     """One life of one program: everything it starts carries its mark."""
 
-    __slots__ = ("_context", "alive", "held", "name", "paused")
+    __slots__ = ("alive", "context", "held", "name", "paused")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
         self.paused = False
         self.held: list[Step] = []
-        self._context = Context()
-        self._context.run(_PROCESS.set, self)
+        self.context = Context()
+        self.context.run(_PROCESS.set, self)
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call something inside the process: what it schedules belongs to it."""
-        return self._context.run(call, *arguments)
+        return self.context.run(call, *arguments)
 
     def spawn(self, loop: VirtualLoop, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        return asyncio.Task(work, loop=loop, context=self._context.copy())
+        return asyncio.Task(work, loop=loop, context=self.context.copy())
 
 
 _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -135,9 +135,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Call something of the world at an instant; it belongs to no process."""
         return self._schedule(ms * 1000, call, arguments, _WORLD)
 
-    def after_us(self, us: int, call: Callable[..., Any], *arguments: Any) -> Step:
-        """Call something of the world a while from now."""
-        return self._schedule(self.now_us + us, call, arguments, _WORLD)
+    def after_us(self, us: int, call: Callable[..., Any], *arguments: Any, of: Process | None = None) -> Step:
+        """Call something a while from now, of a process or of the world."""
+        return self._schedule(self.now_us + us, call, arguments, of.context if of is not None else _WORLD)
+
+    async def pause_us(self, us: int) -> None:
+        """Sleep; without the handles that asyncio's has for a caller who changes his mind."""
+        woken = self.create_future()
+        self._schedule(self.now_us + us, _wake, (woken,), copy_context())
+        await woken
 
     def _schedule(self, when_us: int, call: Callable[..., Any], arguments: tuple[Any, ...], context: Context) -> Step:
         step = Step(call, arguments, context, when_us)
@@ -188,3 +194,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
 
 _WORLD = Context()
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)

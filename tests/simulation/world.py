@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -40,12 +39,13 @@ from tests.simulation.network import Connection, Network
 from tests.simulation.oracle import Oracle
 from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
 from tests.simulation.redis import MemoryRedis
-from tests.simulation.scheduler import Process, VirtualLoop, current
+from tests.simulation.scheduler import Process, Step, VirtualLoop, current
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 TENANTS = ("t0", "t1", "t2", "kid")
 ANSWER_MS = 3
+TAKES_TIME = 0.3  # how many queries take long enough for something else to happen
 WOKEN_REQUESTS = 16
 RUSH_MS = 40
 CROWD_MAX = 20
@@ -95,7 +95,7 @@ class World:
         self.start_ms = self._beginning()
         self.redis_wrong_ms = 0
         self.redis = self._server()
-        self.postgres = Postgres(SHARDS)
+        self.postgres = Postgres(SHARDS, lambda: self.start_ms + self.loop.elapsed_ms)
         self.postgres.watch = self._committed
         self.network = Network(self.loop, Random(seed + 1), self.redis)
         self.network.kill = self.kill
@@ -109,6 +109,7 @@ class World:
         self.flushers: list[Process] = []
         self.lost_state = 0
         self.gone: list[Worker] = []
+        self.planned: list[Step] = []
         self.highest: dict[CounterKey, int] = {}
         self._folder = folder
         self._named = 0
@@ -125,6 +126,10 @@ class World:
     def count(self, fault: str, about: str = "") -> None:
         self.network.count(fault)
         self.note(f"-- {fault} {about}")
+
+    def plan(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
+        """Let a fault, or the end of one, come at an instant, unless everything heals before."""
+        self.planned.append(self.loop.at(ms, call, *arguments))
 
     # Servers.
 
@@ -187,11 +192,11 @@ class World:
 
     def ledger_has(self, key: WindowKey, writer: str) -> int:
         metric, _, scope = key.series.partition("@")
-        return self.postgres.tables.counters.get((key.tenant, metric, scope, key.period, key.hour, writer), 0)
+        return self.postgres.tables.amount((key.tenant, metric, scope, key.period, key.hour, writer))
 
     def restore_postgres(self, backup: Tables) -> None:
         self.postgres.restore(backup)
-        self.highest = dict(backup.counters)
+        self.highest = backup.counted()
 
     # Processes.
 
@@ -226,7 +231,8 @@ class World:
         async def answer() -> None:
             if self.network.burn(process):
                 await self.loop.create_future()
-            await asyncio.sleep(self.random.randrange(100, 2_000) / 1e6)
+            if self.random.random() < TAKES_TIME:
+                await self.loop.pause_us(self.random.randrange(100, 3_000))
 
         def build() -> Flusher:
             CONNECTIONS[process.name] = self.network
@@ -385,6 +391,7 @@ def simulated(random: Random) -> Iterator[None]:
             (sidecar.enforcement.changes, "parse", parse),
             (sidecar.ledger.projector, "parse", parse),
             (sidecar.ledger.flusher, "PROJECT_INTERVAL_S", 1.0),
+            (sidecar.ledger.flusher, "FOLD_INTERVAL_S", 2.5),
             (sidecar.enforcement.core, "OBSERVE_INTERVAL_S", 10.0),
             (sidecar.usage.journal, "BLOCK_BYTES", BLOCK_BYTES),
             (sidecar.usage.recovery, "BLOCK_BYTES", BLOCK_BYTES),

@@ -5,7 +5,9 @@ from decimal import Decimal
 import pytest
 
 from sidecar.billing.delta import (
+    AGE_MAX_S,
     AGE_SENT_MAX_S,
+    NEVER_S,
     Place,
     Terms,
     Window,
@@ -111,6 +113,37 @@ def test_a_period_that_a_change_cut_short_has_no_invoice_to_come() -> None:
     since_s = ANCHOR_S + 10 * DAY_S
     found = place(window(since_s - HOUR_S), changed(since_s, since_s), since_s + 600)
     assert found == Place(since_s, since_s + 600, since_s + 30 * DAY_S + HOUR_S, late=True)
+
+
+def unpaid(bills_from_s: int, months: int = 1) -> Terms:
+    return Terms(ANCHOR_S, months, HOUR_S, 0, bills_from_s)
+
+
+def test_usage_that_nobody_pays_for_stays_in_its_own_time_when_it_is_late() -> None:
+    hour_s = (ENDS_S - 5 * HOUR_S) // HOUR_S * HOUR_S
+    now_s = ENDS_S + 50 * HOUR_S
+    for bills_from_s in (NEVER_S, ENDS_S):
+        found = place(window(hour_s), unpaid(bills_from_s), now_s)
+        assert found == Place(hour_s, hour_s + HOUR_S - 1, hour_s + HOUR_S - 1 + AGE_MAX_S, late=False)
+    ends = place(window(hour_s), unpaid(hour_s + 900), now_s)
+    assert ends is not None
+    assert ends.to_s == hour_s + 899, "what follows is paid for"
+    paid = place(window(hour_s), unpaid(hour_s), now_s)
+    assert paid is not None
+    assert paid.late
+
+
+def test_usage_that_nobody_pays_for_goes_nowhere_when_stripe_does_not_take_it_where_it_belongs() -> None:
+    now_s = ANCHOR_S + 100 * DAY_S
+    for months in (1, 12):
+        found = place(window(now_s - 40 * DAY_S, now_s - 70 * DAY_S), unpaid(NEVER_S, months), now_s)
+        assert found is not None
+        assert found.unbillable
+
+
+def test_usage_of_a_trial_is_sent_as_any_other_while_its_period_is_open() -> None:
+    now_s = ENDS_S + 60
+    assert place(window(ENDS_S - HOUR_S), unpaid(ENDS_S), now_s) == place(window(ENDS_S - HOUR_S), TERMS, now_s)
 
 
 def test_each_delta_gets_the_latest_free_minute_and_shares_only_when_none_is_left() -> None:

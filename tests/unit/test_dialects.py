@@ -49,7 +49,7 @@ class Recorder:
             raise self.answer
         return self.answer
 
-    def allow_known(self, check: Check, request_id: str) -> None:
+    def allow_known(self, check: Check, request_id: bytes) -> None:
         """Leave everything to ``decide``."""
 
     def get_to_know(self, check: Check) -> None:

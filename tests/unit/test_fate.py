@@ -16,7 +16,7 @@ from sidecar.errors import SidecarError, StripeBusy, StripeRefused, StripeUnavai
 NOW_S = 1_795_000_000
 ROW = Row(Window("t", "m", 0, NOW_S - 7_200), 1, "7", "abcdef", 1, 0, 0, NOW_S - 4_000, NOW_S + 86_400, 0, 0)
 TRIED = structs.replace(ROW, first_sent_s=NOW_S - 100, last_sent_s=NOW_S - 100, tries=1)
-WORK = Work("t", "m", "claim", 0, "cus_1", "mtr_1", "quota_m", NOW_S, 0, 1, 0, False, 0, False, ROW)
+WORK = Work("t", "m", "claim", 0, "cus_1", "mtr_1", "quota_m", NOW_S, 0, 1, 0, 0, False, 0, False, ROW)
 
 
 def exists(message: str = "An event already exists with identifier abcdef.", **more: str) -> StripeRefused:

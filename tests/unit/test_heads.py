@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.catalogue.model import RouteRule
 from sidecar.enforcement.decision import Identity
-from sidecar.enforcement.fast_path import Check
 from sidecar.gateway import heads
-from sidecar.gateway.dialects import ENVOY
+from sidecar.gateway.dialects import ENVOY, FORWARD, NGINX, Dialect
 from sidecar.gateway.heads import Head, Heads
 
-HEAD = Head(Check(Identity("acme"), RouteRule(name="one")), ENVOY, proven=False)
+HEAD = Head(Identity("acme"), ENVOY)
+LINE = b"GET /envoy/"
 
 
 def request(request_id: str = "", *, name: str = "x-request-id", path: str = "/envoy/", more: str = "") -> bytes:
@@ -19,31 +18,73 @@ def request(request_id: str = "", *, name: str = "x-request-id", path: str = "/e
     return f"GET {path} HTTP/1.1\r\nhost: a\r\n{more}{line}x-tenant-id: acme\r\n\r\n".encode()
 
 
-def learnt(data: bytes, request_id: bytes = b"") -> Heads:
+def learnt(
+    data: bytes, request_id: bytes = b"", *, head: Head = HEAD, line: bytes = LINE, target: bytes = b""
+) -> Heads:
     known = Heads()
-    known.learn(data, request_id, HEAD)
-    known.learn(data, request_id, HEAD)
+    for _ in range(2):
+        known.learn(data, head, line, request_id, target)
     return known
 
 
 @pytest.mark.parametrize("name", ["x-request-id", "X-Request-Id"])
 def test_a_head_is_known_whatever_its_request_id(name: str) -> None:
     known = learnt(request("one-1", name=name), b"one-1")
-    assert known.find(request("another-id-2", name=name)) == (HEAD, b"another-id-2")
+    assert known.find(request("another-id-2", name=name)) == (HEAD, LINE, b"another-id-2")
 
 
-def test_a_head_without_an_id_is_known_by_all_its_bytes() -> None:
+def test_a_head_without_an_id_is_known_by_the_rest_of_its_bytes() -> None:
     known = learnt(request())
-    assert known.find(request()) == (HEAD, b"")
-    assert known.find(request("one-1"))[0] is None
-    assert known.find(request(path="/envoy/x"))[0] is None
-    assert known.find(request(more="x-user: b\r\n"))[0] is None
+    assert known.find(request()) == (HEAD, LINE, b"")
+    assert known.find(request("one-1")) is None
+    assert known.find(request(more="x-user: b\r\n")) is None
+
+
+@pytest.mark.parametrize("path", ["/envoy/x", "/envoy/x/%7e/..;a=b", "/envoy//", "/envoy/x?a=b&c=/d?e"])
+def test_a_head_is_known_whatever_its_target(path: str) -> None:
+    known = learnt(request("one-1"), b"one-1")
+    target = b"GET " + path.encode().partition(b"?")[0]
+    assert known.find(request("one-1", path=path)) == (HEAD, target, b"one-1")
+
+
+@pytest.mark.parametrize("path", ["/envoy/?a b", "/envoy/?a\tb", "/envoy/?a#b", "/envoy/?\x00", "/envoy/?ä"])
+def test_a_query_that_could_change_the_parse_is_left_to_the_parser(path: str) -> None:
+    assert learnt(request("one-1"), b"one-1").find(request("one-1", path=path)) is None
+
+
+def described(uri: str, *, header: str, path: str, trace: str = "") -> bytes:
+    more = f"traceparent: {trace}\r\n" if trace else ""
+    return f"GET {path} HTTP/1.1\r\nHost: a\r\n{header}: {uri}\r\n{more}X-Request-Id: one-1\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "header", "path"), [(NGINX, "X-Original-URI", "/nginx"), (FORWARD, "X-Forwarded-Uri", "/forward")]
+)
+def test_a_target_in_a_header_is_cut_out_too(dialect: Dialect, header: str, path: str) -> None:
+    line = b"GET " + path.encode()
+    head = Head(Identity("acme"), dialect, line=line, method=b"POST")
+    known = learnt(described("/a", header=header, path=path), b"one-1", head=head, line=line, target=b"/a")
+    assert known.find(described("/b?c", header=header, path=path)) == (head, b"/b", b"one-1")
+    for uri in ("", " /b", "/b ", "/b\x00", "/b\tc", "/ä", "/b\nx-tenant-id: victim", "/b\r\nx-tenant-id: victim"):
+        assert known.find(described(uri, header=header, path=path)) is None
+    assert known.find(described("/b", header=header, path=path + "?")) is None
+    assert known.find(described("/b", header=header.upper(), path=path)) is None
+
+
+def test_a_trace_is_cut_out_too() -> None:
+    line = b"GET /nginx"
+    head = Head(Identity("acme"), NGINX, line=line, method=b"GET")
+    first = described("/a", header="X-Original-URI", path="/nginx", trace="00-aa-bb-01")
+    known = learnt(first, b"one-1", head=head, line=line, target=b"/a")
+    other = described("/a", header="X-Original-URI", path="/nginx", trace="00-cc-dd-01")
+    assert known.find(other) == (head, b"/a", b"one-1")
+    assert known.find(other.replace(b"00-cc", b"00\x00cc")) is None
 
 
 def test_what_came_once_is_not_kept() -> None:
     known = Heads()
-    known.learn(request(), b"", HEAD)
-    assert known.find(request())[0] is None
+    known.learn(request(), HEAD, LINE, b"", b"")
+    assert known.find(request()) is None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +95,7 @@ def test_an_id_that_could_change_the_parse_is_left_to_the_parser(request_id: str
     known = learnt(request("one-1"), b"one-1")
     line = f"x-request-id: {request_id}\r\n"
     data = request("one-1").replace(b"x-request-id: one-1\r\n", line.encode())
-    assert known.find(data)[0] is None
+    assert known.find(data) is None
 
 
 @pytest.mark.parametrize(
@@ -65,6 +106,7 @@ def test_an_id_that_could_change_the_parse_is_left_to_the_parser(request_id: str
         (request(more="x-request-id:one\r\n"), b"one"),  # a spelling in which the value is not found
         (request(more="x-request-id:  one\r\n"), b"one"),
         (request("one", path="/envoy/?x-request-id=1"), b"one"),
+        (request("one", path="/other/"), b"one"),
         (request("o ne"), b"o ne"),
         (request() + request(), b""),  # two requests in one read
         (request()[:-2], b""),
@@ -74,8 +116,8 @@ def test_an_id_that_could_change_the_parse_is_left_to_the_parser(request_id: str
 )
 def test_what_is_not_one_plain_head_is_not_kept(data: bytes, parsed: bytes) -> None:
     known = learnt(data, parsed)
-    assert known.find(data)[0] is None
-    assert known.find(request("one"))[0] is None
+    assert known.find(data) is None
+    assert known.find(request("one")) is None
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +126,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Heads()
     for number in range(100):
         for _ in range(2):
-            known.learn(request(path=f"/envoy/{number}"), b"", HEAD)
+            known.learn(request(more=f"x-user: {number}\r\n"), HEAD, LINE, b"", b"")
         assert len(known._known) <= 8
         assert len(known._seen) <= 16
-    assert known.find(request(path="/envoy/99"))[0] is HEAD
+    found = known.find(request(more="x-user: 99\r\n"))
+    assert found is not None
+    assert found[0] is HEAD

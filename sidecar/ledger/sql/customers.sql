@@ -20,8 +20,21 @@ union all
 select true from billing_customers where tenant = $1 and customer = $2;
 
 -- name: drop_customer
--- Forgets a customer that was deleted at Stripe; the tenant is not billed any more.
-delete from billing_customers where provider = 'stripe' and customer = $1 returning tenant;
+-- Forgets a customer that was deleted at Stripe, but whose it was; the tenant is not billed any more.
+with gone as (
+    delete from billing_customers where provider = 'stripe' and customer = $1 returning tenant, customer
+)
+insert into former_customers (customer, tenant) select customer, tenant from gone
+on conflict (customer) do update set tenant = excluded.tenant, since = excluded.since
+returning tenant;
+
+-- name: tenant_of_former_customer
+-- The tenant that a customer stood for before it was deleted.
+select tenant from former_customers where customer = $1;
+
+-- name: customer_key
+-- What makes the next customer of a tenant another one than those before: which ledger this is, and how many there were.
+select ledger_id::text, (select count(*) from former_customers where tenant = $1) from installation;
 
 -- name: bill_from_hour_of
 -- Has usage billed from the hour of a moment on, unless it is billed from earlier; only moments Stripe still takes events of.
@@ -37,13 +50,3 @@ select customer, standing::text from billing_customers where tenant = $1 and pro
 -- name: write_standing
 -- Keeps what billing gave a tenant.
 update billing_customers set standing = $2::text::jsonb, updated = ledger_now() where tenant = $1;
-
--- name: begin_billing_change
--- Takes a tenant for one change of its billing, unless another one is under way, and says whether it did.
-insert into billing_changes as c (tenant, ends) values ($1, now() + make_interval(secs => $2::int))
-on conflict (tenant) do update set ends = excluded.ends where c.ends <= now()
-returning true;
-
--- name: end_billing_change
--- Frees a tenant for the next change.
-delete from billing_changes where tenant = $1;

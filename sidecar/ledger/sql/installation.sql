@@ -14,13 +14,17 @@ update installation set clock_ahead = make_interval(secs => $1::bigint);
 -- Makes the missing monthly partitions around an instant.
 select ensure_partitions($1::int, to_timestamp($2::bigint));
 
+-- name: drop_folded_partitions
+-- Drops the partitions of months of which every counter was folded.
+select drop_folded_partitions();
+
 -- name: take_shard
 -- Locks a shard until the transaction ends, or says that somebody else has it.
 select pg_try_advisory_xact_lock($1::int, $2::int);
 
 -- name: shard_state
--- How far a shard is.
-select epoch, generation from shards where shard = $1;
+-- How far a shard is, and before which hour windows of it may be folded.
+select epoch, generation, floor(extract(epoch from folded_before) / 3600)::bigint from shards where shard = $1;
 
 -- name: shard_states
 -- How far each shard is.

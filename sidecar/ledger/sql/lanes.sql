@@ -5,7 +5,8 @@ with chosen as materialized (
     where due <= ledger_now() and (claimed_until is null or claimed_until < now())
         and ($4 = '' or tenant = $4 collate "C")
         -- Whoever changes a tenant's billing sends for it; since when its items count is known after that.
-        and ($4 <> '' or not exists (select from billing_changes as x where x.tenant = stripe_lanes.tenant and x.ends > now()))
+        and ($4 <> '' or not exists (
+            select from billing_changes as x where x.tenant = stripe_lanes.tenant and (x.ends > now() or x.work is not null)))
     order by deadline, due
     limit $2
     for update skip locked
@@ -20,6 +21,7 @@ select n.tenant, n.metric, coalesce(c.customer, '') as customer, coalesce(m.id, 
     coalesce(m.event_name, '') as event_name, extract(epoch from ledger_now())::bigint as now_s,
     extract(epoch from t.anchor)::bigint as anchor_s, t.interval_months,
     coalesce(extract(epoch from c.items_since)::bigint, 0) as items_since_s,
+    coalesce(extract(epoch from billable_from(n.tenant, greatest(o.hour, o.period)))::bigint, 9007199254740992) as bills_from_s,
     (c.restored is not null and (l.verified is null or l.verified < c.restored)) is true as distrusted,
     coalesce(extract(epoch from c.restored)::bigint, 0) as restored_s,
     exists (select from stripe_outbox as d where d.tenant = n.tenant and d.metric = n.metric and d.state = 'in_doubt'
@@ -65,6 +67,14 @@ where o.tenant = s.tenant collate "C" and o.metric = s.metric collate "C" and o.
 update stripe_outbox as o set at = to_timestamp(s.at_s), deadline = to_timestamp(s.deadline_s), late = s.late
 from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::boolean[])
     as s (tenant, metric, period_s, hour_s, number, at_s, deadline_s, late)
+where o.tenant = s.tenant collate "C" and o.metric = s.metric collate "C" and o.period = to_timestamp(s.period_s)
+    and o.hour = to_timestamp(s.hour_s) and o.number = s.number and o.first_sent is null;
+
+-- name: write_off_rows
+-- Sets rows aside for good that were never sent, with the reason.
+update stripe_outbox as o set state = 'unbillable', reason = $6
+from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[])
+    as s (tenant, metric, period_s, hour_s, number)
 where o.tenant = s.tenant collate "C" and o.metric = s.metric collate "C" and o.period = to_timestamp(s.period_s)
     and o.hour = to_timestamp(s.hour_s) and o.number = s.number and o.first_sent is null;
 

@@ -32,13 +32,18 @@ with metered as (
     from stripe_objects where kind = 'meter' group by metric having bool_or(current)
 ), billed as (
     select c.tenant, c.billed_from, c.restored, c.items_since, t.anchor, t.interval_months,
-        exists (select from billing_changes as x where x.tenant = c.tenant and x.ends > now()) as changing
+        exists (select from billing_changes as x where x.tenant = c.tenant and (x.ends > now() or x.work is not null)) as changing
     from billing_customers as c join tenants as t on t.id = c.tenant
     where t.shard = $1 and ($4 = '' or c.tenant = $4 collate "C")
 ), touched as (
     -- The key of the counters starts with the shard and the hour, that of the windows does not.
     select c.tenant, c.metric, c.period, c.hour from usage_counters as c
     where c.shard = $1 and c.hour >= to_timestamp($2::bigint) and c.scope = '' and ($4 = '' or c.tenant = $4 collate "C")
+    union
+    -- Counters that were folded: only when something is to be decided since hours that are days ago.
+    select w.tenant, w.metric, w.period, w.hour from billed as b join usage_windows as w on w.tenant = b.tenant
+    where w.scope = '' and w.marks is not null and w.hour >= to_timestamp($2::bigint)
+        and to_timestamp($2::bigint) < (select s.folded_before from shards as s where s.shard = $1)
     union
     select w.tenant, w.metric, w.period, w.hour from billed as b join usage_windows as w on w.tenant = b.tenant
     where w.scope = '' and w.hour >= date_trunc('hour', b.billed_from, 'UTC') and b.tenant = any($6::text[])
@@ -69,7 +74,8 @@ with metered as (
     where w.metric = any($5::text[]) and w.amount > coalesce(o.amount, 0) and greatest(w.hour, w.period) >= b.billed_from and w.hour >= m.since
 )
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, amount, number,
-    extract(epoch from anchor)::bigint, interval_months, held, coalesce(extract(epoch from items_since)::bigint, 0)
+    extract(epoch from anchor)::bigint, interval_months, held, coalesce(extract(epoch from items_since)::bigint, 0),
+    coalesce(extract(epoch from billable_from(tenant, greatest(hour, period)))::bigint, 9007199254740992)
 from undecided
 order by held <> '', hour, tenant, metric, period
 limit $3;
@@ -86,14 +92,15 @@ join stripe_outbox as o
 -- name: write_deltas
 -- Writes rows of the outbox; what is delivered already was adopted.
 insert into stripe_outbox (tenant, metric, period, hour, number, amount, value, identifier, at, deadline, late, adopted,
-    state, attempt, tries, delivered)
+    state, reason, attempt, tries, delivered)
 select d.tenant, d.metric, to_timestamp(d.period_s), to_timestamp(d.hour_s), d.number, d.amount, d.value::numeric,
     d.identifier, to_timestamp(d.at_s), to_timestamp(d.deadline_s), d.late, d.adopted,
-    case when d.adopted then 'delivered' else 'waiting' end, case when d.adopted then 0 else 1 end, 0,
+    case when d.adopted then 'delivered' when d.unbillable <> '' then 'unbillable' else 'waiting' end, d.unbillable,
+    case when d.adopted then 0 else 1 end, 0,
     case when d.adopted then ledger_now() end
 from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::text[],
-    $9::bigint[], $10::bigint[], $11::boolean[], $12::boolean[])
-    as d (tenant, metric, period_s, hour_s, number, amount, value, identifier, at_s, deadline_s, late, adopted);
+    $9::bigint[], $10::bigint[], $11::boolean[], $12::boolean[], $13::text[])
+    as d (tenant, metric, period_s, hour_s, number, amount, value, identifier, at_s, deadline_s, late, adopted, unbillable);
 
 -- name: wake_lanes
 -- Gives lanes something to do: now, or when they may be tried again after a failure.
@@ -171,7 +178,7 @@ where l.due <= ledger_now() and o.state in ('waiting', 'sending') and o.tries = 
 -- name: open_rows_of
 -- How many rows of a tenant are not delivered, and how many of those wait for the summaries or for a person.
 select count(*), count(*) filter (where state in ('parked', 'in_doubt'))
-from stripe_outbox where tenant = $1 and state <> 'delivered';
+from stripe_outbox where tenant = $1 and state not in ('delivered', 'unbillable');
 
 -- name: renew_ledger
 -- Makes this another ledger than the one whose identifiers Stripe knows.

@@ -95,7 +95,7 @@ select 'rows', o.metric, extract(epoch from date_trunc('day', o.hour, 'UTC'))::b
     case
         when o.state = 'delivered' and not o.adopted and o.delivered > ledger_now() - make_interval(secs => $6::int)
             then 'recent'
-        when o.state in ('delivered', 'in_doubt', 'parked') then o.state
+        when o.state in ('delivered', 'in_doubt', 'parked', 'unbillable') then o.state
         when o.first_sent is null then 'waiting'
         else 'in_doubt'
     end,

@@ -35,3 +35,9 @@ select id, kind, name, plan, metric, event_name, interval_months, current
 from stripe_objects
 where current and kind = 'price' and plan = $1
 order by name;
+
+-- name: stripe_prices_named
+-- Prices by their names, the newest of each, whether new subscriptions get them or not.
+select distinct on (name) name, id from stripe_objects
+where kind = 'price' and name = any($1::text[])
+order by name, created desc;

@@ -1,15 +1,16 @@
 -- name: put_subscription
 -- Keeps a subscription as a look saw it, unless a later look saw it already, and says whether it was kept.
 insert into subscriptions as s (id, tenant, customer, plan, status, look, made, anchor, interval_months, currency,
-    trial_end, cancel_at, cancel_at_period_end, ended, schedule, next_plan, ended_because, updated)
+    trial_end, cancel_at, cancel_at_period_end, ended, schedule, next_plan, ended_because, trial_start, updated)
 values ($1, $2, $3, $4, $5, $6, to_timestamp($7::bigint), to_timestamp($8::bigint), $9, $10,
-    to_timestamp($11::bigint), to_timestamp($12::bigint), $13, to_timestamp($14::bigint), $15, $16, $17, ledger_now())
+    to_timestamp($11::bigint), to_timestamp($12::bigint), $13, to_timestamp($14::bigint), $15, $16, $17,
+    to_timestamp($18::bigint), ledger_now())
 on conflict (id) do update set tenant = excluded.tenant, customer = excluded.customer, plan = excluded.plan,
     status = excluded.status, look = excluded.look, made = excluded.made, anchor = excluded.anchor,
     interval_months = excluded.interval_months, currency = excluded.currency, trial_end = excluded.trial_end,
     cancel_at = excluded.cancel_at, cancel_at_period_end = excluded.cancel_at_period_end, ended = excluded.ended,
     schedule = excluded.schedule, next_plan = excluded.next_plan, ended_because = excluded.ended_because,
-    updated = excluded.updated
+    trial_start = excluded.trial_start, updated = excluded.updated
     where s.look < excluded.look
 returning true;
 
@@ -142,3 +143,27 @@ limit $4;
 select invoice, line, coalesce(metric, ''), description, price, quantity, amount, unit_amount,
     coalesce(extract(epoch from period_start)::bigint, 0), coalesce(extract(epoch from period_end)::bigint, 0), proration
 from invoice_lines where invoice = any($1::text[]) order by invoice, line;
+
+-- name: overrides_of
+-- A tenant's overrides.
+select coalesce(jsonb_object_agg(name, value), '{}')::text from plan_overrides where tenant = $1;
+
+-- name: write_arranged
+-- Keeps what the change that waits for the period's end brings.
+update subscriptions set arranged = $2::text::jsonb where id = $1;
+
+-- name: subscriptions_with_own_prices
+-- Living subscriptions that go on, of tenants that have limits of their own or prices of their own.
+select s.tenant, s.id, s.plan, s.next_plan, coalesce(s.schedule, '') as schedule, coalesce(s.arranged::text, '') as arranged,
+    (select coalesce(jsonb_object_agg(o.name, o.value), '{}') from plan_overrides as o where o.tenant = s.tenant)::text
+        as overrides,
+    array(select p.name from subscription_items as i join stripe_objects as p on p.id = i.price
+        where i.subscription = s.id) as prices
+from subscriptions as s
+where s.status in ('active', 'trialing', 'past_due') and not s.cancel_at_period_end and s.cancel_at is null
+    and (exists (select from plan_overrides as o where o.tenant = s.tenant and o.name = 'limits')
+        or s.arranged is not null
+        or exists (select from subscription_items as i join stripe_objects as p on p.id = i.price
+            where i.subscription = s.id and p.name like '%:included:%'))
+    and not exists (select from billing_changes as c where c.tenant = s.tenant and (c.ends > now() or c.work is not null))
+order by s.tenant, s.id;

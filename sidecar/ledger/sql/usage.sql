@@ -55,11 +55,56 @@ with incoming as materialized (
 )
 select count(*) from grown;
 
+-- name: unfold_windows
+-- Gives windows that were folded their counters back, before something is merged into them; the caller holds the shard.
+with incoming as (
+    select distinct i.tenant collate "C" as tenant, i.metric collate "C" as metric, i.scope collate "C" as scope,
+        to_timestamp(i.period_s) as period, to_timestamp(i.hour * 3600) as hour
+    from unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[]) as i (tenant, metric, scope, period_s, hour)
+), folded as materialized (
+    select w.tenant, w.metric, w.scope, w.period, w.hour, w.amount, w.marks
+    from incoming as i
+    cross join lateral (
+        select w.* from usage_windows as w
+        where w.tenant = i.tenant and w.metric = i.metric and w.scope = i.scope and w.period = i.period and w.hour = i.hour
+            and w.marks is not null
+        offset 0
+    ) as w
+), counted as (
+    insert into usage_counters as c (shard, hour, tenant, metric, scope, period, writer, amount)
+    select $1::int, f.hour, f.tenant, f.metric, f.scope, f.period, m.writer, m.amount
+    from folded as f cross join lateral marks_of(f.marks) as m
+    order by 2, 3, 4, 5, 6, 7
+    on conflict (shard, hour, tenant, metric, scope, period, writer) do update set amount = excluded.amount
+        where c.amount < excluded.amount
+)
+insert into usage_windows as w (tenant, metric, scope, period, hour, amount)
+select tenant, metric, scope, period, hour, amount from folded order by hour, tenant, metric, scope, period
+on conflict (tenant, metric, scope, period, hour) do update set marks = null;
+
+-- name: shards_to_fold
+-- Shards that have counters old enough to be folded.
+select s.shard from generate_series(0, $1::int - 1) as s (shard)
+where exists (select from usage_counters as c where c.shard = s.shard and c.hour < fold_horizon());
+
+-- name: fold_counters
+-- Folds so many counters of a shard into the rows of their windows, the oldest first.
+select fold_counters($1::int, $2::int);
+
 -- name: recent_counters
--- Every counter of a shard's windows since an hour, by hour.
-select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600, writer, amount
-from usage_counters
-where shard = $1 and hour >= to_timestamp($2::bigint * 3600)
+-- Every counter of a shard's windows since an hour, folded ones too, by hour.
+select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600 as hour, writer, amount
+from (
+    select c.tenant, c.metric, c.scope, c.period, c.hour, c.writer, c.amount from usage_counters as c
+    where c.shard = $1 and c.hour >= to_timestamp($2::bigint * 3600)
+    union all
+    -- Read only when something of these hours was folded, which takes clocks that are days apart.
+    select w.tenant, w.metric, w.scope, w.period, w.hour, m.writer, m.amount
+    from tenants as t
+    join usage_windows as w on w.tenant = t.id and w.hour >= to_timestamp($2::bigint * 3600) and w.marks is not null
+    cross join lateral marks_of(w.marks) as m
+    where t.shard = $1 and to_timestamp($2::bigint * 3600) < (select s.folded_before from shards as s where s.shard = $1)
+) as counted
 order by hour;
 
 -- name: span_totals
@@ -103,21 +148,30 @@ group by 1, 2
 order by 1, 2;
 
 -- name: tenant_counters
--- Every writer's part of a tenant's windows since an hour.
+-- Every writer's part of a tenant's windows since an hour, folded ones too.
 select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600, writer, amount
-from usage_counters
-where shard = $1 and tenant = $2 and hour >= to_timestamp($3::bigint * 3600)
+from (
+    select c.tenant, c.metric, c.scope, c.period, c.hour, c.writer, c.amount from usage_counters as c
+    where c.shard = $1 and c.tenant = $2 and c.hour >= to_timestamp($3::bigint * 3600)
+    union all
+    select w.tenant, w.metric, w.scope, w.period, w.hour, m.writer, m.amount
+    from usage_windows as w cross join lateral marks_of(w.marks) as m
+    where w.tenant = $2 and w.hour >= to_timestamp($3::bigint * 3600) and w.marks is not null
+) as counted
 order by hour, metric, scope, period, writer;
 
 -- name: drift
--- Windows since an hour whose total is not the sum of their counters.
+-- Windows since an hour whose total is not the sum of their counters, folded ones included.
 select tenant, metric, scope, extract(epoch from period)::bigint, extract(epoch from hour)::bigint / 3600,
-    coalesce(w.amount, 0), coalesce(c.amount, 0)::bigint
-from (select * from usage_windows where hour >= to_timestamp($1::bigint * 3600)) as w
+    coalesce(w.amount, 0), (coalesce(c.amount, 0) + coalesce(w.folded, 0))::bigint
+from (
+    select u.*, (select sum(m.amount) from marks_of(u.marks) as m) as folded
+    from usage_windows as u where u.hour >= to_timestamp($1::bigint * 3600)
+) as w
 full join (
     select tenant, metric, scope, period, hour, sum(amount) as amount
     from usage_counters where hour >= to_timestamp($1::bigint * 3600)
     group by tenant, metric, scope, period, hour
 ) as c using (tenant, metric, scope, period, hour)
-where w.amount is distinct from c.amount
+where w.amount is distinct from coalesce(c.amount, 0) + coalesce(w.folded, 0)
 order by hour, tenant, metric, scope;

@@ -1,0 +1,112 @@
+"""No request reaches the application but as the one that was checked: its own check, its own path, its own key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import posixpath
+from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import unquote
+
+import pytest
+
+from tests.e2e.gateways import GATEWAYS, Gateway
+from tests.e2e.scripted import Asked, ScriptedSidecar
+from tests.e2e.smuggling import CORPUS, get
+from tests.servers.upstream import Received, Upstream
+
+QUIET_S = 0.4  # longer than a gateway and an application on this machine take to answer
+AT_ONCE = 16
+KEYS = {hashlib.sha256(key.encode()).hexdigest(): key for key in ("soft", "good")}
+
+
+class Outcome:
+    """What became of one connection's bytes: the checks, and what the application got."""
+
+    def __init__(self, answer: bytes, asked: list[Asked], received: list[Received]) -> None:
+        self.answer = answer
+        self.asked = {check.request_id: check for check in asked}
+        self.checks = len(asked)
+        self.received = received
+
+
+async def spoken(port: int, raw: bytes) -> bytes:
+    """Send the bytes on a connection of their own and return all that comes back until it is quiet."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    heard = b""
+    with suppress(ConnectionError):
+        writer.write(raw)
+        await writer.drain()
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(QUIET_S):
+                    more = await reader.read(65536)
+                if not more:
+                    break
+                heard += more
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    return heard
+
+
+@pytest.fixture(scope="module", params=GATEWAYS)
+def gateway(
+    request: pytest.FixtureRequest, application: Upstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Gateway, ScriptedSidecar]]:
+    with ScriptedSidecar() as sidecar:
+        started = GATEWAYS[request.param](
+            tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
+        )
+        started.start()
+        yield started, sidecar
+        started.stop()
+
+
+async def outcome(gateway: Gateway, sidecar: ScriptedSidecar, application: Upstream, raw: bytes) -> Outcome:
+    sidecar.script.reset()
+    application.received.clear()
+    answer = await spoken(gateway.port, raw)
+    return Outcome(answer, list(sidecar.script.asked), list(application.received))
+
+
+def dear(target: str) -> bool:
+    """Whether an application that decodes a path once would say it falls under the dear rule."""
+    path = target.partition("?")[0].partition("#")[0]
+    if "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    path = posixpath.normpath("/" + unquote(path).lstrip("/"))
+    return f"{path}/".startswith("/v1/dear/")
+
+
+@pytest.mark.parametrize("name", CORPUS)
+async def test_what_reaches_the_application_was_checked_as_it_is(
+    gateway: tuple[Gateway, ScriptedSidecar], application: Upstream, name: str
+) -> None:
+    found = await outcome(*gateway, application, CORPUS[name])
+    assert len(found.received) <= found.checks, "more requests than checks"
+    for received in found.received:
+        request_id = received.header("x-request-id")
+        assert request_id in found.asked, "a request without a check of its own"
+        check = found.asked.pop(request_id)
+        assert check.identity.tenant is None, "a tenant that a client named"
+        assert KEYS.get(check.identity.key or "") == received.header("x-api-key")
+        assert check.route == "dear" or not dear(received.target), received.target
+        assert not {"x-tenant-id", "x-quota-secret", "x-jwt-payload"} & received.names()
+        assert received.header("x-quota-tenant") == "acme", "what the check said"
+
+
+async def test_afterwards_a_good_client_is_served(
+    gateway: tuple[Gateway, ScriptedSidecar], application: Upstream
+) -> None:
+    """Many at once, ahead of and between good requests: nobody's connection to the application is left out of step."""
+    sending = asyncio.Semaphore(AT_ONCE)
+
+    async def send(raw: bytes) -> bytes:
+        async with sending:
+            return await spoken(gateway[0].port, raw)
+
+    good = get("/v1/cheap/good")
+    answers = await asyncio.gather(*(send(raw) for bad in CORPUS.values() for raw in (bad, good)))
+    assert all(answer.startswith(b"HTTP/1.1 200") and b"/v1/cheap/good" in answer for answer in answers[1::2])

@@ -1,0 +1,112 @@
+"""A master, a replica and three sentinels, with passwords of their own for servers and sentinels."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.servers.redis_node import RedisNode, eventually
+
+NAME = "quota"
+PASSWORD = "of-the-servers"
+SENTINEL_PASSWORD = "of/the@sentinels"
+DOWN_AFTER_MS = 800
+
+
+class RedisSentinel:
+    """Entering starts all of it, leaving ends it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.servers: list[RedisNode] = []
+        self.sentinels: list[RedisNode] = []
+
+    @property
+    def url(self) -> str:
+        """How the program is told of it."""
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://:{PASSWORD}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
+
+    async def master(self) -> RedisNode:
+        """Whoever the first sentinel that answers says it is."""
+        for sentinel in self.sentinels:
+            if await sentinel.says(NAME, "SENTINEL", "MASTER", NAME):
+                _, port = await sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
+                return next(server for server in self.servers if server.port == int(port))
+        raise AssertionError("no sentinel answers")
+
+    async def fails_over(self, old: RedisNode) -> RedisNode:
+        """Wait until the sentinels name another master, and it is one."""
+
+        async def another() -> bool:
+            found = await self.master()
+            return found is not old and await found.says("role:master", "INFO", "replication")
+
+        await eventually(another, 30, self.sentinels[0].log)
+        return await self.master()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    async def _start(self) -> None:
+        for number in range(2):
+            lines = [
+                f"requirepass {PASSWORD}",
+                f"masterauth {PASSWORD}",
+                "repl-diskless-sync-delay 0",
+                "repl-ping-replica-period 1",
+                'save ""',
+            ]
+            if self.servers:
+                lines.append(f"replicaof 127.0.0.1 {self.servers[0].port}")
+            self.servers.append(self._node(f"server-{number}", lines))
+        for server in self.servers:
+            server.start()
+            await server.answers()
+        await eventually(
+            lambda: self.servers[1].says("master_link_status:up", "INFO", "replication"), 20, self.servers[1].log
+        )
+        for number in range(3):
+            lines = [
+                f"sentinel monitor {NAME} 127.0.0.1 {self.servers[0].port} 2",
+                f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}",
+                f"sentinel failover-timeout {NAME} 4000",
+                f"sentinel auth-pass {NAME} {PASSWORD}",
+                f'requirepass "{SENTINEL_PASSWORD}"',
+                f'sentinel sentinel-pass "{SENTINEL_PASSWORD}"',
+            ]
+            self.sentinels.append(self._node(f"sentinel-{number}", lines, "--sentinel", password=SENTINEL_PASSWORD))
+            self.sentinels[-1].start()
+        await asyncio.gather(*(eventually(lambda s=s: _ready(s), 30, s.log) for s in self.sentinels))  # type: ignore[misc]
+
+    def _node(self, name: str, lines: list[str], *arguments: str, password: str = PASSWORD) -> RedisNode:
+        node = RedisNode(self._directory / name, lines, *arguments, password=password)
+        with (node.directory / "redis.conf").open("a") as configuration:
+            configuration.write(f"port {node.port}\n")
+        return node
+
+    def _end(self) -> None:
+        for node in (*self.sentinels, *self.servers):
+            node.kill()
+
+
+async def _ready(sentinel: RedisNode) -> bool:
+    """Whether it knows the replica and both of the others."""
+    try:
+        flat = [word.decode() for word in await sentinel.ask("SENTINEL", "MASTER", NAME)]
+    except Exception:  # noqa: BLE001 - not yet
+        return False
+    found = dict(zip(flat[::2], flat[1::2], strict=True))
+    return (found["num-slaves"], found["num-other-sentinels"], found["flags"]) == ("1", "2", "master")
