@@ -20,25 +20,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import listener
+from bench import listener, report
 from tests.servers.sidecar_dev import SidecarDev
 
 # What is measured, and how its keys begin in the result.
 PREFIXES = {"floor": "floor_", "constant": "constant_", "decision": "", "varied": "varied_"}
-RESULTS = Path(__file__).parent / "results" / "latest.json"
 TENANT = "tenant-123"
-VERSIONS = ("uvloop", "httptools", "msgspec")
 # As long as the floor's headers. Its constant request id would make all requests repeats of one.
 HEADERS = {name.replace("x-request-id", "x-request-no"): value for name, value in listener.HEADERS.items()}
 VARIED = """
@@ -161,25 +157,9 @@ def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
     return found | {"seconds": seconds, "rounds": rounds, "connections": connections}
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {
-        "cores": os.cpu_count(),
-        "cpu": models[0] if models else platform.machine(),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONS},
-    }
-
-
-def text(result: dict[str, Any]) -> str:
+def text(found: dict[str, Any]) -> str:
     """The same for people."""
-    found, on = result["decision"], result["machine"]
-    versions = ", ".join(f"{name} {on[name]}" for name in ("python", *VERSIONS))
-    lines = [
-        f"{on['cores']} cores, {on['cpu']}, load {on['load']} before; {versions}, wrk -t1 -c{found['connections']}"
-    ]
+    lines = [f"{report.headline()}, wrk -t1 -c{found['connections']}"]
     for mode, prefix in PREFIXES.items():
         rate, cpu = found[f"{prefix}rps"], found[f"{prefix}cpu_us"]
         ratios = (
@@ -201,10 +181,9 @@ def main() -> None:
     given = parser.parse_args()
     if not shutil.which("wrk") or not shutil.which("taskset"):
         raise SystemExit("this benchmark needs wrk and taskset; install the Debian packages wrk and util-linux")
-    result = {"machine": machine(), "decision": compare(given.seconds, given.rounds, given.connections)}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result) if given.json else text(result))
+    found = compare(given.seconds, given.rounds, given.connections)
+    report.publish("decision", found)
+    print(json.dumps(found) if given.json else text(found))
 
 
 if __name__ == "__main__":
