@@ -158,6 +158,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if not self._open:  # behind another one in the same read
             self._open = True
+            self._whole = None
             self._message_bytes = 0
             self.since_ms = self._listener.now_ms
 

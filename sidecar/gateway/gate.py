@@ -107,7 +107,7 @@ class Gate:
             self._policy = policy
             self.index = HeaderIndex(policy.catalogue)
             self._routes = {}
-            self._heads = Heads()
+            self._heads = Heads(self.index.identity.headers)
             self._hosts_matter = any(rule.host for rule in policy.catalogue.routes)
 
     def recall(self, data: bytes, *, trusted: bool) -> bytes | Question | None:

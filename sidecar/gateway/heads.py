@@ -48,13 +48,19 @@ _CUT = _TARGETS | {
 }
 
 
+_NO_TARGETS: dict[bytes, bytes] = {}
+
+
 class Parts(NamedTuple):
-    """A head below its request line: before and behind the request id, without what was cut out."""
+    """A head below its request line: before and behind the request id, without what was cut out.
+
+    ``rear`` is None in a head that has no request id. ``targets`` are those that headers describe, by header.
+    """
 
     front: bytes
-    rear: bytes
+    rear: bytes | None
     request_id: bytes
-    target: bytes  # the one that a header describes
+    targets: dict[bytes, bytes]
 
 
 class Head:
@@ -85,19 +91,25 @@ class Head:
 
 
 def scope_of(method: bytes, host: bytes) -> bytes:
-    """A key for method and host, neither of which has a line feed; empty if both are."""
-    return b"\n%b\n%b" % (method, host) if method or host else b""
+    """A key for method and host, to stand behind a target without its query; empty if both are.
+
+    No such target has a question mark, and no method: so nothing else can be read as the same key.
+    """
+    return b"?%b?%b" % (method, host) if method or host else b""
 
 
 class Heads:
-    """Heads of one catalogue, by their bytes without what changes."""
+    """Heads of one catalogue, by their bytes without what changes; ``kept`` are headers that say who asks."""
 
-    __slots__ = ("_cuts", "_known", "_seen")
+    __slots__ = ("_cut", "_cuts", "_idle", "_known", "_seen")
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[bytes, bytes], Head] = {}
+    def __init__(self, kept: frozenset[bytes] = frozenset()) -> None:
+        self._known: dict[tuple[bytes, bytes | None], Head] = {}
         self._seen: set[int] = set()
-        self._cuts: tuple[bytes, ...] = ()
+        self._cut = _CUT - kept
+        self._idle = REQUEST_ID in kept  # then nothing of a head may change
+        # What is cut out: the name between line end and value, and which target it describes, if any.
+        self._cuts: tuple[tuple[bytes, bytes], ...] = ()
 
     def find(self, data: bytes) -> tuple[Head, bytes, bytes] | None:
         """The head of a request that is exactly these bytes, its target without the query, and its request id.
@@ -107,12 +119,13 @@ class Heads:
         """
         line, _, block = data.partition(_VERSION)
         front, found, rest = block.partition(_LOWER)
-        described = b""
+        targets = _NO_TARGETS
+        rear: bytes | None
         if not found or self._cuts:
             parts = self._parts(block)
             if parts is None:
                 return None
-            front, rear, request_id, described = parts
+            front, rear, request_id, targets = parts
         else:
             request_id, _, rear = rest.partition(b"\r")
             if not request_id.replace(b"-", b"").isalnum() or len(request_id) > REQUEST_ID_BYTES_MAX:
@@ -123,7 +136,7 @@ class Heads:
         if head.line:
             if line != head.line:
                 return None
-            line = described
+            line = targets.get(head.dialect.uri, b"")
         target, _, query = line.partition(b"?")
         if query and query.translate(None, QUERY):
             return None
@@ -137,7 +150,7 @@ class Heads:
         """
         begins, _, block = data.partition(_VERSION)
         whole = len(data) <= HEAD_BYTES_MAX and data.find(_END) == len(data) - len(_END)
-        if not whole or begins != line or line.partition(b" ")[0] not in METHODS:
+        if self._idle or not whole or begins != line or line.partition(b" ")[0] not in METHODS:
             return
         self._cut_more(block)
         parts = self._parts(block)
@@ -145,9 +158,9 @@ class Heads:
         if (
             parts is None
             or parts.request_id != request_id
-            or (head.line and parts.target != target)
+            or (head.line and parts.targets.get(head.dialect.uri) != target)
             or lowered.count(REQUEST_ID) != bool(request_id)
-            or any(lowered.count(needle.lower()) > 1 for needle in self._cuts)
+            or any(lowered.count(needle.lower()) > 1 for needle, _ in self._cuts)
         ):
             return
         key = (parts.front, parts.rear)
@@ -167,9 +180,9 @@ class Heads:
         request_id, end, rear = rest.partition(b"\r")
         if found and not (request_id.replace(b"-", b"").isalnum() and len(request_id) <= REQUEST_ID_BYTES_MAX):
             return None
-        target = b""
+        targets = _NO_TARGETS
         rear = end + rear
-        for needle in self._cuts:
+        for needle, uri in self._cuts:
             before, found, rest = front.partition(needle)
             behind = not found
             if behind:
@@ -179,22 +192,26 @@ class Heads:
             value, end, after = rest.partition(b"\r")
             if not value or value.strip(b" ") != value or value.translate(None, _VISIBLE):
                 return None
-            if needle[2:-2].lower() in _TARGETS:
-                target = value
+            if uri:
+                targets = {**targets, uri: value}
             if behind:
                 rear = before + needle + end + after
             else:
                 front = before + needle + end + after
-        return Parts(front, rear[1:], request_id, target)
+        return Parts(front, rear[1:] if request_id else None, request_id, targets)
 
     def _cut_more(self, block: bytes) -> None:
         """Cut out from now on what changes in such a head with each request."""
         for text in block.split(b"\r\n"):
             name, colon, _ = text.partition(b": ")
-            needle = b"\r\n" + name + colon
-            new = needle not in self._cuts and len(self._cuts) < CUTS_MAX
-            if new and name.lower() in _CUT and name in _spellings(name.lower()):
-                self._cuts = (*self._cuts, needle)
+            plain = name.lower()
+            if plain not in self._cut or name not in _spellings(plain):
+                continue
+            uri = plain if plain in _TARGETS else b""
+            cut = (b"\r\n" + name + colon, uri)
+            # There is always a place for targets: clients choose how they spell what else is cut out.
+            if cut not in self._cuts and (uri or len(self._cuts) < CUTS_MAX):
+                self._cuts = (*self._cuts, cut)
 
 
 def _spellings(name: bytes) -> tuple[bytes, ...]:

@@ -7,7 +7,7 @@ import pytest
 from sidecar.enforcement.decision import Identity
 from sidecar.gateway import heads
 from sidecar.gateway.dialects import ENVOY, FORWARD, NGINX, Dialect
-from sidecar.gateway.heads import Head, Heads
+from sidecar.gateway.heads import Head, Heads, scope_of
 
 HEAD = Head(Identity("acme"), ENVOY)
 LINE = b"GET /envoy/"
@@ -79,6 +79,62 @@ def test_a_trace_is_cut_out_too() -> None:
     other = described("/a", header="X-Original-URI", path="/nginx", trace="00-cc-dd-01")
     assert known.find(other) == (head, b"/a", b"one-1")
     assert known.find(other.replace(b"00-cc", b"00\x00cc")) is None
+
+
+@pytest.mark.parametrize(
+    ("dialect", "header", "path", "other"),
+    [
+        (NGINX, "X-Original-URI", "/nginx", "X-Forwarded-Uri"),
+        (FORWARD, "X-Forwarded-Uri", "/forward", "X-Original-URI"),
+        (FORWARD, "X-FORWARDED-URI", "/forward", "X-Original-Uri"),  # a spelling that is not cut out
+    ],
+)
+def test_the_target_of_another_dialect_is_not_taken_for_the_own_one(
+    dialect: Dialect, header: str, path: str, other: str
+) -> None:
+    """Where a client's headers come along, it could teach the memo a target and then ask for another one."""
+
+    def asked(uri: str, spoofed: str) -> bytes:
+        return described(uri, header=header, path=path).replace(b"X-Req", f"{other}: {spoofed}\r\nX-Req".encode())
+
+    line = b"GET " + path.encode()
+    head = Head(Identity("acme"), dialect, line=line, method=b"POST")
+    known = learnt(asked("/a", "/a"), b"one-1", head=head, line=line, target=b"/a")
+    assert known.find(asked("/dear", "/cheap")) in (None, (head, b"/dear", b"one-1"))
+    assert known.find(asked("/a", "/cheap")) in (None, (head, b"/a", b"one-1"))
+
+
+def test_an_id_behind_the_end_of_a_head_is_not_its_id() -> None:
+    known = learnt(request())
+    for behind in (b"\r\nx-request-id: one", b"\r\nx-request-id: one\r", b"\r\nX-Request-Id: one"):
+        assert known.find(request() + behind) is None
+
+
+@pytest.mark.parametrize("name", ["traceparent", "x-amzn-trace-id", "x-request-id"])
+def test_a_header_that_says_who_asks_is_not_cut_out(name: str) -> None:
+    known = Heads(frozenset({name.encode()}))
+    for _ in range(3):
+        known.learn(request(more=f"{name}: acme\r\n"), HEAD, LINE, b"acme" if name == "x-request-id" else b"", b"")
+    assert known.find(request(more=f"{name}: victim\r\n")) is None
+
+
+def test_a_method_and_a_host_make_keys_that_no_target_can_be_read_as() -> None:
+    targets = [b"GET /envoy/x", b"/x", b"/x\nGET\n", b"GET /envoy/x\n\nb"]
+    scopes = [scope_of(method, host) for method in (b"", b"GET") for host in (b"", b"b", b"b?c", b"?b")]
+    assert len({target + scope for target in targets for scope in scopes}) == len(targets) * len(scopes)
+
+
+def test_clients_that_fill_the_list_of_what_is_cut_out_leave_room_for_targets() -> None:
+    known = Heads()
+    for name in sorted(heads._CUT - {b"x-original-uri", b"x-forwarded-uri"}):
+        for spelling in (name, name.title()):
+            known.learn(request(more=f"{spelling.decode()}: x\r\n"), HEAD, LINE, b"", b"")
+    assert len(known._cuts) == heads.CUTS_MAX
+    line = b"GET /nginx"
+    head = Head(Identity("acme"), NGINX, line=line, method=b"POST")
+    for _ in range(2):
+        known.learn(described("/a", header="X-Original-URI", path="/nginx"), head, line, b"one-1", b"/a")
+    assert known.find(described("/b", header="X-Original-URI", path="/nginx")) == (head, b"/b", b"one-1")
 
 
 def test_what_came_once_is_not_kept() -> None:
