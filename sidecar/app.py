@@ -21,6 +21,7 @@ from sidecar import address, child
 from sidecar.billing.claim import ForwarderTerms
 from sidecar.billing.counters import BillingCounters, DriftCounters
 from sidecar.billing.error_reports import ErrorReports
+from sidecar.billing.flush_requests import Answering, Asking, NobodyFlushes
 from sidecar.billing.forwarder import Forwarder
 from sidecar.billing.inbox import Inbox
 from sidecar.billing.mirror import Mirror
@@ -129,6 +130,13 @@ class Backoffice:
         if self.forwarder is not None:
             await self.forwarder.flush()
 
+    async def flush_tenant(self, tenant: str) -> int:
+        """Send everything that was counted of one tenant; how many deltas could not be sent."""
+        if self.forwarder is None:
+            raise NobodyFlushes
+        await self.carry()
+        return await self.forwarder.flush_tenant(tenant)
+
     async def carry(self) -> None:
         """Carry everything Redis has to the ledger."""
         if self._flusher is not None:
@@ -187,7 +195,7 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
                 await stack.enter_async_context(_task(_watch_evictions(store, counters)))
             inside = Backoffice(flusher, counters, clock, webhooks)
             if flusher is not None and settings.stripe_key:
-                inside.forwarder = await _forwarding(settings, stack, clock, flusher)
+                inside.forwarder = await _forwarding(settings, stack, clock, flusher, inside)
             await stack.enter_async_context(_ops_socket(settings, "backoffice", inside))
             if "flusher" in roles and settings.stripe_key and settings.stripe_reconcile_interval_s:
                 await _reconciling(settings, stack, clock, inside)
@@ -217,30 +225,26 @@ async def _desk(
     ledger = await _ledger(settings, stack, connections_max=4, timeout_s=FLUSHER_TIMEOUT_S)
     mirror = Mirror(ledger, api, Catalogues().in_force, clock)
 
-    # Beside a flusher only is it known whether the ledger has everything that was counted.
-    terms = _forwarder_terms(settings)
-    forwarder = inside.forwarder or Forwarder(ledger, api, terms, BillingCounters(), clock, vouch=None)
-
-    async def flush(tenant: str) -> int:
-        await inside.carry()
-        return await forwarder.flush_tenant(tenant)
-
     inbox = Inbox(mirror, ErrorReports(ledger, api).handle, counters)
     await stack.enter_async_context(_task(inbox.run()))
-    proration = cast("Proration", settings.stripe_proration)
-    return Desk(mirror, Subscribing(mirror, flush, proration)), inbox
+    # Beside a flusher only is it known whether the ledger has everything that was counted.
+    flush = inside.flush_tenant if inside.forwarder is not None else Asking(ledger)
+    subscribing = Subscribing(mirror, flush, cast("Proration", settings.stripe_proration))
+    await stack.enter_async_context(_task(subscribing.run()))
+    return Desk(mirror, subscribing), inbox
 
 
 async def _forwarding(
-    settings: Settings, stack: contextlib.AsyncExitStack, clock: Clock, flusher: Flusher
+    settings: Settings, stack: contextlib.AsyncExitStack, clock: Clock, flusher: Flusher, inside: Backoffice
 ) -> Forwarder:
-    """Decide which usage Stripe does not have yet, and send it."""
+    """Decide which usage Stripe does not have yet, and send it; what other processes ask for at once."""
     api = StripeApi.open(settings.stripe_key, settings.stripe_url)
     stack.push_async_callback(api.close)
     ledger = await _ledger(settings, stack, connections_max=4, timeout_s=FLUSHER_TIMEOUT_S)
     forwarder = Forwarder(ledger, api, _forwarder_terms(settings), BillingCounters(), clock, vouch=flusher.vouches)
     await stack.enter_async_context(_task(forwarder.run()))
     stack.push_async_callback(forwarder.stop)
+    await stack.enter_async_context(_task(Answering(ledger, inside.flush_tenant).run()))
     return forwarder
 
 

@@ -88,6 +88,7 @@ _LISTED = (
     Family(
         "sidecar_stripe_subscriptions_doubled", "gauge", "Tenants that pay for more than one subscription.", (), "max"
     ),
+    Family("sidecar_stripe_changes_unfinished", "gauge", "Changes of subscriptions begun and not done.", (), "max"),
     Family("sidecar_stripe_deltas_total", "counter", "Deltas decided for Stripe, by kind.", ("kind",)),
     Family("sidecar_stripe_events_total", "counter", "Usage events sent to Stripe, by their fate.", ("outcome",)),
     Family(

@@ -75,6 +75,11 @@ async def tenant_of(tx: Transaction, customer: str) -> str:
     return str(await tx.value("tenant_of_customer", customer) or "")
 
 
+async def former_tenant_of(tx: Transaction, customer: str) -> str:
+    """The tenant whose customer this was before it was deleted: its last invoices are told of later."""
+    return str(await tx.value("tenant_of_former_customer", customer) or "")
+
+
 async def link(tx: Transaction, tenant: str, customer: str, *, actor: str) -> None:
     """Make the customer that of the tenant; Conflict when one of them has another one."""
     before = await tx.row("customer_of", tenant)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from sidecar.billing import items, subscriptions
+from sidecar.billing.flush_requests import FlushTenant, NobodyFlushes
 from sidecar.billing.intentions import Intention, Proration, Wish
 from sidecar.billing.mirror import Mirror
 from sidecar.billing.objects import PlanPrices
@@ -28,16 +29,6 @@ REPLAYS_MAX = 20
 STEPS_MAX = 10
 UNDER_WAY = 409
 Raw = dict[str, Any]
-
-
-class FlushTenant(Protocol):
-    """Decides what a tenant used and Stripe does not know, and sends it; how many deltas could not be sent."""
-
-    async def __call__(self, tenant: str, /) -> int: ...
-
-
-class NobodyFlushes(StripeBusy):
-    """No process that sends usage answered, so nothing was changed; look whether one with the role flusher runs."""
 
 
 class Execution:

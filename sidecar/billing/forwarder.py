@@ -76,10 +76,7 @@ class Done(Struct):
 
 
 class Forwarder:
-    """Run by the backoffice. ``vouch`` says whether the ledger is as new as Redis knows it to be: Flusher.vouches.
-
-    None: this process cannot know; then it neither decides nor sends.
-    """
+    """Run by the backoffice. ``vouch`` says whether the ledger is as new as Redis knows it to be: Flusher.vouches."""
 
     def __init__(
         self,
@@ -89,7 +86,7 @@ class Forwarder:
         counters: BillingCounters,
         clock: Clock,
         *,
-        vouch: Vouch | None = lambda _: True,
+        vouch: Vouch = lambda _: True,
         step: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
@@ -171,7 +168,7 @@ class Forwarder:
             held, soon = await self.outbox.undecided(tenant)
             if vouched and not decided and not soon and rows == stuck:
                 return int(rows + held)
-            if self._vouch is None or self.away or self._clock.monotonic_ms() >= until_ms:
+            if self.away or self._clock.monotonic_ms() >= until_ms:
                 if not vouched:
                     log.warning("nothing vouches for a tenant's usage; it was not sent", extra=fields(tenant=tenant))
                 return max(int(rows + held), int(not vouched))
@@ -271,8 +268,6 @@ class Forwarder:
         if tx is None:
             async with self._ledger.transaction() as own:
                 return await self._vouched(own)
-        if self._vouch is None:
-            return False
         return self._vouch({int(row[0]): int(row[1]) for row in await tx.rows("shard_states")})
 
     def _start(self, batch: Batch) -> set[asyncio.Task[Done]]:

@@ -115,11 +115,12 @@ class Inbox:
         return bool(groups)
 
     async def keep_house(self) -> None:
-        """Forget events dealt with long ago; count what waits, and tenants that pay twice."""
+        """Forget events dealt with long ago; count what waits, tenants that pay twice, and changes not done."""
         async with self._ledger.transaction() as tx:
             await tx.rows("drop_old_events")
             row = await tx.row("webhook_backlog")
             self.counters.doubled = int(await tx.value("doubled_subscriptions"))
+            self.counters.unfinished = int(await tx.value("unfinished_count"))
         if row is not None:
             self.counters.waiting, self.counters.oldest_s, self.counters.dead = (int(value) for value in row)
 

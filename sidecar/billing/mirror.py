@@ -142,7 +142,11 @@ class Mirror:
             async with self.ledger.transaction() as tx:
                 await invoices.drop(tx, invoice)
             return True
-        tenant = await customers.recognized(self.ledger, self.api, named(raw.get("customer")), actor=ACTOR)
+        customer = named(raw.get("customer"))
+        tenant = await customers.recognized(self.ledger, self.api, customer, actor=ACTOR)
+        if not tenant:
+            async with self.ledger.transaction() as tx:
+                tenant = await customers.former_tenant_of(tx, customer)
         if not tenant:
             return False
         lines = await self._lines(raw)

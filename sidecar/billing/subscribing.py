@@ -21,7 +21,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from sidecar.billing import customers, intentions, objects, subscriptions
-from sidecar.billing.execution import Execution, FlushTenant
+from sidecar.billing.execution import Execution
+from sidecar.billing.flush_requests import FlushTenant
 from sidecar.billing.intentions import Doing, Intention, Proration, TrialEnd, Unfinished, Wish
 from sidecar.billing.items import new_items
 from sidecar.billing.mirror import Mirror

@@ -100,7 +100,18 @@ class _Envelope(Struct):
 class WebhookCounters:
     """What the receiver and the inbox count up or set; read only at a scrape."""
 
-    __slots__ = ("dead", "doubled", "failed", "handled", "oldest_s", "received", "refused", "repeated", "waiting")
+    __slots__ = (
+        "dead",
+        "doubled",
+        "failed",
+        "handled",
+        "oldest_s",
+        "received",
+        "refused",
+        "repeated",
+        "unfinished",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.received = 0
@@ -112,6 +123,7 @@ class WebhookCounters:
         self.oldest_s = 0
         self.dead = 0
         self.doubled = 0
+        self.unfinished = 0
 
     def reading(self) -> Reading:
         """Everything counted so far, by family."""
@@ -122,6 +134,7 @@ class WebhookCounters:
             "sidecar_webhook_lag_seconds": {(): [self.oldest_s]},
             "sidecar_webhooks_dead": {(): [self.dead]},
             "sidecar_stripe_subscriptions_doubled": {(): [self.doubled]},
+            "sidecar_stripe_changes_unfinished": {(): [self.unfinished]},
         }
 
 

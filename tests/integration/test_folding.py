@@ -25,10 +25,10 @@ from sidecar.catalogue.load import parse
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.adoption import Adoption
 from sidecar.errors import LedgerUnavailable
-from sidecar.ledger import usage
+from sidecar.ledger import folding, usage
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.shard import CounterRow
-from sidecar.telemetry import CoreCounters
+from sidecar.telemetry import CoreCounters, FlusherCounters
 from sidecar.usage.journal import Journal
 from sidecar.usage.window import WindowKey
 from sidecar.verification import Verifier
@@ -464,3 +464,12 @@ async def test_a_journal_found_after_its_windows_were_folded_counts_once(
     async with site.ledger.transaction() as tx:
         catalogue = parse(CATALOGUE, "test")
         assert await Verifier(site.new_store(), catalogue, [], site.clock.wall_s()).differences(tx) == []
+
+
+async def test_what_was_folded_is_counted(ledger: Ledger) -> None:
+    tenant = tenant_of(0)
+    await merge(ledger, [row(tenant, n + 1, writer) for n, writer in enumerate(WRITERS)])
+    counters = FlusherCounters(0)
+    await folding.fold(ledger, [asyncio.Lock() for _ in range(SHARDS)], counters)
+    assert counters.folded == len(WRITERS)
+    assert await left(ledger, tenant) == 0

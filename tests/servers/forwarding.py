@@ -199,7 +199,7 @@ class Forwarding:
             await self.advance(at_s - self.now_s)
 
     async def see_time(self) -> None:
-        self.now_s = int((await self.sql("select extract(epoch from ledger_now())::bigint"))[0][0])
+        self.now_s = int((await self.sql("select floor(extract(epoch from ledger_now()))::bigint"))[0][0])
 
     async def sql(self, text: str, *arguments: Any) -> list[Any]:
         async with self.ledger.transaction() as tx:
