@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WATERMARK_POLL_S = 0.2
-OBSERVE_INTERVAL_S = 1.0
+WATCH_INTERVAL_S = 1.0
 
 
 class Core:
@@ -84,7 +84,7 @@ class Core:
     async def start(self) -> None:
         """Wait for a catalogue, then run the loops."""
         await self.changes.first_policy()
-        loops = (self.directory.run, self.synchroniser.run, self.changes.run, self._adoption.run, self._observe)
+        loops = (self.directory.run, self.synchroniser.run, self.changes.run, self._adoption.run, self._watch)
         self._tasks = [asyncio.create_task(loop(), name=loop.__qualname__) for loop in loops]
         for task in self._tasks:
             task.add_done_callback(_ended)
@@ -96,6 +96,26 @@ class Core:
             for _ in range(exchange.rounds):
                 if not await self.synchroniser.join(exchange):
                     raise StoreUnavailable("Redis did not answer; what was counted waits in the journal")
+
+    def observe(self) -> None:
+        """Set what is looked up rather than counted, for a scrape that is about to read it."""
+        counters, journal, store = self._counters, self.journal, self._store
+        held = [exchange.leases() for exchange in self.exchanges]
+        counters.leases_held = sum(leases for leases, _ in held)
+        counters.lease_units = sum(units for _, units in held)
+        counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
+        counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
+        counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
+        counters.journal_cells = journal.cells
+        counters.journal_bytes = journal.size_bytes
+        counters.journal_writable = int(journal.durable)
+        counters.snapshots_cached = len(self.directory.accounts)
+        counters.keys_cached = self.directory.keys_cached
+        counters.breaker_open = int(not store.available)
+        counters.breaker_opened = store.breaker_opened
+        counters.store_calls = store.calls
+        counters.store_errors = store.errors
+        counters.degraded_limits = sum(exchange.degraded for exchange in self.exchanges)
 
     async def stop(self, drain_s: float) -> None:
         """Report everything, return the leases, wait at most ``drain_s`` for the ledger, delete the journal."""
@@ -131,29 +151,13 @@ class Core:
             await self.synchroniser.poll()
         return True
 
-    async def _observe(self) -> None:
-        """Set the gauges, and log transitions of the journal and the store."""
-        counters, journal, store = self._counters, self.journal, self._store
+    async def _watch(self) -> None:
+        """Log transitions of the journal and the store."""
+        journal, store = self.journal, self._store
         while True:
-            held = [exchange.leases() for exchange in self.exchanges]
-            counters.leases_held = sum(leases for leases, _ in held)
-            counters.lease_units = sum(units for _, units in held)
-            counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
-            counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
-            counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
-            counters.journal_cells = journal.cells
-            counters.journal_bytes = journal.size_bytes
-            counters.journal_writable = int(journal.durable)
-            counters.snapshots_cached = len(self.directory.accounts)
-            counters.keys_cached = self.directory.keys_cached
-            counters.breaker_open = int(not store.available)
-            counters.breaker_opened = store.breaker_opened
-            counters.store_calls = store.calls
-            counters.store_errors = store.errors
-            counters.degraded_limits = sum(exchange.degraded for exchange in self.exchanges)
             (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
             (self._store_state.good if store.available else self._store_state.bad)()
-            await asyncio.sleep(OBSERVE_INTERVAL_S)
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -392,7 +392,7 @@ def simulated(random: Random) -> Iterator[None]:
             (sidecar.ledger.projector, "parse", parse),
             (sidecar.ledger.flusher, "PROJECT_INTERVAL_S", 1.0),
             (sidecar.ledger.flusher, "FOLD_INTERVAL_S", 2.5),
-            (sidecar.enforcement.core, "OBSERVE_INTERVAL_S", 10.0),
+            (sidecar.enforcement.core, "WATCH_INTERVAL_S", 10.0),
             (sidecar.usage.journal, "BLOCK_BYTES", BLOCK_BYTES),
             (sidecar.usage.recovery, "BLOCK_BYTES", BLOCK_BYTES),
         ):
