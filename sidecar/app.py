@@ -163,7 +163,7 @@ async def _worker(settings: Settings, index: int) -> None:
             check = await _checked(store)
             try:
                 async with _ops_socket(settings, str(index), worker):
-                    if not await _unless(stop, worker.core.start()):
+                    if not await stop.unless(worker.core.start()):
                         return
                     async with _site(local_app(worker.core.enforcer), settings.local_listen):
                         await worker.listener.start(settings.authz_listen, reuse_port=True)
@@ -312,8 +312,12 @@ async def _store(settings: Settings, clock: Clock, name: str, timeout_ms: int) -
 
 async def _checked(store: Store) -> asyncio.Task[None]:
     """Refuse to start on a Redis that cannot keep the promises (StoreRefused); look later at one that is away."""
-    with contextlib.suppress(StoreUnavailable):
+    try:
         await store.check()
+    except StoreUnavailable as error:
+        log.warning(
+            "Redis does not answer at the start; see to SIDECAR_REDIS_URL or to Redis", extra=fields(cause=str(error))
+        )
     return asyncio.create_task(_check(store))
 
 
@@ -370,19 +374,6 @@ async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         await end([task])
-
-
-async def _unless(stop: Stop, work: Coroutine[Any, Any, None]) -> bool:
-    """Do the work unless told to stop first; returns whether it was done."""
-    doing, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if doing.done():
-        doing.result()
-        return True
-    doing.cancel()
-    await asyncio.gather(doing, return_exceptions=True)
-    return False
 
 
 def _settle_memory() -> None:

@@ -69,6 +69,7 @@ def parse(text: str) -> RedisUrl:
     if scheme == "unix":
         if not parts.path.strip("/"):
             raise _bad("has no path; write unix:///path/of/the/socket")
+        _only_database(parts.query)
         return RedisUrl(kind="one", given=text)
     login, _, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
@@ -76,6 +77,7 @@ def parse(text: str) -> RedisUrl:
         if len(_hosts(places, PORT)) > 1:
             raise _bad("names several hosts; write redis+sentinel:// or redis+cluster:// for them")
         _database(parts.path.strip("/"))
+        _only_database(parts.query)
         return RedisUrl(kind="one", given=text, tls=tls)
     if kind == "cluster":
         if parts.path.strip("/") not in ("", "0"):
@@ -125,6 +127,14 @@ def _database(text: str) -> int:
     if text and not (text.isascii() and text.isdecimal()):
         raise _bad("has no number as database; write /0 or nothing")
     return int(text or 0)
+
+
+def _only_database(query: str) -> None:
+    """Whatever else the driver takes there goes before our own: timeouts, retries, whether certificates are checked."""
+    options = parse_qs(query, keep_blank_values=True)
+    if set(options) - {"db"}:
+        raise _bad("has an option behind '?'; only db is taken there, the rest are settings (SIDECAR_REDIS_...)")
+    _database(options.get("db", [""])[-1])
 
 
 def _bad(what: str) -> SettingsInvalid:

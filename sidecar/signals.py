@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_AGAIN_S = 0.5
@@ -25,6 +25,18 @@ class Stop:
 
     async def wait(self) -> None:
         await self._asked.wait()
+
+    async def unless(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work unless told to stop first; returns whether it was done."""
+        doing, stopping = asyncio.create_task(work), asyncio.create_task(self.wait())
+        await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if doing.done():
+            doing.result()
+            return True
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+        return False
 
     @property
     def asked(self) -> bool:

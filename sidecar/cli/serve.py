@@ -68,7 +68,8 @@ async def _serve(found: Settings) -> None:
             async with _catalogue_file(found) as file:
                 supervisor = Supervisor(found, state, catalogue_file=None if file is None else file.component)
                 stop.insist_with(supervisor.kill)
-                await supervisor.start()
+                if not await stop.unless(supervisor.start()):
+                    return
                 try:
                     await stop.wait()
                 finally:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.calls import Calls
-from sidecar.store.fitness import information, refuse_unfit
+from sidecar.store.fitness import information, refuse_login, refuse_unfit
 from sidecar.store.keys import unescaped
 from sidecar.store.messages import (
     COLLECTED,
@@ -93,14 +93,20 @@ class Store:
         await self._calls.servers.close()
 
     async def check(self) -> None:
-        """Refuse servers that cannot keep the promises: too old, or evicting keys. StoreUnavailable: none answers."""
+        """Refuse servers that are too old, evict, or do not let us in. StoreUnavailable: none answers."""
         silent: Exception | None = None
         checked = 0
-        for address, client in (await self._calls.everyone("info")).items():
+        try:
+            servers = await self._calls.everyone("info")
+        except StoreUnavailable as error:
+            refuse_login("", error)
+            raise
+        for address, client in servers.items():
             try:
                 await refuse_unfit(address, client)
                 checked += 1
             except (RedisError, OSError) as error:
+                refuse_login(address, error)
                 silent = error
         if not checked:
             raise StoreUnavailable(f"{type(silent).__name__} during check: {silent}") from silent

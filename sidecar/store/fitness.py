@@ -1,10 +1,10 @@
-"""Whether a Redis server can keep the promises: new enough, and never throwing keys away."""
+"""Whether a Redis server can keep the promises: it lets us in, is new enough, and never throws keys away."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
 from sidecar.errors import StoreRefused
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 REDIS_OLDEST = (6, 2)
+LOGIN_REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 
 
 async def refuse_unfit(address: str, client: Redis) -> None:
@@ -29,6 +30,20 @@ async def refuse_unfit(address: str, client: Redis) -> None:
     if policy != "noeviction":
         message = f"{where} has maxmemory-policy {policy}; set it to noeviction, or counts would be evicted"
         raise StoreRefused(message)
+
+
+def refuse_login(address: str, error: BaseException | None) -> None:
+    """Raise StoreRefused when Redis, or a sentinel, answered that this user may not; else it is an outage."""
+    where = f"Redis at {address}" if address else "Redis"
+    cause = error
+    while cause is not None:
+        if isinstance(cause, NoPermissionError):
+            message = f"{where} denies its user a command: {cause}; give it the rules of k8s/redis-acl.conf"
+            raise StoreRefused(message) from error
+        if isinstance(cause, LOGIN_REFUSED):
+            message = f"{where} does not accept the login: {cause}; mend user and password in SIDECAR_REDIS_URL"
+            raise StoreRefused(message) from error
+        cause = cause.__cause__
 
 
 async def information(client: Redis, section: str) -> dict[str, Any]:

@@ -141,7 +141,9 @@ class Following(Servers):
 
     def _nobody(self, what: str) -> RedisConnectionError:
         cause = f": {type(self._cause).__name__}: {self._cause}" if self._cause is not None else ""
-        return RedisConnectionError(f"{what}{cause}")
+        nobody = RedisConnectionError(f"{what}{cause}")
+        nobody.__cause__ = self._cause
+        return nobody
 
 
 def sample(urls: Collection[str], most: int) -> list[str]:

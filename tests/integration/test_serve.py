@@ -109,18 +109,42 @@ async def test_a_redis_that_evicts_is_refused_at_the_start(
     server = await fresh_redis()
     async with Redis.from_url(server.url) as client:
         await client.config_set("maxmemory-policy", "allkeys-lru")
-    command = [sys.executable, "-m", "sidecar", "serve", "--role", role]
+    assert "Redis has maxmemory-policy allkeys-lru; set it to noeviction" in await refused(settings, server.url, role)
+
+
+@pytest.mark.parametrize("role", ["authz", "flusher"])
+async def test_a_redis_that_does_not_accept_the_login_is_told_at_the_start_without_the_password(
+    settings: dict[str, str], redis_server: EmbeddedRedis, role: str
+) -> None:
+    said = await refused(settings, f"redis://:not-the-password@127.0.0.1:{redis_server.port}/0", role)
+    assert "Redis does not accept the login" in said
+    assert "mend user and password in SIDECAR_REDIS_URL" in said
+    assert "not-the-password" not in said
+
+
+async def refused(settings: dict[str, str], redis_url: str, role: str) -> str:
+    """What a program says that does not start on this Redis."""
     done = await asyncio.to_thread(
         subprocess.run,
-        command,
-        env={**os.environ, **settings, "SIDECAR_REDIS_URL": server.url},
+        [sys.executable, "-m", "sidecar", "serve", "--role", role],
+        env={**os.environ, **settings, "SIDECAR_REDIS_URL": redis_url},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
-    assert "Redis has maxmemory-policy allkeys-lru; set it to noeviction" in done.stderr
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
+def test_a_redis_that_is_away_at_the_start_is_told_and_waited_for(settings: dict[str, str]) -> None:
+    port = free_port()
+    with serving(settings | {"SIDECAR_REDIS_URL": f"redis://:secret-of-redis@127.0.0.1:{port}/0"}) as child:
+        eventually(lambda: "Redis does not answer at the start" in child.tail(), child)
+        assert child.running()
+        assert f"127.0.0.1:{port}" in child.tail()
+        assert child.stop(signal.SIGTERM, 30) == 0, "a stop does not wait for a start"
+    assert "secret-of-redis" not in child.tail()
 
 
 async def test_what_redis_evicts_is_told(
