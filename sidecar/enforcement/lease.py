@@ -55,6 +55,7 @@ class LimitState:
         "in_flight",
         "known",
         "leased",
+        "least",
         "near_at",
         "need",
         "outage_used",
@@ -92,6 +93,7 @@ class LimitState:
         self.heard = False
         self.in_flight = False
         self.need = 0
+        self.least = 0
         self.waiting = 0
         self.renewing = False
         self.renew_at = 0
@@ -190,7 +192,17 @@ class LimitState:
     def wait_for(self, units: int) -> None:
         """A request waits for ``units``: the next report needs the most that one wants, and wants what all do."""
         self.need = max(self.need, units)
+        if units:
+            self.least = min(self.least or units, units)
         self.waiting += units
+
+    def _lacking(self) -> int:
+        """Units that the next report must bring: for the largest request that waits, if it can fit, else the smallest.
+
+        Or one that is too large for the room that there is would keep others from what fits.
+        """
+        free = UNBOUNDED if self.stop is None or not self.known else self.stop - self.used - self.held_elsewhere
+        return max(0, (self.need if self.need <= free else self.least) - self.left)
 
     def spent_out(self, units: int) -> bool:
         """Whether ``units`` cannot fit any more in this period, whoever gives what back."""
@@ -226,9 +238,8 @@ class LimitState:
                 if self.left * 2 > self.target:
                     want = 0
                 want = max(want, self.waiting - self.left)
-        need = max(0, self.need - self.left)
-        self.need = 0
-        self.waiting = 0
+        need = self._lacking()
+        self.need = self.least = self.waiting = 0
         self.renewing = want > 0
         self.own_reported = self.own
         self.in_flight = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.properties.models.leasing import TERMS, Leasing, Writer
@@ -119,6 +119,7 @@ def test_a_lower_cap_stops_everybody_who_has_learned_of_it(steps: list[tuple[str
 
 
 @given(units=st.lists(st.integers(1, 9), min_size=1, max_size=60), writers=st.integers(1, 5), cap=CAP)
+@example(units=[8, 1, 8, 1, 4], writers=2, cap=16)  # the second 8 waits for longer than it can fit
 def test_a_need_that_fits_is_always_met(units: list[int], writers: int, cap: int) -> None:
     """However the room is shared, a request that fits is not denied while others hold nothing but what they use."""
     world = Leasing(writers, cap)

@@ -135,8 +135,9 @@ class Network:
             self.loop.after_us(ms * 1000, self._wake, process)
 
     def _wake(self, process: Process) -> None:
-        self.loop.resume(process)
-        self.woken(process)
+        if process.paused:  # or everything has healed meanwhile
+            self.loop.resume(process)
+            self.woken(process)
 
 
 def leased_to(words: tuple[Any, ...], answer: Any) -> list[str]:

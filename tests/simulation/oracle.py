@@ -135,7 +135,11 @@ class Oracle:
         self._accepted[tag, writer] = self._now_ms()
 
     def _silent(self, tag: str, writer: str) -> bool:
-        return self._now_ms() - self._accepted.get((tag, writer), NEVER_MS) >= self.silent_after_ms
+        return self._now_ms() - self.heard_ms(tag, writer) >= self.silent_after_ms
+
+    def heard_ms(self, tag: str, writer: str) -> int:
+        """When a server last took a message of a writer for a sign of life."""
+        return self._accepted.get((tag, writer), NEVER_MS)
 
     # What Redis tells.
 

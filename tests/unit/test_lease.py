@@ -117,6 +117,15 @@ def test_a_report_asks_for_what_waits_beyond_what_is_left() -> None:
     assert again.need == 0
 
 
+@pytest.mark.parametrize(("used", "needed"), [(985, 9), (990, 9), (991, 3)])
+def test_a_request_that_cannot_fit_does_not_hide_a_smaller_one_that_waits_with_it(used: int, needed: int) -> None:
+    state = leased(left=1, used=used, known=True)
+    state.wait_for(4)
+    state.wait_for(10)
+    state.wait_for(0)
+    assert state.report(NOW_MS, 2, 1_000_000).need == needed
+
+
 def test_a_lease_follows_the_rate_within_bounds() -> None:
     state = leased(reported_ms=NOW_MS - 1000, own=5_000)
     assert state.report(NOW_MS, 2, 1_000_000).want == 10_000
