@@ -17,15 +17,22 @@ COPY requirements/ requirements/
 RUN python -m venv /opt/sidecar \
     && /opt/sidecar/bin/python -m pip install --require-hashes --only-binary :all: -r requirements/runtime.txt
 
-# The build tool is pinned with the embedded servers of `sidecar dev`; none of them gets further than this stage.
+# The build tool is pinned with the embedded servers of `sidecar dev`; none of them gets further than this stage. Nor does
+# what writes the bill of materials.
 RUN python -m venv /opt/build \
-    && /opt/build/bin/python -m pip install --require-hashes --only-binary :all: -r requirements/embedded.txt
+    && /opt/build/bin/python -m pip install --require-hashes --only-binary :all: -r requirements/embedded.txt \
+    && python -m venv /opt/audit \
+    && /opt/audit/bin/python -m pip install --require-hashes --only-binary :all: -r requirements/audit.txt
 
 COPY pyproject.toml LICENSE README.md ./
 COPY sidecar/ sidecar/
 RUN /opt/build/bin/python -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
     && /opt/sidecar/bin/python -m pip install --no-index --no-deps /tmp/wheel/*.whl \
     && /opt/sidecar/bin/python -m pip uninstall --yes pip setuptools
+
+# What the image really has, with licences and who needs what: `docker run --entrypoint cat quota-sidecar /opt/sidecar/sbom.json`.
+RUN /opt/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+    --output-file /opt/sidecar/sbom.json /opt/sidecar/bin/python
 
 FROM ${BASE} AS final
 # Byte code was written at installation; the root file system is read-only at run time. Logs go out line by line.

