@@ -30,7 +30,7 @@ def judge(report: dict[str, Any] | None) -> tuple[int, list[str]]:
         return SILENCE, ["The advisory source does not answer: nothing was checked."]
     found = report["dependencies"]
     holes = [
-        f"{package['name']} {package['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'no version'}"
+        f"{package['name']} {package['version']}: {hole['id']}, mended in {' '.join(hole['fix_versions']) or 'none'}"
         for package in found
         for hole in package.get("vulns", ())
     ]
