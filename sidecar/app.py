@@ -22,6 +22,7 @@ from sidecar.billing.claim import ForwarderTerms
 from sidecar.billing.counters import BillingCounters, DriftCounters
 from sidecar.billing.error_reports import ErrorReports
 from sidecar.billing.flush_requests import Answering, Asking, NobodyFlushes
+from sidecar.billing.following import Following
 from sidecar.billing.forwarder import Forwarder
 from sidecar.billing.inbox import Inbox
 from sidecar.billing.mirror import Mirror
@@ -232,6 +233,7 @@ async def _desk(
     flush = inside.flush_tenant if inside.forwarder is not None else Asking(ledger)
     subscribing = Subscribing(mirror, flush, cast("Proration", settings.stripe_proration))
     await stack.enter_async_context(_task(subscribing.run()))
+    await stack.enter_async_context(_task(Following(mirror, subscribing).run()))
     return Desk(mirror, subscribing), inbox
 
 

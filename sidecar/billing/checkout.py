@@ -37,7 +37,7 @@ async def checkout(
     """A page on which the tenant subscribes and pays."""
     async with customers.one_change(mirror.ledger, tenant):
         await subscribing.free_to_subscribe(tenant)
-        prices, automatic_tax, trial_days = await subscribing.terms(wish)
+        prices, automatic_tax, trial_days = await subscribing.terms(wish, tenant)
         customer = await customers.create(mirror.ledger, mirror.api, tenant, actor=actor)
         params: CheckoutParams = {
             "mode": "subscription",

@@ -9,7 +9,7 @@ Gives up:   removing what the catalogue no longer names: it is listed as unused 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Literal
 
 from msgspec import Struct, structs
@@ -82,13 +82,22 @@ class Change(Struct, frozen=True, kw_only=True):
 SETTINGS = ("sum", "stripe_customer_id", "value")
 
 
-def changes(offer: Offer, account: Account) -> list[Change]:
-    """Everything to do, in an order in which it can be done: meters, products, then prices that name both."""
+def changes(offer: Offer, account: Account, in_use: Container[str] = ()) -> list[Change]:
+    """Everything to do, in an order in which it can be done: meters, products, then prices that name both.
+
+    A price that was replaced is archived once no subscription is left with it (``in_use``): Stripe takes an archived
+    one in no schedule, so nothing of such a subscription could be changed at the end of its period.
+    """
     return [
         *(Change(action="refuse", kind="price", name="", reasons=(problem,)) for problem in offer.problems),
         *(_meter(wanted, account) for wanted in offer.meters),
         *(_product(wanted, account) for wanted in offer.products),
-        *(change for wanted in offer.prices for change in _price(wanted, account)),
+        *(
+            change
+            for wanted in offer.prices
+            for change in _price(wanted, account)
+            if change.action != "archive" or change.id not in in_use
+        ),
         *_unused(offer, account),
     ]
 

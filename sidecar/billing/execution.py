@@ -11,7 +11,7 @@ Source: https://docs.stripe.com/api/subscriptions/update, https://docs.stripe.co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -73,6 +73,9 @@ class Execution:
         for _ in range(STEPS_MAX):
             seen_by, raw = await self._fetched()
             schedule = raw.get("schedule")
+            if self._intention.metrics:
+                there = await self._items(items.comes(schedule) or raw)
+                wanted = items.repriced(there, {name: prices.metered[name] for name in self._intention.metrics})
             if not isinstance(schedule, dict):
                 if stays := _stays(raw):
                     await self._updated(stays)
@@ -138,7 +141,7 @@ class Execution:
             raise NotFound(f"the subscription {raw['id']} of {self._tenant!r} has ended meanwhile; subscribe anew")
         return seen_by, raw
 
-    async def _items(self, raw: Raw) -> list[subscriptions.Item]:
+    async def _items(self, raw: Mapping[str, Any]) -> list[subscriptions.Item]:
         async with self._mirror.ledger.transaction() as tx:
             return await subscriptions.items_of(tx, raw)
 

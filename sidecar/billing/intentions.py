@@ -34,13 +34,17 @@ class Wish(Struct, frozen=True, kw_only=True):
 
 
 class Intention(Struct, frozen=True, kw_only=True):
-    """One change. ``subscription`` is empty while there is none, ``wish`` None of what leaves the plan as it is."""
+    """One change. ``subscription`` is empty while there is none, ``wish`` None of what leaves the plan as it is.
+
+    With ``metrics``, only their prices change: of what is there, or of what comes with a change that waits already.
+    """
 
     id: str
     do: Doing
     actor: str
     subscription: str = ""
     wish: Wish | None = None
+    metrics: tuple[str, ...] = ()
     proration: Proration = "create_prorations"
     force: bool = False
 

@@ -32,6 +32,26 @@ def of_phase(items: Sequence[Item]) -> list[Any]:
     ]
 
 
+def repriced(there: Sequence[Item], prices: Mapping[str, str]) -> list[Any]:
+    """Items as a phase has them, with other prices of some metrics; all else stays as people agreed on it."""
+    return [
+        {"price": prices[item.metric]} if item.metric in prices else one
+        for item, one in zip(there, of_phase(there), strict=True)
+    ]
+
+
+def comes(schedule: object) -> Mapping[str, Any]:
+    """What a schedule changes a subscription to next, as a subscription would have it; empty when nothing waits."""
+    waiting = coming(schedule) if isinstance(schedule, dict) else []
+    if not waiting:
+        return {}
+    data = [
+        {"id": "", "price": {"id": named(item["price"])}, "quantity": item.get("quantity")}
+        for item in waiting[0].get("items") or ()
+    ]
+    return {"items": {"data": data}}
+
+
 def coming(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The phases of a schedule that have not begun."""
     running = schedule.get("current_phase") or {}

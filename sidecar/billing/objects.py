@@ -131,6 +131,11 @@ async def price_ids(tx: Transaction, names: Iterable[str]) -> dict[str, str]:
     return {str(row[0]): str(row[1]) for row in await tx.rows("stripe_prices_named", list(names))}
 
 
+async def prices_in_use(tx: Transaction) -> frozenset[str]:
+    """Ids of prices that some subscription has that is not over."""
+    return frozenset(str(row[0]) for row in await tx.rows("stripe_prices_in_use"))
+
+
 async def record(tx: Transaction, found: Sequence[StripeObject], still: Iterable[str] = ()) -> None:
     """Make these the current objects, and no others but those whose ids are ``still`` in use."""
     await tx.rows("retire_stripe_objects", [*(item.id for item in found), *still])

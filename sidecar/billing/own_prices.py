@@ -9,25 +9,25 @@ Gives up:   the running period. At Stripe a price that is exchanged counts from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct, structs
 
-from sidecar.billing import objects
+from sidecar.billing import items, objects
 from sidecar.billing.applying import price_params
 from sidecar.billing.intentions import Wish
 from sidecar.billing.mirror import Mirror
 from sidecar.billing.objects import PlanPrices, StripeObject
 from sidecar.billing.offer import WantedPrice, own_prices
 from sidecar.billing.stripe_api import errors
-from sidecar.catalogue.model import Catalogue, Plan
+from sidecar.billing.subscriptions import named
+from sidecar.catalogue.model import Catalogue, Limit, Plan
 from sidecar.errors import Conflict
 from sidecar.ledger.transaction import Transaction
 
 AT_ONCE = 50
-REPLAYS_MAX = 20
 
 
 class Arranged(Struct, frozen=True):
@@ -35,14 +35,16 @@ class Arranged(Struct, frozen=True):
 
     schedule: str
     included: dict[str, str]
+    annual: bool = False
 
 
 class Drifted(Struct, frozen=True):
-    """A subscription whose next period would be billed by other included amounts than its tenant's."""
+    """A subscription whose next period would be billed by other included amounts than its tenant's, of some metrics."""
 
     tenant: str
     subscription: str
     wish: Wish
+    metrics: tuple[str, ...]
 
 
 async def priced(mirror: Mirror, catalogue: Catalogue, plan: Plan, tenant: str, prices: PlanPrices) -> PlanPrices:
@@ -60,28 +62,51 @@ async def priced(mirror: Mirror, catalogue: Catalogue, plan: Plan, tenant: str, 
     return structs.replace(prices, metered=metered)
 
 
-async def arrange(tx: Transaction, subscription: str, schedule: str, names: Sequence[str]) -> None:
-    """Keep what the change that waits brings."""
-    found = Arranged(schedule, _included(names))
-    await tx.rows("write_arranged", subscription, msgspec.json.encode(found).decode())
+async def arrange(tx: Transaction, raw: Mapping[str, Any]) -> None:
+    """Keep what the change brings that waits in a subscription's schedule."""
+    waiting = items.coming(raw["schedule"])
+    prices = [named(item["price"]) for phase in waiting for item in phase["items"]]
+    names = [price.name for price in (await objects.by_ids(tx, prices)).values()]
+    found = Arranged(named(raw["schedule"]), _included(names), _annual(names))
+    await tx.rows("write_arranged", str(raw["id"]), msgspec.json.encode(found).decode())
 
 
-async def drifted(tx: Transaction, catalogue: Catalogue) -> list[Drifted]:
-    """Subscriptions that are to be changed with their next period, since overrides came, went or changed."""
+async def drifted(tx: Transaction, catalogue: Catalogue, but: Container[str] = ()) -> list[Drifted]:
+    """Subscriptions that are to be changed with their next period, since overrides came, went or changed.
+
+    Those with prices or schedules that somebody else made are left alone.
+    """
     found = []
     for row in await tx.rows("subscriptions_with_own_prices"):
         plan = catalogue.plans.get(row["next_plan"] or row["plan"])
-        if plan is None:
+        if plan is None or row["id"] in but or not all(_made_here(name, row["plan"]) for name in row["prices"]):
             continue
+        comes, annual = _included(row["prices"]), _annual(row["prices"])
+        if row["schedule"]:
+            arranged = msgspec.json.decode(row["arranged"], type=Arranged) if row["arranged"] else None
+            if arranged is None or arranged.schedule != row["schedule"]:
+                continue
+            comes, annual = arranged.included, arranged.annual
         wanted, problem = own_prices(catalogue, plan, msgspec.json.decode(row["overrides"]))
-        arranged = msgspec.json.decode(row["arranged"], type=Arranged) if row["arranged"] else Arranged("", {})
-        comes = arranged.included if row["schedule"] and arranged.schedule == row["schedule"] else None
-        if comes is None:
-            comes = _included(row["prices"]) if not row["schedule"] else {}
-        if not problem and comes != _included([price.name for price in wanted]):
-            annual = any(name.endswith(":annual") for name in row["prices"])
-            found.append(Drifted(row["tenant"], row["id"], Wish(plan=plan.name, annual=annual)))
+        wants = _included(price.name for price in wanted)
+        metrics = tuple(sorted(name for name in comes.keys() | wants.keys() if comes.get(name) != wants.get(name)))
+        if not problem and metrics:
+            found.append(Drifted(row["tenant"], row["id"], Wish(plan=plan.name, annual=annual), metrics))
     return found[:AT_ONCE]
+
+
+def as_priced(catalogue: Catalogue, plan: Plan, prices: Iterable[StripeObject]) -> Plan:
+    """A plan with the included amounts that a subscription's prices have."""
+    own = _included(price.name for price in prices)
+
+    def priced_limit(limit: Limit) -> Limit:
+        if not limit.overage or limit.metric not in own:
+            return limit
+        units = own[limit.metric]
+        whole = None if units == objects.UNLIMITED else int(units) * 10 ** catalogue.metrics[limit.metric].scale
+        return structs.replace(limit, included=whole)
+
+    return structs.replace(plan, limits=tuple(priced_limit(limit) for limit in plan.limits))
 
 
 async def _named(tx: Transaction, kind: objects.Kind) -> Mapping[str, StripeObject]:
@@ -106,6 +131,16 @@ async def _made(mirror: Mirror, wanted: WantedPrice, ids: Mapping[tuple[str, str
     return known.id
 
 
-def _included(names: Sequence[str]) -> dict[str, str]:
+def _made_here(price: str, plan: str) -> bool:
+    return price in (objects.base_price(plan), objects.base_price(plan, annual=True)) or price.startswith(
+        objects.usage_price(plan, "")
+    )
+
+
+def _annual(names: Iterable[str]) -> bool:
+    return any(name.endswith(":annual") for name in names)
+
+
+def _included(names: Iterable[str]) -> dict[str, str]:
     """Included amounts of their own, by metric."""
     return {name.split(":")[2]: objects.own_included(name) for name in names if objects.is_own(name)}

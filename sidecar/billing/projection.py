@@ -3,8 +3,8 @@
 Guarantees: priced by ``catalogue.pricing``, from the ledger's windows and what the outbox moved between periods, so it
             is what Stripe will bill once it has everything. Amounts and forecasts are exact; a forecast is rounded
             once, to the metric's base unit, half up.
-Gives up:   taxes, discounts, credits, proration and trials, which Stripe adds; a tenant's overrides, since at Stripe
-            all tenants of a plan have its prices.
+Gives up:   taxes, discounts, credits, proration and trials, which Stripe adds. Overrides of included amounts count as
+            far as the subscription has prices of its own for them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from sidecar.billing import objects, subscriptions
 from sidecar.billing.offer import billed_metrics
+from sidecar.billing.own_prices import as_priced
 from sidecar.billing.subscriptions import Kept
 from sidecar.catalogue import period
 from sidecar.catalogue.amount import to_decimal
@@ -77,7 +78,7 @@ async def upcoming(tx: Transaction, catalogue: Catalogue, tenant: str, now_s: in
     kept = await subscriptions.current(tx, tenant)
     prices = await objects.by_ids(tx, [item.price for item in kept.items] if kept is not None else [])
     annual = any(item.interval_months > plan.interval_months for item in prices.values() if not item.metric)
-    terms = _terms(catalogue, plan, kept, end_s, annual=annual)
+    terms = _terms(catalogue, as_priced(catalogue, plan, prices.values()), kept, end_s, annual=annual)
     metrics = [metric.name for metric in billed_metrics(catalogue)]
     # Windows are whole hours, so a trend begins with one; the running hour counts as far as it has come.
     since_s = max(start_s, -(-(now_s - TREND_S) // HOUR_S) * HOUR_S)

@@ -34,10 +34,11 @@ class Report(Struct, frozen=True):
         return [change for change in self.changes if change.action in EFFECTS]
 
 
-async def difference(api: StripeApi, catalogue: Catalogue) -> Report:
+async def difference(tx: Transaction, api: StripeApi, catalogue: Catalogue) -> Report:
     """What a setup would do now."""
     wanted = offer(catalogue)
-    steps = changes(wanted, await account.read(api, [price.lookup_key for price in wanted.prices]))
+    found = await account.read(api, [price.lookup_key for price in wanted.prices])
+    steps = changes(wanted, found, await objects.prices_in_use(tx))
     return Report(steps, _ids(steps), refused(steps))
 
 
@@ -52,7 +53,7 @@ async def set_up(
     """Make the account offer what the catalogue does; Conflict names every change that cannot be made."""
     if not await tx.value("lock_stripe_setup"):
         raise Conflict("another `sidecar stripe setup` is at work; wait until it is done")
-    report = await difference(api, catalogue)
+    report = await difference(tx, api, catalogue)
     if report.refused:
         raise Conflict("\n".join(report.refused))
     made = await applying.apply(api, report.changes, pause_s, told)

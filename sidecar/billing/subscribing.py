@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct, structs
 
-from sidecar.billing import customers, intentions, objects, subscriptions
+from sidecar.billing import customers, intentions, objects, own_prices, subscriptions
 from sidecar.billing.execution import Execution
 from sidecar.billing.flush_requests import FlushTenant
 from sidecar.billing.intentions import Doing, Intention, Proration, TrialEnd, Unfinished, Wish
@@ -83,7 +83,7 @@ class Subscribing:
             if done := _same(left, intention):
                 return done
             await self.free_to_subscribe(tenant)
-            await self.terms(wish)
+            await self.terms(wish, tenant)
             return await self._begin(tenant, intention)
 
     async def change(
@@ -96,8 +96,9 @@ class Subscribing:
         when: When = "now",
         proration: Proration | None = None,
         force: bool = False,
+        metrics: Collection[str] = (),
     ) -> Kept:
-        """Move the tenant's subscription to a plan, at once or from the next period on.
+        """Move the tenant's subscription to a plan, at once or from the next period on; or prices of some metrics only.
 
         ``force`` goes on although usage until now could not be sent (it waits, or was set aside): what is sent later is
         billed by the new terms.
@@ -105,7 +106,7 @@ class Subscribing:
         wish = Wish(plan=plan, annual=annual)
         async with self._one_change(tenant):
             before = await self._living(tenant)
-            await self.terms(wish)
+            await self.terms(wish, tenant)
             intention = intentions.new(
                 "change" if when == "now" else "change_later",
                 actor,
@@ -113,6 +114,7 @@ class Subscribing:
                 wish=wish,
                 proration=proration or self._proration,
                 force=force,
+                metrics=tuple(metrics),
             )
             return await self._begin(tenant, intention)
 
@@ -227,9 +229,9 @@ class Subscribing:
             case "subscribe" if wish is not None:
                 seen_by, raw = await self._subscribed(tenant, wish, intention, execution)
             case "change" if wish is not None:
-                seen_by, raw = await execution.change((await self.terms(wish))[0], wish)
+                seen_by, raw = await execution.change((await self.terms(wish, tenant))[0], wish)
             case "change_later" if wish is not None:
-                seen_by, raw = await execution.change_later((await self.terms(wish))[0], wish)
+                seen_by, raw = await execution.change_later((await self.terms(wish, tenant))[0], wish)
             case "go_on":
                 seen_by, raw = await execution.go_on()
             case do:
@@ -251,7 +253,7 @@ class Subscribing:
             with errors():
                 there = await self._api.v1.subscriptions.retrieve_async(found.subscription.id, {"expand": ["schedule"]})
             return seen_by, there.to_dict()
-        prices, automatic_tax, trial_days = await self.terms(wish)
+        prices, automatic_tax, trial_days = await self.terms(wish, tenant)
         execution.touched = True
         customer = await customers.create(self._ledger, self._api, tenant, actor=intention.actor)
         params: SubscriptionCreateParams = {
@@ -273,8 +275,8 @@ class Subscribing:
             params["days_until_due"] = wish.days_until_due
         return await self._create(tenant, params, ended)
 
-    async def terms(self, wish: Wish) -> tuple[PlanPrices, bool, int]:
-        """The prices of what is wished for, whether Stripe works out the tax, and the days of trial."""
+    async def terms(self, wish: Wish, tenant: str) -> tuple[PlanPrices, bool, int]:
+        """The tenant's prices of what is wished for, whether Stripe works out the tax, and the days of trial."""
         async with self._ledger.transaction() as tx:
             catalogue = await self._mirror.catalogue(tx)
             plan = catalogue.plans.get(wish.plan)
@@ -286,6 +288,7 @@ class Subscribing:
             if wish.currency and wish.currency not in known:
                 raise NotFound(f'there are no prices in "{wish.currency}"; the catalogue has {", ".join(known)}')
             prices = await objects.plan_prices(tx, wish.plan)
+        prices = await own_prices.priced(self._mirror, catalogue, plan, tenant, prices)
         return prices, catalogue.tax.automatic, plan.trial_days if wish.trial_days is None else wish.trial_days
 
     async def free_to_subscribe(self, tenant: str) -> list[str]:
@@ -368,6 +371,8 @@ class Subscribing:
             one = kept.subscription
             detail = {"subscription": one.id, "plan": one.plan, "status": one.status}
             await audit.write(tx, actor=intention.actor, action=ACTIONS[intention.do], tenant=tenant, detail=detail)
+            if intention.do == "change_later":
+                await own_prices.arrange(tx, raw)
             await intentions.finish(tx, tenant, intention)
         return kept
 

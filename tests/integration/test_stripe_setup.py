@@ -224,12 +224,14 @@ async def test_what_cannot_be_changed_is_refused_with_its_reason_and_nothing_is_
 
 
 async def test_a_dry_run_tells_everything_and_does_nothing(ledger: Ledger, api: StripeApi, stripe: Stripe) -> None:
-    report = await difference(api, catalogue())
+    async with ledger.transaction() as tx:
+        report = await difference(tx, api, catalogue())
     assert (len(report.effects), report.ids["meter"]) == (29, {})
     assert parts(stripe) == {"meters": [], "products": [], "prices": []}
     await setup(ledger, api, catalogue())
     made = parts(stripe)
-    report = await difference(api, catalogue(AGENT_PLATFORM.replace("price: 0.01,", "price: 0.02,")))
+    async with ledger.transaction() as tx:
+        report = await difference(tx, api, catalogue(AGENT_PLATFORM.replace("price: 0.01,", "price: 0.02,")))
     assert [change.reasons for change in report.effects] == [
         ("price in usd 0 up to 1000000, 0.001 -> 0 up to 1000000, 0.002",),
         ("it is replaced",),

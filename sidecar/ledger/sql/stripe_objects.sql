@@ -36,6 +36,11 @@ from stripe_objects
 where current and kind = 'price' and plan = $1
 order by name;
 
+-- name: stripe_prices_in_use
+-- Prices of subscriptions that are not over.
+select distinct i.price from subscription_items as i join subscriptions as s on s.id = i.subscription
+where s.status not in ('canceled', 'incomplete_expired');
+
 -- name: stripe_prices_named
 -- Prices by their names, the newest of each, whether new subscriptions get them or not.
 select distinct on (name) name, id from stripe_objects

@@ -157,7 +157,7 @@ update subscriptions set arranged = $2::text::jsonb where id = $1;
 select s.tenant, s.id, s.plan, s.next_plan, coalesce(s.schedule, '') as schedule, coalesce(s.arranged::text, '') as arranged,
     (select coalesce(jsonb_object_agg(o.name, o.value), '{}') from plan_overrides as o where o.tenant = s.tenant)::text
         as overrides,
-    array(select p.name from subscription_items as i join stripe_objects as p on p.id = i.price
+    array(select coalesce(p.name, '') from subscription_items as i left join stripe_objects as p on p.id = i.price
         where i.subscription = s.id) as prices
 from subscriptions as s
 where s.status in ('active', 'trialing', 'past_due') and not s.cancel_at_period_end and s.cancel_at is null
