@@ -50,7 +50,12 @@ _LISTED = (
     Family("sidecar_waits_total", "counter", "Requests that had to wait for the store, by outcome.", ("outcome",)),
     Family("sidecar_leases_held", "gauge", "Leases in hand."),
     Family("sidecar_lease_units", "gauge", "Units left in the leases in hand."),
-    Family("sidecar_lease_units_lost_total", "counter", "Units that Redis took back from silent or dead writers."),
+    Family(
+        "sidecar_lease_units_lost_total",
+        "counter",
+        "Units that Redis took back from silent or dead writers; every flusher tells the same number.",
+        merge="max",
+    ),
     Family("sidecar_syncs_total", "counter", "Syncs with Redis, by outcome.", ("outcome",)),
     Family("sidecar_sync_seconds", "histogram", "Duration of a sync.", divisor=1_000_000, buckets=DURATION_US),
     Family("sidecar_sync_age_seconds", "gauge", "Time since the last good sync, of the worst worker.", (), "max", 1000),
@@ -269,7 +274,7 @@ class FlusherCounters:
         self.clean_ms = started_ms
         self.backlog_windows = 0
         self.restores = 0
-        self.lease_units_lost = 0
+        self.lease_units_lost: int | None = None  # until the ledger was asked
         self.evicted_keys = 0
 
     def reading(self, monotonic_ms: int) -> Reading:
@@ -282,6 +287,6 @@ class FlusherCounters:
             "sidecar_flush_lag_seconds": {(): [monotonic_ms - self.clean_ms]},
             "sidecar_flush_backlog_windows": {(): [self.backlog_windows]},
             "sidecar_restores_total": {(): [self.restores]},
-            "sidecar_lease_units_lost_total": {(): [self.lease_units_lost]},
+            "sidecar_lease_units_lost_total": {(): [lost]} if (lost := self.lease_units_lost) is not None else {},
             "sidecar_store_evicted_keys": {(): [self.evicted_keys]},
         }

@@ -76,7 +76,7 @@ class Flusher:
         self._awaited: list[list[str]] = [[] for _ in range(self._shards)]
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
         self._started_ms = clock.monotonic_ms()
-        self._reclaimed = [0] * self._shards
+        self._reclaimed = [("", 0)] * self._shards
         self._generations = [""] * self._shards
         self._round = [0] * self._shards
         self._caught_up = [False] * self._shards
@@ -151,7 +151,9 @@ class Flusher:
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
-            self._compare({row[0]: ShardState(row[1], row[2]) for row in await tx.rows("shard_states")})
+            states = await tx.rows("shard_states")
+            self._compare({row[0]: ShardState(row[1], row[2]) for row in states})
+            self._counters.lease_units_lost = sum(row[3] for row in states)
         for shard in pending:
             while await self._pass(shard, full=True):
                 pass
@@ -210,7 +212,8 @@ class Flusher:
         self._backlog[shard] = glance.dirty
         opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
         known = glance.state == "open" and glance.generation == self._generations[shard]
-        if not known or glance.dirty or glance.silent or opening:
+        reclaimed = (glance.generation, glance.reclaimed) != self._reclaimed[shard]
+        if not known or reclaimed or glance.dirty or glance.silent or opening:
             return False
         self._looked[shard] = (self._clock.monotonic_ms(), marks)
         return True
@@ -245,6 +248,13 @@ class Flusher:
             caught_up = self._caught_up[shard] or complete
             version = collected.version if complete else self._round[shard]
             restored = caught_up and await self._project_shard(tx, collected, version)
+            # Of another data set the ledger does not know yet how much it has told before.
+            known = restored or collected.generation == state.generation
+            reclaimed = (collected.generation, collected.reclaimed)
+            if known and reclaimed != self._reclaimed[shard]:
+                await tx.rows("count_lost_leases", shard, collected.reclaimed)
+        if known:
+            self._reclaimed[shard] = reclaimed
         self._epochs[shard] = epoch
         await self._settle(shard, collected, epoch, caught_up=caught_up)
         if restored and (collected.state == "held" or self._opening[shard] > collected.real_ms):
@@ -344,9 +354,6 @@ class Flusher:
             self._restored.append(shard)
 
     async def _retire_silent(self, shard: int, collected: Collected) -> None:
-        lost = self._counters
-        lost.lease_units_lost += max(0, collected.reclaimed - self._reclaimed[shard])
-        self._reclaimed[shard] = collected.reclaimed
         for writer in collected.silent:
             while await self._store.retire(shard, writer, lost_after_ms=self._terms.reclaim_after_ms):
                 pass

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.embedded import EmbeddedRedis
+from sidecar.ledger.flusher import Flusher
 from sidecar.telemetry import FAMILIES
 from tests.servers.accounts import create_key, put_tenant
 from tests.servers.installation import installation
@@ -152,7 +154,7 @@ async def test_what_happens_is_counted(dev: SidecarDev) -> None:
         await moved(dev, "wiped Redis")
 
 
-async def test_a_lease_that_is_lost_with_its_worker_is_counted(
+async def test_a_lease_that_is_lost_with_its_worker_is_counted_once_for_all_flushers(
     redis_server: EmbeddedRedis, redis_prefix: str, database: str, tmp_path: Path
 ) -> None:
     async with installation(redis_server.url, redis_prefix, database, tmp_path) as inside:
@@ -168,5 +170,27 @@ async def test_a_lease_that_is_lost_with_its_worker_is_counted(
         await asyncio.sleep(1.2)
         await flusher.flush()
         await flusher.flush()
-        [lost] = flusher._counters.reading(0)["sidecar_lease_units_lost_total"][()]
+        lost = await units_lost(flusher)
         assert lost > 0
+        shard = inside.keys.shard_of("acme")
+        async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+            assert lost == int(await client.hget(inside.keys.epoch(shard), "reclaimed"))
+            another = inside.flusher(reclaim_after_ms=1_000)
+            assert another._counters.reading(0)["sidecar_lease_units_lost_total"] == {}
+            await another.flush()
+            assert await units_lost(another) == lost
+            # An older copy of this Redis, which has told of some of them before, and then loses more.
+            await client.hset(inside.keys.epoch(shard), mapping={"reclaimed": lost - 1, "replid": "another"})
+            await flusher.flush()
+            assert await units_lost(flusher) == lost
+            await client.hincrby(inside.keys.epoch(shard), "reclaimed", 5)
+            await another.flush()
+            await flusher.flush()
+        assert await units_lost(flusher) == await units_lost(another) == lost + 5
+
+
+async def units_lost(flusher: Flusher) -> int:
+    """What a flusher tells, once it has asked the ledger."""
+    await flusher.project()
+    [lost] = flusher._counters.reading(0)["sidecar_lease_units_lost_total"][()]
+    return lost

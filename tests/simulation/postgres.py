@@ -186,7 +186,7 @@ class MemoryTransaction(ShardTransaction):
         return [] if found is None else [(*found, self._postgres.tables.folded_before)]
 
     def _shard_states(self) -> Iterable[Any]:
-        return [(shard, *found) for shard, found in self._postgres.tables.shards.items()]
+        return [(shard, *found, 0) for shard, found in self._postgres.tables.shards.items()]
 
     def _raise_epoch(self, shard: int, beyond: int) -> Iterable[Any]:
         known, generation = self._postgres.tables.shards.get(shard, (0, ""))
@@ -197,6 +197,9 @@ class MemoryTransaction(ShardTransaction):
     def _set_generation(self, shard: int, generation: str) -> Iterable[Any]:
         epoch = self._postgres.tables.shards.get(shard, (0, ""))[0]
         self._set(self._postgres.tables.shards, shard, [epoch, generation])
+        return []
+
+    def _count_lost_leases(self, _shard: int, _units: int) -> Iterable[Any]:
         return []
 
     def _introduce_tenants(self, names: list[str], _plan: str, _shard: int) -> Iterable[Any]:

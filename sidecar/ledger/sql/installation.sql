@@ -27,8 +27,8 @@ select pg_try_advisory_xact_lock($1::int, $2::int);
 select epoch, generation, floor(extract(epoch from folded_before) / 3600)::bigint from shards where shard = $1;
 
 -- name: shard_states
--- How far each shard is.
-select shard, epoch, generation from shards;
+-- How far each shard is, and what was lost of its leases.
+select shard, epoch, generation, lease_units_lost from shards;
 
 -- name: shards_pending
 -- Shards with tenants or API keys that changed since they were projected.
@@ -46,3 +46,10 @@ returning epoch;
 -- Records the generation of Redis' data set that a shard works with.
 insert into shards (shard, generation) values ($1, $2)
 on conflict (shard) do update set generation = excluded.generation, updated = now();
+
+-- name: count_lost_leases
+-- Adds what Redis has taken back since the last look; a copy of Redis that is older has told of it before.
+insert into shards as s (shard, lease_units_told, lease_units_lost) values ($1, $2, $2)
+on conflict (shard) do update set
+    lease_units_lost = s.lease_units_lost + greatest(0, excluded.lease_units_told - s.lease_units_told),
+    lease_units_told = excluded.lease_units_told;

@@ -1,0 +1,16 @@
+"""Lease units that Redis took back, counted once for all flushers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.ledger.migrations.script import run
+
+revision = "0012"
+down_revision: str | None = max(
+    name for path in Path(__file__).parent.glob("0*.py") if (name := path.name[:4]) < revision
+)
+
+
+def upgrade() -> None:
+    run("0012_lost_leases.sql")
