@@ -117,6 +117,8 @@ class FastPath:
         self._clock = clock
         self._counters = counters
         self._repeats = repeats
+        self._monotonic_ms = clock.monotonic_ms
+        self._now_ms = self._wall_now_ms = NEVER  # the wall clock is read once a millisecond
 
     def prepare(self, check: Check, account: Account, charge: Charge) -> None:
         """Remember what a check came to, if the short way can decide it from now on."""
@@ -127,35 +129,39 @@ class FastPath:
             check.known = Known(account, charge, standing, check.route.name)
             check.misses = 0
 
-    def allow(self, check: Check, request_id: bytes) -> Allowance | None:  # noqa: C901 - one frame, see above
+    def allow(self, check: Check, request_id: bytes) -> Allowance | None:
         """Spend everything the check costs, or nothing (None)."""
         known = check.known
         if known is None:
             return None
-        account, charge = known.account, known.charge
-        wall_ms = self._clock.wall_ms()
-        now_ms = self._clock.monotonic_ms()
-        if now_ms >= account.exchange.valid_until_ms:
-            return None
-        if check.key is not None and self._directory.tenant_of(check.key)[1] != account.tenant:
+        account = known.account
+        now_ms = self._monotonic_ms()
+        if now_ms != self._now_ms:
+            self._now_ms = now_ms
+            self._wall_now_ms = self._clock.wall_ms()
+        wall_ms = self._wall_now_ms
+        key = check.key
+        if now_ms >= account.exchange.valid_until_ms or (
+            key is not None and self._directory.tenant_of(key)[1] != account.tenant
+        ):
             return None
         repeats = self._repeats
-        repeat = request_id + known.suffix
-        if request_id and (repeats.waiting or repeats.is_repeat(repeat, now_ms)):
+        repeat = request_id + known.suffix if request_id else b""
+        if repeat and (repeats.waiting or repeats.is_repeat(repeat, now_ms)):
             return None
+        charge = known.charge
         spends = charge.spends
         calm = known.turn == account.turn and known.since_ms <= wall_ms < known.until_ms
         for state, units in spends:
-            if state.pending + units > state.calm:
+            pending = state.pending = state.pending + units
+            if pending > state.calm:
                 calm = False
-        if not calm and not self._look(check, known, wall_ms):
+        if not calm and not self._look_again(check, known, wall_ms):
             return None
 
         for window, units in charge.windows or ():
             window.view[window.index] += units
             window.dirty = True
-        for state, units in spends:
-            state.pending += units
         if not account.touched:
             account.exchange.touch(account)
         self._counters.snapshot_hits += 1
@@ -165,10 +171,21 @@ class FastPath:
         if tightest is not None:
             remaining = known.rest - tightest.pending
             allowance.remaining = remaining if remaining > 0 else 0  # noqa: FURB136 - a call costs more
-        if request_id and repeats.kept_ms:
+        if repeat and repeats.kept_ms:
             kept = Kept(now_ms + repeats.kept_ms, allowance, allowance.remaining, allowance.reset_s)
             repeats.remember(repeat, kept, now_ms)
         return allowance
+
+    def _look_again(self, check: Check, known: Known, wall_ms: int) -> bool:
+        """Take back what was spent ahead of a close look, and spend it if that allows it."""
+        spends = known.charge.spends
+        for state, units in spends:
+            state.pending -= units
+        if not self._look(check, known, wall_ms):
+            return False
+        for state, units in spends:
+            state.pending += units
+        return True
 
     def _look(self, check: Check, known: Known, wall_ms: int) -> bool:
         """Look closely: whether the check can be allowed here, and what stays as it is for how long."""

@@ -119,14 +119,15 @@ class Gate:
         if not (trusted or head.proven):
             return None
         try:
-            started_ns = self._sampled()
+            self._until_sample -= 1
+            started_ns = 0 if self._until_sample else self._sample()
             route = self._routes.get(target + head.scope) or self._route_of(head, target)
             if route is None:
                 return None
             check = head.checks.get(id(route)) or head.check(route)
             allowance = self._allow_known(check, request_id)
             if allowance is not None:
-                self.counters.decisions[head.dialect.name]["allowed"] += 1
+                head.decisions["allowed"] += 1
                 answer = self._answers.write_known(allowance, request_id)
                 if started_ns:
                     self._time(perf_counter_ns() - started_ns, SAMPLED)
@@ -147,13 +148,15 @@ class Gate:
         if self._read is not None and FAULT not in found:
             head, target = self._read
             head.proven = proven
+            head.decisions = self.counters.decisions[head.dialect.name]
             self._heads.learn(data, head, method + b" " + url, found.get(REQUEST_ID, b""), target)
 
     def decide(self, index: HeaderIndex, method: bytes, url: bytes, found: Found) -> bytes | Question:
         """The answer to a check, or the question that it waits for. ``found`` was read by ``index``."""
         self._read = None
         try:
-            started_ns = self._sampled()
+            self._until_sample -= 1
+            started_ns = 0 if self._until_sample else self._sample()
             line = described = b""
             if url[:7] == b"/envoy/":
                 dialect, host, target = ENVOY, found.get(HOST, b""), url[6:]
@@ -258,11 +261,8 @@ class Gate:
             self._time(perf_counter_ns() - started_ns, SAMPLED)
         return answer
 
-    def _sampled(self) -> int:
-        """The time, for one decision in SAMPLED; else 0."""
-        self._until_sample -= 1
-        if self._until_sample:
-            return 0
+    def _sample(self) -> int:
+        """The time that a decision which stands for SAMPLED of them began."""
         self._until_sample = SAMPLED
         return perf_counter_ns()
 

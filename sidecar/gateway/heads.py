@@ -68,10 +68,11 @@ class Head:
 
     Where the gateway describes the original request in headers, ``line`` is the request line of the check, and
     ``method`` the original's. ``scope`` is what a route depends on beside the target. ``checks`` has one for each route
-    rule (by its id) that was asked for. ``proven``: the head brings a secret, so that it may come from anywhere.
+    rule (by its id) that was asked for. ``decisions`` are the dialect's counters by reason. ``proven``: the head brings
+    a secret, so that it may come from anywhere.
     """
 
-    __slots__ = ("checks", "dialect", "host", "identity", "line", "method", "proven", "scope")
+    __slots__ = ("checks", "decisions", "dialect", "host", "identity", "line", "method", "proven", "scope")
 
     def __init__(
         self, identity: Identity, dialect: Dialect, *, line: bytes = b"", method: bytes = b"", host: bytes = b""
@@ -84,6 +85,7 @@ class Head:
         self.scope = scope_of(method, host)
         self.proven = False
         self.checks: dict[int, Check] = {}
+        self.decisions: dict[str, int] = {}
 
     def check(self, route: RouteRule) -> Check:
         """The check of a route rule that was not asked for yet."""
@@ -101,7 +103,7 @@ def scope_of(method: bytes, host: bytes) -> bytes:
 class Heads:
     """Heads of one catalogue, by their bytes without what changes; ``kept`` are headers that say who asks."""
 
-    __slots__ = ("_cut", "_cuts", "_idle", "_known", "_seen")
+    __slots__ = ("_cut", "_cuts", "_idle", "_known", "_plain", "_seen")
 
     def __init__(self, kept: frozenset[bytes] = frozenset()) -> None:
         self._known: dict[tuple[bytes, bytes | None], Head] = {}
@@ -110,6 +112,7 @@ class Heads:
         self._idle = REQUEST_ID in kept  # then nothing of a head may change
         # What is cut out: the name between line end and value, and which target it describes, if any.
         self._cuts: tuple[tuple[bytes, bytes], ...] = ()
+        self._plain = True  # no head is known from which more was cut out than an id that is spelled as in _LOWER
 
     def find(self, data: bytes) -> tuple[Head, bytes, bytes] | None:
         """The head of a request that is exactly these bytes, its target without the query, and its request id.
@@ -118,18 +121,20 @@ class Heads:
         characters of the other among PATH, is left to the caller, who may know them.
         """
         line, _, block = data.partition(_VERSION)
-        front, found, rest = block.partition(_LOWER)
+        request_id = b""
         targets = _NO_TARGETS
-        rear: bytes | None
-        if not found or self._cuts:
+        rear: bytes | None = None
+        if self._plain:
+            front, found, rest = block.partition(_LOWER)
+            if found:
+                request_id, _, rear = rest.partition(b"\r")
+                if not request_id.replace(b"-", b"").isalnum() or len(request_id) > REQUEST_ID_BYTES_MAX:
+                    return None
+        else:
             parts = self._parts(block)
             if parts is None:
                 return None
             front, rear, request_id, targets = parts
-        else:
-            request_id, _, rear = rest.partition(b"\r")
-            if not request_id.replace(b"-", b"").isalnum() or len(request_id) > REQUEST_ID_BYTES_MAX:
-                return None
         head = self._known.get((front, rear))
         if head is None or len(data) > HEAD_BYTES_MAX:
             return None
@@ -153,6 +158,7 @@ class Heads:
         if self._idle or not whole or begins != line or line.partition(b" ")[0] not in METHODS:
             return
         self._cut_more(block)
+        self._plain = self._plain and not self._cuts and _TITLE not in block
         parts = self._parts(block)
         lowered = block.lower()
         if (
