@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,24 @@ def port_with_bus() -> int:
 
 
 class RedisNode:
-    """One process; ``lines`` are its configuration, ``arguments`` follow it on the command line."""
+    """One process; ``lines`` are its configuration, ``arguments`` follow it on the command line.
 
-    def __init__(self, directory: Path, lines: list[str], *arguments: str, password: str = "", port: int = 0) -> None:
+    ``login`` is what the test's own client needs beyond the password, such as a user or certificates.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        lines: list[str],
+        *arguments: str,
+        password: str = "",
+        port: int = 0,
+        login: Mapping[str, Any] | None = None,
+    ) -> None:
         self.directory = directory
         self.port = port or free_port()
         self.password = password
+        self._login = dict(login or {})
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True)
@@ -72,7 +84,14 @@ class RedisNode:
 
     def client(self) -> Redis:
         """A client of its own for the test."""
-        return Redis(port=self.port, password=self.password or None, protocol=2, socket_timeout=5)
+        return Redis(
+            host="127.0.0.1",
+            port=self.port,
+            password=self.password or None,
+            protocol=2,
+            socket_timeout=5,
+            **self._login,
+        )
 
     async def ask(self, *words: Any) -> Any:
         """One command, with a raw answer."""

@@ -14,16 +14,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sidecar.embedded.port import free_port
 from tests.servers.child import Child
-from tests.servers.load_client import LoadClient, Tally, crowd
+from tests.servers.load_client import LoadClient, Tally, Traffic, crowd
 
 CAP = 40
+LARGE_CAP = 3_000
 CATALOGUE = f"""
 upgrade_url: https://example.com/upgrade
 identity:
@@ -40,7 +41,7 @@ plans:
       api_calls: {{included: {2 * CAP}, period: month, cap: hard}}
   large:
     limits:
-      api_calls: {{included: 3_000, period: month, cap: hard}}
+      api_calls: {{included: {LARGE_CAP}, period: month, cap: hard}}
   open:
     limits:
       api_calls: {{included: 1_000_000, period: month, cap: soft}}
@@ -186,4 +187,44 @@ async def do_the_whole_job(job: Job, tenants: list[str]) -> None:
     async with LoadClient(port, headers={"x-api-key": key}) as client:
         assert (await client.decided()).allowed
     await job.in_ledger(tenants[0], CAP + 2)
+    await job.verify()
+
+
+async def lose_everything(job: Job, tenant: str) -> None:
+    """After Redis lost its state: the cap stays spent, keys and plans come back, and nothing differs."""
+    port = job.ports["AUTHZ"]
+    counted = await job.counted(tenant)
+    assert counted > 0
+    async with LoadClient(port, tenant) as client:
+        # A lease that is still in hand may be spent; then the restored data set says how much is left.
+        tally = await crowd(port, 2, [tenant], spent_out)
+        assert counted + tally.allowed == 2 * CAP, tally.reasons
+        assert (await client.decided()).status == 429
+    await job.in_ledger(tenant, 2 * CAP)
+    await job.verify()
+
+
+async def stay_exact(job: Job, capped: str, soft: str, trouble: Callable[[Tally], Awaitable[object]]) -> None:
+    """Traffic goes on in trouble: the hard cap ends at its last unit, the soft one never waits, all is counted."""
+    await job.ready()
+    await job.put([capped], "large")
+    await job.put([soft], "open")
+    await job.cli("flush")  # the worker has heard of them
+    port = job.ports["AUTHZ"]
+    for tenant in (capped, soft):
+        async with LoadClient(port, tenant) as client:
+            assert (await client.decided()).allowed
+    hard, open_ended = Tally(), Tally()
+    async with Traffic(port, [capped], clients=4, rate_per_s=100) as one, Traffic(port, [soft], clients=4) as other:
+        hard, open_ended = one.tally, other.tally
+        await one.reached(200)
+        await trouble(hard)
+        await other.reached(200)
+        await one.reached(50, 40)  # units are granted again
+    await crowd(port, 4, [capped], spent_out, hard)
+    assert hard.allowed + 1 == LARGE_CAP, hard.reasons
+    assert set(open_ended.reasons) == {"allowed"}, open_ended.reasons
+    assert hard.lost + open_ended.lost == 0
+    await job.in_ledger(capped, LARGE_CAP)
+    await job.in_ledger(soft, open_ended.allowed + 1)
     await job.verify()
