@@ -1,23 +1,20 @@
-"""The only wiring: builds the parts of one process by hand, in order, and takes them down in the reverse order.
+"""The wiring of everything but workers: builds the parts of one process by hand, in order, and takes them down again.
 
-Nothing else opens a pool, reads the environment or starts a task of its own accord.
+Nothing but this and worker.py opens a pool, reads the environment or starts a task of its own accord.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import uvloop
-from aiohttp import web
 
-from sidecar import address, child
+from sidecar import child
 from sidecar.billing.claim import ForwarderTerms
 from sidecar.billing.counters import BillingCounters, DriftCounters
 from sidecar.billing.error_reports import ErrorReports
@@ -30,71 +27,29 @@ from sidecar.billing.reconciler import Reconciler
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.billing.subscribing import Proration, Subscribing
 from sidecar.billing.webhooks import WebhookCounters
-from sidecar.child import Component, OpsSocket
+from sidecar.child import Component
 from sidecar.clock import Clock
 from sidecar.control.api import control_app
 from sidecar.control.billing import Desk
 from sidecar.control.catalogues import Catalogues
 from sidecar.control.webhooks import Receiver
-from sidecar.enforcement.core import Core
 from sidecar.errors import SidecarError, StoreRefused, StoreUnavailable
-from sidecar.gateway.listener import DecisionListener
-from sidecar.gateway.local import local_app
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.flusher import Flusher, FlushTerms
 from sidecar.logs import fields
 from sidecar.settings import Settings
 from sidecar.signals import Stop, end
-from sidecar.state import State
 from sidecar.store.client import Store
-from sidecar.store.keys import Keyspace
-from sidecar.telemetry import CoreCounters, FlusherCounters, Reading
+from sidecar.telemetry import FlusherCounters, Reading
+from sidecar.worker import checked, clock_of, ops_socket, site, store_of
 
 log = logging.getLogger(__name__)
 
 BACKOFFICE_STORE_TIMEOUT_MS = 5_000
-STORE_CHECK_RETRY_S = 0.5
 EVICTIONS_INTERVAL_S = 10
 # A pass may wait for a slow Postgres, a person who asked the API should not.
 FLUSHER_TIMEOUT_S = 30
 CONTROL_TIMEOUT_S = 5
-
-
-class Worker:
-    """One authz process: the core, its listeners, and what it tells the supervisor."""
-
-    def __init__(self, settings: Settings, store: Store, clock: Clock, counters: CoreCounters) -> None:
-        self.core = Core(settings, store, clock, counters)
-        self.listener = DecisionListener(self.core.enforcer, secrets=settings.authz_secrets, clock=clock)
-        self._store = store
-        self._clock = clock
-        self._counters = counters
-
-    def reading(self) -> Reading:
-        """Everything this process counted, and how it stands in this moment."""
-        self.core.observe()
-        return self._counters.reading(self._clock.monotonic_ms()) | self.listener.counters.reading()
-
-    def components(self) -> dict[str, Component]:
-        """The parts of this process; only those it cannot decide without are required."""
-        journal, changes = self.core.journal, self.core.changes
-        policy = self.core.directory.policy
-        return {
-            "listener": Component(bool(self.listener.addresses), detail=", ".join(self.listener.addresses)),
-            "catalogue": Component(
-                policy is not None and not changes.problem,
-                required=policy is None,
-                detail=changes.problem or (f"revision {policy.revision}" if policy is not None else "none yet"),
-            ),
-            "journal": Component(journal.durable, required=False, detail=journal.cause or str(journal.path)),
-            "store": Component(
-                self._store.available, required=False, detail="" if self._store.available else "Redis does not answer"
-            ),
-        }
-
-    async def flush(self) -> None:
-        """Report everything counted so far to Redis."""
-        await self.core.flush()
 
 
 class Backoffice:
@@ -145,60 +100,32 @@ class Backoffice:
             await self._flusher.flush()
 
 
-def run_worker(settings: Settings, index: int) -> None:
-    """Run one authz worker until it is told to stop."""
-    uvloop.run(_worker(settings, index))
-
-
 def run_backoffice(settings: Settings, roles: Sequence[str]) -> None:
     """Run the flusher, the control API, or both, until told to stop."""
     uvloop.run(_backoffice(settings, roles))
 
 
-async def _worker(settings: Settings, index: int) -> None:
-    clock = _clock(settings)
-    counters = CoreCounters(clock.monotonic_ms())
-    with Stop() as stop:
-        async with _store(settings, clock, f"w{os.getpid()}", settings.redis_timeout_ms) as store:
-            worker = Worker(settings, store, clock, counters)
-            check = await _checked(store)
-            try:
-                async with _ops_socket(settings, str(index), worker):
-                    if not await stop.unless(worker.core.start()):
-                        return
-                    async with _site(local_app(worker.core.enforcer), settings.local_listen):
-                        await worker.listener.start(settings.authz_listen, reuse_port=True)
-                        _settle_memory()
-                        child.report_ready()
-                        log.info("worker ready", extra=fields(index=index, writer=worker.core.writer))
-                        await stop.wait()
-                        await worker.listener.stop()
-            finally:
-                check.cancel()
-                await worker.core.stop(max(1.0, settings.drain_s - 2))
-
-
 async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
-    clock = _clock(settings)
+    clock = clock_of(settings)
     counters = FlusherCounters(clock.monotonic_ms())
     webhooks = WebhookCounters()
     with Stop() as stop:
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(
-                _store(settings, clock, f"b{os.getpid()}", BACKOFFICE_STORE_TIMEOUT_MS)
+                store_of(settings, clock, f"b{os.getpid()}", BACKOFFICE_STORE_TIMEOUT_MS)
             )
             flusher = None
             if "flusher" in roles:
                 ledger = await _ledger(settings, stack, connections_max=8, timeout_s=FLUSHER_TIMEOUT_S)
                 terms = FlushTerms(settings.flush_interval_ms, settings.reclaim_after_ms, settings.restore_hold)
                 flusher = Flusher(ledger, store, clock, counters, terms)
-                stack.callback((await _checked(store)).cancel)
+                stack.callback((await checked(store)).cancel)
                 await stack.enter_async_context(_task(flusher.run()))
                 await stack.enter_async_context(_task(_watch_evictions(store, counters)))
             inside = Backoffice(flusher, counters, clock, webhooks)
             if flusher is not None and settings.stripe_key:
                 inside.forwarder = await _forwarding(settings, stack, clock, flusher, inside)
-            await stack.enter_async_context(_ops_socket(settings, "backoffice", inside))
+            await stack.enter_async_context(ops_socket(settings, "backoffice", inside))
             if "flusher" in roles and settings.stripe_key and settings.stripe_reconcile_interval_s:
                 await _reconciling(settings, stack, clock, inside)
             if "control" in roles:
@@ -207,7 +134,7 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
                 stored = inbox.wake if inbox is not None else _nobody_waits
                 receiver = Receiver(ledger, settings.stripe_webhook_secrets, clock, webhooks, stored)
                 app = control_app(ledger, settings.admin_tokens, clock, desk=desk, receiver=receiver)
-                await stack.enter_async_context(_site(app, settings.control_listen))
+                await stack.enter_async_context(site(app, settings.control_listen))
             child.report_ready()
             log.info("backoffice ready", extra=fields(roles=list(roles)))
             await stop.wait()
@@ -288,55 +215,6 @@ async def _ledger(
     return ledger
 
 
-def _clock(settings: Settings) -> Clock:
-    return Clock(Path(settings.clock_file)) if settings.clock_file else Clock()
-
-
-@contextlib.asynccontextmanager
-async def _store(settings: Settings, clock: Clock, name: str, timeout_ms: int) -> AsyncIterator[Store]:
-    keys = Keyspace(settings.redis_prefix, settings.shards)
-    identity = f"{name}-{clock.wall_ms()}"
-    store = Store(
-        settings.redis_url,
-        keys,
-        clock,
-        identity=identity,
-        timeout_ms=timeout_ms,
-        ca_file=settings.redis_ca_file,
-        cert_file=settings.redis_cert_file,
-        key_file=settings.redis_key_file,
-    )
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def _checked(store: Store) -> asyncio.Task[None]:
-    """Refuse to start on a Redis that cannot keep the promises (StoreRefused); look later at one that is away."""
-    try:
-        await store.check()
-    except StoreUnavailable as error:
-        log.warning(
-            "Redis does not answer at the start; see to SIDECAR_REDIS_URL or to Redis", extra=fields(cause=str(error))
-        )
-    return asyncio.create_task(_check(store))
-
-
-async def _check(store: Store) -> None:
-    """Say what is wrong with a Redis that came after the start; deciding goes on by what is in force."""
-    while True:
-        try:
-            await store.check()
-        except StoreUnavailable:
-            await asyncio.sleep(STORE_CHECK_RETRY_S)
-        except StoreRefused as error:
-            log.critical("Redis cannot be used as it is set up", extra=fields(cause=str(error)))
-            return
-        else:
-            return
-
-
 async def _watch_evictions(store: Store, counters: FlusherCounters) -> None:
     """A policy can be changed under a running program: whatever was evicted is a count or a lease that is gone."""
     while True:
@@ -349,36 +227,9 @@ async def _watch_evictions(store: Store, counters: FlusherCounters) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _ops_socket(settings: Settings, process: str, inside: child.Inside) -> AsyncIterator[None]:
-    ops = OpsSocket(State(settings.state).ops_socket(process), inside)
-    await ops.start()
-    try:
-        yield
-    finally:
-        await ops.stop()
-
-
-@contextlib.asynccontextmanager
-async def _site(app: web.Application, where: str) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, address.listen(where)).start()
-        yield
-    finally:
-        await runner.cleanup()
-
-
-@contextlib.asynccontextmanager
 async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     task = asyncio.create_task(work)
     try:
         yield
     finally:
         await end([task])
-
-
-def _settle_memory() -> None:
-    """What was built at start lives as long as the process: the collector need not look at it again."""
-    gc.collect()
-    gc.freeze()

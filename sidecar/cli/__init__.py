@@ -30,8 +30,8 @@ COMMANDS = {
     "verify": "verify",
     "stripe": "stripe",
     "journal": "journal",
-    "_worker": "serve",
-    "_backoffice": "serve",
+    "_worker": "children",
+    "_backoffice": "children",
 }
 
 

@@ -1,4 +1,4 @@
-"""`sidecar serve`, and the hidden commands by which the supervisor starts its children."""
+"""`sidecar serve`: every process of an installation under one supervisor."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from sidecar import child, logs, settings
+from sidecar import logs, settings
 from sidecar.control.catalogue_file import CatalogueFile
 from sidecar.ledger.connection import Ledger
-from sidecar.settings import ROLES, Settings
+from sidecar.settings import Settings
 from sidecar.signals import Stop
 from sidecar.state import State
 from sidecar.supervisor import Supervisor
@@ -32,32 +32,6 @@ def serve(roles: str | None, workers: int | None) -> None:
     found = settings.load(os.environ, **overrides)
     logs.configure(found.log_level, "supervisor")
     asyncio.run(_serve(found))
-
-
-@click.command(hidden=True)
-@click.option("--index", type=int, required=True)
-@click.option("--parent", type=int, required=True)
-@click.option("--ready-fd", type=int, required=True)
-def worker(index: int, parent: int, ready_fd: int) -> None:
-    """Decide for gateways; started by the supervisor."""
-    found = child.begin(parent, ready_fd)
-    logs.configure(found.log_level, f"authz-{index}")
-    from sidecar.app import run_worker  # noqa: PLC0415 - not before the parent's death can be noticed
-
-    run_worker(found, index)
-
-
-@click.command(hidden=True)
-@click.option("--index", type=int, required=True)
-@click.option("--parent", type=int, required=True)
-@click.option("--ready-fd", type=int, required=True)
-def backoffice(index: int, parent: int, ready_fd: int) -> None:  # noqa: ARG001 - there is one
-    """Flush and serve the billing API; started by the supervisor."""
-    found = child.begin(parent, ready_fd)
-    logs.configure(found.log_level, "backoffice")
-    from sidecar.app import run_backoffice  # noqa: PLC0415 - the same
-
-    run_backoffice(found, tuple(role for role in ROLES if role != "authz" and found.has_role(role)))
 
 
 async def _serve(found: Settings) -> None:

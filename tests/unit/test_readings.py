@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from sidecar.app import Worker
 from sidecar.clock import Clock
 from sidecar.embedded.port import free_port
 from sidecar.errors import StoreUnavailable
@@ -13,6 +12,7 @@ from sidecar.settings import Settings
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import CoreCounters
+from sidecar.worker import Worker
 
 
 async def test_a_reading_tells_of_the_moment_in_which_it_is_asked_for(tmp_path: Path) -> None:
