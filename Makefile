@@ -7,6 +7,7 @@
 # make mutations shortcuts put into the code on purpose: the simulation has to notice each
 # make audit     known holes in the pinned packages of the program; it asks their index, so it needs the network
 # make sbom      what the program is made of, as a CycloneDX file (SBOM=dist/sbom.json)
+# make fuzz      coverage-guided fuzzing of what reads foreign bytes, MINUTES=n for all targets together
 # make clean     everything that the above made
 # make lock      renew the pins in requirements/
 
@@ -15,7 +16,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := install
-.PHONY: install install-dev dev check format test test-fast bench simulate mutations audit sbom lock clean
+.PHONY: install install-dev dev check format test test-fast bench simulate mutations fuzz audit sbom lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -99,6 +100,12 @@ sbom: install-dev
 	@$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file "$(SBOM)" requirements/runtime.txt
 
+MINUTES ?= 5
+
+fuzz: install-dev
+	@$(PIP) --require-hashes -r requirements/fuzz.txt
+	@$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
+
 # Pins for every platform, with hashes and without any address they were fetched from.
 LOCK := $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
@@ -109,9 +116,10 @@ lock:
 	$(LOCK) pyproject.toml --extra embedded --group build -c requirements/runtime.txt -o requirements/embedded.txt
 	$(LOCK) --group redis -o requirements/redis.txt
 	$(LOCK) --group audit -c requirements/embedded.txt -o requirements/audit.txt
+	$(LOCK) --group fuzz -o requirements/fuzz.txt
 	$(LOCK) pyproject.toml --extra embedded --group dev -c requirements/embedded.txt -c requirements/audit.txt -o requirements/dev.txt
 	@! grep -nE '://|--(extra-)?index|--find-links' requirements/*.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

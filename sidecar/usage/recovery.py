@@ -1,14 +1,18 @@
 """Journals of dead writers: found, locked, read, and deleted when the ledger has them.
 
-Guarantees: a journal is adopted by one process at a time; a torn record is dropped, every whole one is read.
+Guarantees: a journal is adopted by one process at a time; a torn record is dropped, every whole one is read. Whatever
+            a file holds, what is read from it is something that Redis and the ledger can take.
+Gives up:   values that are damaged but possible: they change with every request, so no checksum covers them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.catalogue.amount import AMOUNT_MAX
 from sidecar.errors import JournalUnusable
 from sidecar.usage.journal import BLOCK_BYTES, HEADER, HEADER_BYTES, MAGIC, RECORD, RECORD_GRAIN, SUFFIX, key_crc
 from sidecar.usage.window import WindowKey
@@ -16,6 +20,9 @@ from sidecar.usage.window import WindowKey
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+_WRITER = re.compile(r"[0-9a-f]{16}")
 
 
 class CountedWindow(NamedTuple):
@@ -94,6 +101,9 @@ def _read(path: Path, fd: int) -> tuple[str, list[CountedWindow]]:
         writer = path.name.removesuffix(SUFFIX)  # the header was lost with the machine's power; its blocks may be there
     else:
         writer = HEADER.unpack(header)[1].decode("ascii", "replace")
+    if not _WRITER.fullmatch(writer):
+        message = f"{path}: neither its header nor its name says whose journal it is"
+        raise JournalUnusable(message)
     windows: list[CountedWindow] = []
     position = HEADER_BYTES
     try:
@@ -113,6 +123,6 @@ def _records(block: bytes) -> Iterator[CountedWindow]:
         if size == 0 or size % RECORD_GRAIN or offset + size > len(block) or key_bytes > size - RECORD.size:
             return
         key = block[offset + RECORD.size : offset + RECORD.size + key_bytes]
-        if crc and crc == key_crc(key) and value:
+        if crc and crc == key_crc(key) and 0 < value <= AMOUNT_MAX:
             yield CountedWindow(WindowKey.decode(key), value)
         offset += size

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sidecar.usage.journal import Cell
 
 
+TIME_S_MAX = 2**40  # of a period or an hour; every store behind us can hold such a time
+
+
 class WindowKey(NamedTuple):
     """Identity of a window. ``period``: start of the billing period (unix s); ``hour``: unix seconds // 3600, UTC."""
 
@@ -26,9 +29,12 @@ class WindowKey(NamedTuple):
 
     @classmethod
     def decode(cls, raw: bytes) -> WindowKey:
-        """Reverse of ``encode``; raises ValueError for anything else."""
+        """Reverse of ``encode``; raises ValueError for anything else, such as a time that nobody lives to see."""
         tenant, series, period, hour = raw.decode().split("\0")
-        return cls(tenant, series, int(period), int(hour))
+        key = cls(tenant, series, int(period), int(hour))
+        if key.encode() != raw or abs(key.period) > TIME_S_MAX or not 0 <= key.hour * 3_600 <= TIME_S_MAX:
+            raise ValueError("not the key of a window")
+        return key
 
 
 class Window:

@@ -104,3 +104,33 @@ def test_an_empty_file_is_a_journal_without_counts(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_has_no_journals(tmp_path: Path) -> None:
     assert not list(adopt(tmp_path / "nowhere"))
+
+
+def test_a_count_that_nobody_can_have_reached_is_dropped_and_the_rest_is_read(tmp_path: Path) -> None:
+    """Passed on it would be refused by Redis for ever, and no journal behind it would be adopted."""
+    journal = Journal(tmp_path / f"{WRITER}.journal", WRITER)
+    for hour, units in enumerate((3, 2**53, 2**64 - 1, 4)):
+        cell = journal.cell(WindowKey("acme", "api", 0, hour).encode())
+        cell.view[cell.index] = units
+    journal.close(delete=False)
+    assert [value for _, value in inspect(journal.path)[1]] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "key", [b"a\0b\0" + b"9" * 30 + b"\x001", b"a\0b\x000\x00-1", b"a\0b\x001_0\x001", b"a\0b\x000"]
+)
+def test_a_whole_record_with_a_key_that_is_none_leaves_the_file_alone(tmp_path: Path, key: bytes) -> None:
+    journal = Journal(tmp_path / f"{WRITER}.journal", WRITER)
+    cell = journal.cell(key)
+    cell.view[cell.index] = 1
+    journal.close(delete=False)
+    with pytest.raises(JournalUnusable, match="no version known here writes"):
+        inspect(journal.path)
+    assert not list(adopt(tmp_path))
+    assert journal.path.exists()
+
+
+def test_a_journal_of_nobody_is_left_alone(tmp_path: Path) -> None:
+    Journal(tmp_path / f"{WRITER}.journal", "no writer\0\0\0\0\0\0\0").close(delete=False)
+    with pytest.raises(JournalUnusable, match="whose journal"):
+        inspect(tmp_path / f"{WRITER}.journal")
