@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from tests.e2e.smuggling import CORPUS, get
 from tests.fuzz.twins import SECRET, Twins
+
+FIRST_LINE = re.compile(rb"\A([A-Z]+) ([^ ]*) HTTP/1.1\r\n")
+AS_NGINX = rb"GET /nginx HTTP/1.1\r\nX-Original-Method: \1\r\nX-Original-URI: \2\r\n"
 
 # What is put between or in place of lines, ...
 LINES = [
@@ -158,4 +163,17 @@ def test_a_remembered_head_answers_as_parsing_it_would(program: list[tuple[str, 
         else:
             twins.use(number)
     event(f"answered from memory: {min(twins.recalled, 3)}")
+    twins.close()
+
+
+def test_what_smugglers_send_is_answered_in_the_same_way_from_memory() -> None:
+    """All of the corpus that gateways get, as checks of theirs, beside a plain one."""
+    twins = Twins()
+    plain = get("/v1/cheap/x").replace(b"Connection: close\r\n", b"")
+    for data in (plain, *CORPUS.values()):
+        kept = data.replace(b"Connection: close\r\n", b"")
+        for check in (kept.replace(b" /v1/", b" /envoy/v1/"), FIRST_LINE.sub(AS_NGINX, kept)):
+            for number in (0, 0, 1):
+                twins.send(number, check)
+    assert twins.recalled > len(CORPUS)
     twins.close()
