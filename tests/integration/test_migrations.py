@@ -45,7 +45,7 @@ select 'policy ' || tablename || '.' || policyname || ' ' || cmd || ' ' || roles
 from pg_policies
 union all
 select 'grant ' || privilege_type || ' on ' || table_name || ' to ' || grantee
-from information_schema.role_table_grants where grantee in ('sidecar_admin', 'sidecar_tenant')
+from information_schema.role_table_grants where grantee like 'sidecar\\_%'
 union all
 select 'function ' || p.oid::regprocedure || case when prosecdef then ' definer' else '' end || ' ' || provolatile::text
 from pg_proc as p where pronamespace = 'public'::regnamespace
