@@ -145,5 +145,5 @@ def test_every_command_that_is_named_exists_with_its_options(line: str) -> None:
 def test_every_setting_and_metric_that_is_named_exists(name: str) -> None:
     settings = set(re.findall(r"\bSIDECAR_\w*", text_of(name)))
     assert {found.removesuffix("_FILE") for found in settings} - {s.removesuffix("_FILE") for s in NAMES} <= NO_SETTINGS
-    metrics = set(re.findall(r"\bsidecar_(?!admin\b|tenant\b)\w+", text_of(name)))
+    metrics = set(re.findall(r"\bsidecar_(?!admin\b|control\b|flusher\b|tenant\b)\w+", text_of(name)))
     assert {re.sub(r"_seconds_(count|sum|bucket)$", "_seconds", found) for found in metrics} <= set(FAMILIES)
