@@ -38,12 +38,15 @@ def driver_errors() -> Iterator[None]:
         if state in _UNMIGRATED_CODES:
             raise LedgerRefused(f"Postgres has another schema; run `sidecar migrate` ({error})") from error
         raise LedgerRefused(f"Postgres refused ({state}): {error}") from error
+    except (asyncpg.InternalClientError, OSError, TimeoutError) as error:
+        # Before ValueError, which a certificate that is not trusted is as well.
+        raise LedgerUnavailable(f"Postgres did not answer: {str(error) or type(error).__name__}") from error
     except ValueError as error:
         # asyncpg's own DataError is an InterfaceError and a ValueError: the value can never be sent.
         if isinstance(error, asyncpg.InterfaceError):
             raise LedgerRefused(f"a value cannot be sent to Postgres: {error}") from error
         raise
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
+    except asyncpg.InterfaceError as error:
         raise LedgerUnavailable(f"Postgres did not answer: {str(error) or type(error).__name__}") from error
 
 

@@ -49,10 +49,16 @@ async def test_the_whole_job_runs_over_tls_as_the_users_that_are_shipped(
         url(redis, "quota-flusher"),
         database,
         tmp_path,
-        authz_url=url(redis, "quota-authz"),
+        parts={
+            "flusher,control": {
+                "SIDECAR_POSTGRES_DSN": database,
+                "SIDECAR_CATALOGUE_FILE": str(tmp_path / "catalogue.yaml"),
+            },
+            "authz": {"SIDECAR_REDIS_URL": url(redis, "quota-authz")},
+        },
         SIDECAR_REDIS_CA_FILE=str(certificates.ca),
-        SIDECAR_REDIS_CERT_FILE=str(certificates.client_certificate),
-        SIDECAR_REDIS_KEY_FILE=str(certificates.client_key),
+        SIDECAR_REDIS_CERT_FILE=str(certificates.client[0]),
+        SIDECAR_REDIS_KEY_FILE=str(certificates.client[1]),
     )
     async with job:
         await do_the_whole_job(job, ["acme"])
@@ -111,13 +117,13 @@ async def test_a_server_of_another_name_is_not_believed(
     node = secured(servers_directory / f"secured-{tmp_path.name}", certificates)
     certificate, key = certificates.of_another_name()
     configuration = node.directory / "redis.conf"
-    text = configuration.read_text().replace(str(certificates.server_certificate), str(certificate))
-    configuration.write_text(text.replace(str(certificates.server_key), str(key)))
+    text = configuration.read_text().replace(str(certificates.server[0]), str(certificate))
+    configuration.write_text(text.replace(str(certificates.server[1]), str(key)))
     node.start()
     files = {
         "ca_file": str(certificates.ca),
-        "cert_file": str(certificates.client_certificate),
-        "key_file": str(certificates.client_key),
+        "cert_file": str(certificates.client[0]),
+        "key_file": str(certificates.client[1]),
     }
     store = Store(url(node, "quota-authz"), Keyspace(), Clock(), identity="t", timeout_ms=5_000, **files)
 

@@ -8,19 +8,15 @@ import trustme
 
 
 class Certificates:
-    """``ca`` is the authority; ``server`` is for 127.0.0.1 and localhost, ``client`` for whoever asks."""
+    """``ca`` is the authority; of ``server`` (for 127.0.0.1 and localhost) and ``client`` certificate and key."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._authority = trustme.CA()
         self.ca = self._write("ca.pem", self._authority.cert_pem.bytes())
-        self.server_certificate, self.server_key = self._pair(
-            "server", self._authority.issue_cert("127.0.0.1", "localhost")
-        )
-        self.client_certificate, self.client_key = self._pair(
-            "client", self._authority.issue_cert("client@example.com")
-        )
+        self.server = self._pair("server", self._authority.issue_cert("127.0.0.1", "localhost"))
+        self.client = self._pair("client", self._authority.issue_cert("client@example.com"))
 
     def of_another_name(self) -> tuple[Path, Path]:
         """A certificate and key of the same authority, for a server called otherwise."""

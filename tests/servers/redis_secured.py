@@ -31,8 +31,8 @@ def secured(directory: Path, certificates: Certificates) -> RedisNode:
     lines = [
         "port 0",
         f"tls-port {port}",
-        f"tls-cert-file {certificates.server_certificate}",
-        f"tls-key-file {certificates.server_key}",
+        f"tls-cert-file {certificates.server[0]}",
+        f"tls-key-file {certificates.server[1]}",
         f"tls-ca-cert-file {certificates.ca}",
         "tls-auth-clients yes",
         *shipped_users(),
@@ -42,7 +42,7 @@ def secured(directory: Path, certificates: Certificates) -> RedisNode:
         "username": name,
         "ssl": True,
         "ssl_ca_certs": str(certificates.ca),
-        "ssl_certfile": str(certificates.client_certificate),
-        "ssl_keyfile": str(certificates.client_key),
+        "ssl_certfile": str(certificates.client[0]),
+        "ssl_keyfile": str(certificates.client[1]),
     }
     return RedisNode(directory, lines, password=password, port=port, login=login)

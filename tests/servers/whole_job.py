@@ -51,12 +51,25 @@ RECLAIM_AFTER_MS = 3_000
 READY_S = 40
 COMMAND_S = 60
 ENDS_S = 30
+LEDGERS = ("SIDECAR_POSTGRES_DSN", "SIDECAR_CATALOGUE_FILE")
 
 
 class Job:
-    """`sidecar serve` once for all roles, or for authz alone and for the rest; ``authz_url`` is the former's Redis."""
+    """`sidecar serve` once for all roles, or once for each of ``parts``: roles, and the settings that are theirs alone.
 
-    def __init__(self, url: str, database: str, directory: Path, *, authz_url: str = "", **settings: str) -> None:
+    ``database`` is that of the one program, and of the commands in any case. A part without a database of its own has
+    none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        database: str,
+        directory: Path,
+        *,
+        parts: Mapping[str, Mapping[str, str]] | None = None,
+        **settings: str,
+    ) -> None:
         catalogue = directory / "catalogue.yaml"
         catalogue.write_text(CATALOGUE)
         self.ports = {name: free_port() for name in ("AUTHZ", "LOCAL", "OPS", "CONTROL")}
@@ -71,17 +84,20 @@ class Job:
             **{f"SIDECAR_{name}_LISTEN": f"127.0.0.1:{port}" for name, port in self.ports.items()},
             **settings,
         }
-        self._apart = {**self._environment, "SIDECAR_REDIS_URL": authz_url} if authz_url else {}
+        self._parts = dict(parts or {})
         self.children: list[Child] = []
 
     def start(self) -> None:
-        if self._apart:
-            state = {"SIDECAR_STATE_DIR": self._environment["SIDECAR_STATE_DIR"] + "-backoffice"}
-            ops = {"SIDECAR_OPS_LISTEN": f"127.0.0.1:{free_port()}"}
-            self._serve("flusher,control", self._environment | state | ops)
-            self._serve("authz", self._apart)
-        else:
+        if not self._parts:
             self._serve("all", self._environment)
+        shared = {name: value for name, value in self._environment.items() if name not in LEDGERS}
+        for roles, own in self._parts.items():
+            apart = {
+                "SIDECAR_STATE_DIR": f"{self._environment['SIDECAR_STATE_DIR']}-{roles}",
+                "SIDECAR_OPS_LISTEN": f"127.0.0.1:{free_port()}",
+            }
+            # Commands find workers in their state directory, and readiness at their address.
+            self._serve(roles, {**shared, **({} if roles == "authz" else apart), **own})
 
     def _serve(self, roles: str, environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "sidecar", "serve", "--role", roles]
