@@ -4,6 +4,7 @@
 # make test      check, then every test
 # make bench     every question of bench/, such as the decision rate as a ratio to a constant answer
 # make simulate  the protocol under faults, SEEDS=n runs of it from FIRST=n on
+# make chaos     real processes under traffic while faults strike: MINUTES=n, SEED=n plans the same faults again
 # make mutations shortcuts put into the code on purpose: the simulation has to notice each
 # make audit     known holes in the pinned packages of the program; it asks their index, so it needs the network
 # make sbom      what the program is made of, as a CycloneDX file (SBOM=dist/sbom.json)
@@ -16,7 +17,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := install
-.PHONY: install install-dev dev check format test test-fast bench simulate mutations fuzz audit sbom lock clean
+.PHONY: install install-dev dev check format test test-fast bench simulate chaos mutations fuzz audit sbom lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -85,6 +86,12 @@ FIRST ?= 0
 
 simulate: install-dev
 	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --from $(FIRST)
+
+MINUTES ?= 10
+SEED ?=
+
+chaos: install-dev
+	@$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutations: install-dev
 	@$(BIN)/python -m tests.simulation.mutations --seeds $(SEEDS)

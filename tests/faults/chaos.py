@@ -21,10 +21,12 @@ from typing import IO
 
 import msgspec
 
+from tests.faults.chaos_numbers import TakenBack, at_stripe, in_ledger, units_lost
 from tests.faults.chaos_place import Place
 from tests.faults.chaos_schedule import Fault, Schedule, plan
+from tests.faults.chaos_settling import settle
 from tests.faults.chaos_traffic import ChaosTraffic
-from tests.faults.chaos_verdict import UnitsLost, Verdict, judge, settle
+from tests.faults.chaos_verdict import Numbers, Verdict, judge
 
 CAPS = (60, 200, 600)
 BILLED = 6
@@ -59,8 +61,8 @@ async def run(
         clients = await place.clients(BILLED, _caps(faults[-1].at_s, rate_per_s, seed))
         await place.run_programs()
         history.tell(f"{len(place.programs)} programs ready, {len(clients)} tenants")
-        schedule, lost = Schedule(place, history.tell), UnitsLost(place)
-        watching = asyncio.create_task(lost.run())
+        schedule, taken_back = Schedule(place, history.tell), TakenBack(place)
+        watching = asyncio.create_task(taken_back.run())
         async with ChaosTraffic(place, clients, rate_per_s=rate_per_s, seed=seed) as traffic:
             await asyncio.sleep(WARM_S)
             await schedule.run(faults)
@@ -69,7 +71,18 @@ async def run(
         problems = await settle(place, history.tell, patient=patient)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        verdict = await judge(place, clients, traffic, schedule.done, lost.units, problems)
+        numbers = Numbers(
+            faults=schedule.done,
+            book=traffic.book,
+            ledger=await in_ledger(place),
+            stripe=await at_stripe(place),
+            in_flight=sum(envoy.unanswered_checks() for envoy in place.envoys.values()) + traffic.lost,
+            taken_back=taken_back.by_shard,
+            units_lost=await units_lost(place),
+            control=traffic.control,
+            problems=problems,
+        )
+        verdict = judge(clients, numbers)
         for violation in verdict.violations:
             history.tell(f"VIOLATION {violation}")
         return verdict
@@ -85,9 +98,9 @@ def _caps(seconds: float, rate_per_s: int, seed: int) -> list[int]:
     return chance.choices(CAPS, weights, k=10 + math.ceil(seconds * rate_per_s * 0.6 / mean))
 
 
-def planned(seed: int, *, seconds: float = 0, count: int = 0, gap_s: tuple[float, float] = GAP_S) -> list[Fault]:
+def planned(seed: int, *, seconds: float = 0, count: int = 0) -> list[Fault]:
     """The faults of the first seconds of a plan, or so many of them."""
-    faults = plan(seed, gap_s)
+    faults = plan(seed, GAP_S)
     if count:
         return list(itertools.islice(faults, count))
     return list(itertools.takewhile(lambda fault: fault.at_s < seconds, faults))

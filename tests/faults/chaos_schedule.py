@@ -1,14 +1,14 @@
 """Which faults strike when: the same seed plans the same ones.
 
 Guarantees: what a fault strikes, and what it needs, is left alone by others until it is over and had its rest; every
-            kind comes before any comes again, as far as that allows.
+            kind comes before any comes again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 
 from msgspec import Struct
@@ -29,15 +29,14 @@ class Fault(Struct, frozen=True):
     seed: int
 
 
-def plan(seed: int, gap_s: tuple[float, float]) -> Iterator[Fault]:
-    """Faults without end, in the order of their times."""
+def plan(seed: int, gap_s: tuple[float, float], kinds: Collection[str] = KINDS.keys()) -> Iterator[Fault]:
+    """Faults of these kinds without end, in the order of their times."""
     chance = Random(seed)
     free_at: dict[str, float] = {}
     deck: list[str] = []
     at_s = FIRST_S
     while True:
-        if len(deck) < len(KINDS):
-            deck += chance.sample(sorted(KINDS), len(KINDS))
+        deck = deck or chance.sample(sorted(kinds), len(kinds))
         found = _first_free(deck, at_s, free_at, chance)
         if found is None:
             at_s += 0.5

@@ -80,13 +80,9 @@ class ChaosTraffic:
         return sum(page.unknown for page in self.book.values())
 
     @property
-    def answers(self) -> Counter[str]:
-        return sum((page.answers for page in self.book.values()), Counter[str]())
-
-    @property
-    def reached(self) -> int:
-        """Hard caps that were reached."""
-        return sum(1 for page in self.book.values() if page.answers["429 limit_reached"])
+    def lost(self) -> int:
+        """Requests whose connection to Envoy ended without an answer."""
+        return sum(page.answers["lost"] for page in self.book.values())
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._client()) for _ in range(CLIENTS)]
