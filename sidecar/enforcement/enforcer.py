@@ -132,7 +132,7 @@ class Enforcer:
 
     async def explain(self, identity: Identity, route: RouteRule) -> dict[str, object]:
         """The whole reasoning for a request, without spending; never raises."""
-        account = await self._found(identity)
+        account, _ = await self._found(identity)
         if isinstance(account, Decision):
             return explanation.refused(account, route)
         charge = account.charge(route, _key_id(identity), identity.user, self._clock.wall_s())
@@ -148,7 +148,7 @@ class Enforcer:
 
     async def limits(self, tenant: str) -> dict[str, object] | Decision:
         """A tenant's limits with what is used of them, or why nothing can be said; never raises."""
-        account = await self._found(Identity(tenant))
+        account, _ = await self._found(Identity(tenant))
         if isinstance(account, Decision):
             return account
         await self._confirm([(account, state, 0) for state in account.current(self._clock.wall_s())])
@@ -174,10 +174,12 @@ class Enforcer:
         return decision
 
     async def _decide_waiting(self, identity: Identity, route: RouteRule) -> Decision:
-        found = await self._found(identity)
+        deadline_ms = self._clock.monotonic_ms() + WAIT_MS
+        found, answered = await self._found(identity)
         if isinstance(found, Decision):
             return found
-        deadline_ms = self._clock.monotonic_ms() + WAIT_MS
+        if answered:  # else the wait for what did not come was the one that a request may have
+            deadline_ms = self._clock.monotonic_ms() + WAIT_MS
         for _ in range(ROUNDS):
             now_ms = self._clock.monotonic_ms()
             found = self._directory.readmit(found)
@@ -208,16 +210,18 @@ class Enforcer:
             self._counters.waits_refused += 1
         return decision
 
-    async def _found(self, identity: Identity) -> Account | Decision:
-        """Who asks, as Redis says, or as far as it can be told without it."""
+    async def _found(self, identity: Identity) -> tuple[Account | Decision, bool]:
+        """Who asks, as Redis says, or as far as it can be told without it; and whether Redis said it."""
         try:
-            return await self._account(identity)
+            return await self._account(identity), True
         except ParentMissing:
-            return STORE_AWAY
-        except (StoreUnavailable, StoreRefused):
-            return self._without_store(identity)
+            return STORE_AWAY, True
+        except (StoreUnavailable, StoreRefused, TimeoutError):
+            return self._without_store(identity), False
 
     async def _account(self, identity: Identity) -> Account | Decision:
+        """Ask for what is not known: key, tenant and parent within WAIT_MS. The call goes on for others who need it."""
+        began_ms = self._clock.monotonic_ms()
         tenant = self._tenant(identity)
         if isinstance(tenant, Decision):
             return tenant
@@ -225,7 +229,10 @@ class Enforcer:
             tenant = await self._directory.load_key(identity.key or "")
             if tenant is None:
                 return UNKNOWN_KEY
-        account = self._directory.account(tenant) or await self._directory.load(tenant)
+        account = self._directory.account(tenant)
+        if account is None:
+            async with asyncio.timeout((began_ms + WAIT_MS - self._clock.monotonic_ms()) / 1000):
+                account = await self._directory.load(tenant)
         return account or UNKNOWN_TENANT
 
     def _without_store(self, identity: Identity) -> Account | Decision:

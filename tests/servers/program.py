@@ -110,7 +110,7 @@ class Program:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(POLL_S)
-        raise AssertionError(f"{self.name} was not ready within {within_s} s; see {self._log}")
+        raise AssertionError(f"{self.name} was not ready within {within_s} s:\n{self._log.read_text()[-3000:]}")
 
     async def metrics(self) -> str:
         async with (

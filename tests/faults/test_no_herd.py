@@ -1,0 +1,53 @@
+"""What Redis is asked when it comes back to many clients who all need it at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.load_client import Traffic, until
+from tests.servers.served import KEYS, Served
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+CATALOGUE = Path(__file__).parent / "limits.yaml"
+WORKERS = 2
+TENANTS = 160
+CLIENTS = 80
+RATE_PER_S = 400
+ENVIRONMENT = {"SIDECAR_LEASE_TTL_MS": "2000", "SIDECAR_RECLAIM_AFTER_MS": "20000"}
+
+
+@pytest.fixture
+async def served(servers_directory: Path, database: str) -> AsyncIterator[Served]:
+    async with Served(servers_directory / "herd", database, CATALOGUE, ENVIRONMENT, workers=WORKERS) as running:
+        yield running
+
+
+async def asked(served: Served) -> int:
+    """How many scripts Redis has run."""
+    calls = await served.calls()
+    return calls.get("evalsha", 0) + calls.get("eval", 0)
+
+
+async def test_when_redis_comes_back_its_calls_depend_on_shards_and_workers_and_not_on_who_waits(
+    served: Served,
+) -> None:
+    tenants = [name for name, _ in await served.new_tenants(*["closed"] * TENANTS)]
+    async with Traffic(served.authz_port, tenants, clients=CLIENTS, rate_per_s=RATE_PER_S) as traffic:
+        await traffic.reached(4 * RATE_PER_S)
+        before = await asked(served)
+        await traffic.reached(RATE_PER_S)
+        usual = await asked(served) - before
+
+        served.proxy.hold_up()
+        await until(lambda: traffic.tally.reasons["store_unavailable"] > 3 * RATE_PER_S, 30)
+        served.proxy.resume(late=False)
+        before = await asked(served)
+        await traffic.reached(RATE_PER_S)
+        back = await asked(served) - before
+    # A shard's waiters share a call, and those who came meanwhile share the next one.
+    assert back <= usual + 2 * KEYS.shards * WORKERS
+    assert set(traffic.tally.reasons) == {"allowed", "store_unavailable"}
