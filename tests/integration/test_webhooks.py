@@ -628,10 +628,10 @@ async def test_what_a_process_took_and_never_finished_is_taken_by_the_next(
     assert await bench.tenant() == ("standard", "active", 0)
 
 
-# --- a thousand events -------------------------------------------------------------------------------------------
+# --- hundreds of events of every status --------------------------------------------------------------------------
 
 TENANTS = 20
-STEPS_PER_TENANT = 50
+STEPS_PER_TENANT = 20
 STATE = """
 select 'tenant', id, plan, status, status_until::text, anchor::text from tenants
 union all select 'subscription', id, plan, status, tenant || cancel_at_period_end::text, coalesce(ended::text, '')
@@ -701,7 +701,7 @@ async def fresh(bench: Bench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_a_thousand_webhooks_shuffled_and_repeated_end_as_the_ordered_ones_do(bench: Bench) -> None:
+async def test_webhooks_of_every_status_shuffled_and_repeated_end_as_the_ordered_ones_do(bench: Bench) -> None:
     """Ordered: each event is delivered once, right when it happens. Shuffled: all at the end, one to three times."""
     await fresh(bench)
     account, lives = bench.account, fates()
@@ -715,7 +715,7 @@ async def test_a_thousand_webhooks_shuffled_and_repeated_end_as_the_ordered_ones
     await fresh(bench)
     lives = fates()
     told = [one for step in range(STEPS_PER_TENANT) for one in happen(account, lives, step)]
-    assert len(told) == 1000
+    assert len(told) == TENANTS * STEPS_PER_TENANT
     order = random.Random(11)
     deliveries = [one for one in told for _ in range(order.randint(1, 3))]
     order.shuffle(deliveries)
@@ -726,7 +726,7 @@ async def test_a_thousand_webhooks_shuffled_and_repeated_end_as_the_ordered_ones
             await bench.inbox.work()
     await bench.drain()
     assert await state(bench) == ordered
-    assert bench.counters.repeated == len(deliveries) - 1000
+    assert bench.counters.repeated == len(deliveries) - len(told)
 
 
 # --- secrets -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from sidecar.billing.claim import ForwarderTerms
 from sidecar.billing.counters import BillingCounters
-from sidecar.billing.forwarder import Forwarder
+from sidecar.billing.forwarder import Forwarder, Vouch
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.catalogue.period import bounds
 from sidecar.clock import Clock
@@ -85,11 +85,17 @@ class Forwarding:
         return api
 
     def forwarder(
-        self, *, timeout_s: float = 30, bulk: bool = False, calls_per_s: int = 950, step: Step = lambda _: None
+        self,
+        *,
+        timeout_s: float = 30,
+        bulk: bool = False,
+        calls_per_s: int = 950,
+        step: Step = lambda _: None,
+        vouch: Vouch = lambda _: True,
     ) -> Forwarder:
         """A forwarder that does something only when it is told to."""
         terms = ForwarderTerms(interval_s=1, close_delay_s=HOUR_S, calls_per_s=calls_per_s, bulk=bulk)
-        return Forwarder(self.ledger, self.api(timeout_s), terms, BillingCounters(), Clock(), step=step)
+        return Forwarder(self.ledger, self.api(timeout_s), terms, BillingCounters(), Clock(), vouch=vouch, step=step)
 
     async def tenants(
         self, names: Iterable[str], anchor_s: int | None = None, billed_from_s: int = 0, *, subscribed: bool = True
