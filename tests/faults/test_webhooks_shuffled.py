@@ -104,7 +104,8 @@ class Life:
         raw = (await self.v1.subscriptions.retrieve_async(self.subscription)).to_dict()
         there = {item["price"]["id"]: item["id"] for item in raw["items"]["data"]}
         found = self.prices[self.fate.choice(["standard", "big"])]
-        wanted = [{"price": found.base, "quantity": 1}, *({"price": one} for one in found.metered.values())]
+        wanted: list[dict[str, Any]] = [{"price": found.base, "quantity": 1}]
+        wanted += [{"price": one} for one in found.metered.values()]
         items = [one for one in wanted if one["price"] not in there]
         gone = [
             {"id": item, "deleted": True} for price, item in there.items() if price not in {w["price"] for w in wanted}
