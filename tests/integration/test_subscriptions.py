@@ -280,7 +280,15 @@ async def test_checkout_subscribes_when_it_is_completed_and_not_before(bench: Be
             cancel_url="https://app.test/no",
             actor=ACTOR,
         )
-    assert (await checkout.portal(bench.mirror, "acme", return_url="https://app.test")).url.startswith("https://")
+    page = await checkout.portal(bench.mirror, "acme", return_url="https://app.test")
+    assert page.url.startswith("https://")
+    await checkout.portal(bench.mirror, "acme")
+    told = bench.stripe.state("portal_sessions", "portal_configurations")
+    (may,) = told["portal_configurations"]
+    assert {one["configuration"] for one in told["portal_sessions"]} == {may["id"]}
+    # Whoever changes a plan or ends it at once leaves usage behind that Stripe does not have yet.
+    assert not may["features"]["subscription_update"]["enabled"]
+    assert may["features"]["subscription_cancel"] == {"enabled": True, "mode": "at_period_end"}
     async with bench.ledger.transaction() as tx:
         customer = (await customers.of_tenant(tx, "acme")).customer
     method = await customers.payment_method(bench.api, customer)

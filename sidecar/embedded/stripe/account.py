@@ -40,6 +40,7 @@ PREFIXES = {
     "line_item": "il_",
     "checkout.session": "cs_test_",
     "billing_portal.session": "bps_",
+    "billing_portal.configuration": "bpc_",
     "payment_method": "pm_",
     "payment_intent": "pi_",
     "webhook_endpoint": "we_",

@@ -1,9 +1,9 @@
-"""Checkout sessions for subscriptions, and customer portal sessions.
+"""Checkout sessions for subscriptions.
 
 Guarantees: nothing happens by making a session. POST /_checkout completes or expires it, as a person would; then the
             customer gets a payment method, and the subscription is made as by an API call.
-Gives up:   the pages themselves, and the modes payment and setup.
-Source: https://docs.stripe.com/api/checkout/sessions, https://docs.stripe.com/api/customer_portal/sessions
+Gives up:   the page itself, and the modes payment and setup.
+Source: https://docs.stripe.com/api/checkout/sessions
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sidecar.embedded.stripe import customers, cycle, fields, items, payment_met
 from sidecar.embedded.stripe.account import Account, Object
 from sidecar.embedded.stripe.call import ONLY_EXPAND, Call, Route, shown
 from sidecar.embedded.stripe.errors import Refused, bad_parameter
-from sidecar.embedded.stripe.fields import Fields, array, boolean, choice, clearable, integer, nested, text
+from sidecar.embedded.stripe.fields import Fields, array, boolean, choice, integer, nested, text
 from sidecar.embedded.stripe.listing import cut, listing, page
 from sidecar.embedded.stripe.rendering import render
 
@@ -22,7 +22,6 @@ EXPIRE = "checkout.expire"
 EXPIRES_S = cycle.DAY_S
 EXPIRES_MIN_S = 1_800
 BASE_URL = "https://checkout.stripe.invalid/c/pay"
-PORTAL_URL = "https://billing.stripe.invalid/p/session"
 SUBSCRIPTION_DATA = Fields(
     {
         "billing_cycle_anchor": integer(0),
@@ -69,26 +68,6 @@ LIST = Fields(
     }
 )
 LINES = Fields(fields.PAGE)
-PORTAL = Fields(
-    {
-        "configuration": text(),
-        "customer": text(),
-        "flow_data": nested(
-            Fields(
-                {
-                    "type": choice("payment_method_update", "subscription_cancel", "subscription_update"),
-                    "subscription_cancel": nested(Fields({"subscription": text()}, ["subscription"])),
-                    "subscription_update": nested(Fields({"subscription": text()}, ["subscription"])),
-                },
-                ["type"],
-            )
-        ),
-        "locale": text(),
-        "return_url": clearable(text()),
-        **fields.EXPAND,
-    },
-    ["customer"],
-)
 
 
 def create(account: Account, call: Call) -> Object:
@@ -272,30 +251,10 @@ def listed(account: Account, call: Call) -> Object:
     return page(account, found, values, "/v1/checkout/sessions")
 
 
-def open_portal(account: Account, call: Call) -> Object:
-    values = PORTAL.read(call.params)
-    customer = account.get("customer", values["customer"], "customer")["id"]
-    session = account.add(
-        "billing_portal.session",
-        {
-            "configuration": values.get("configuration", "bpc_standin"),
-            "customer": customer,
-            "flow": values.get("flow_data"),
-            "locale": values.get("locale"),
-            "on_behalf_of": None,
-            "return_url": values.get("return_url"),
-            "url": "",
-        },
-    )
-    session["url"] = f"{PORTAL_URL}/{session['id']}"
-    return shown(account, session, values)
-
-
 ROUTES = [
     Route("POST", "/v1/checkout/sessions", create),
     Route("GET", "/v1/checkout/sessions", listed),
     Route("GET", "/v1/checkout/sessions/{id}", retrieve),
     Route("GET", "/v1/checkout/sessions/{id}/line_items", line_items),
     Route("POST", "/v1/checkout/sessions/{id}/expire", expire),
-    Route("POST", "/v1/billing_portal/sessions", open_portal),
 ]

@@ -177,6 +177,7 @@ _TABLES = {
     "invoices": "invoice",
     "checkout_sessions": "checkout.session",
     "portal_sessions": "billing_portal.session",
+    "portal_configurations": "billing_portal.configuration",
     "payment_methods": "payment_method",
     "webhook_endpoints": "webhook_endpoint",
     "events": "event",

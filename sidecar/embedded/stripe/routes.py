@@ -13,6 +13,7 @@ from sidecar.embedded.stripe import (
     meters,
     payment_methods,
     payments,
+    portal,
     prices,
     products,
     schedules,
@@ -38,6 +39,7 @@ ROUTES = Routes(
         *schedules.ROUTES,
         *invoices.ROUTES,
         *checkout.ROUTES,
+        *portal.ROUTES,
         *event_log.ROUTES,
         *webhooks.ROUTES,
     ]
