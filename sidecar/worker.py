@@ -92,7 +92,7 @@ async def _worker(settings: Settings, index: int) -> None:
                         return
                     async with site(local_app(worker.core.enforcer), settings.local_listen):
                         await worker.listener.start(settings.authz_listen, reuse_port=True)
-                        _settle_memory()
+                        settle_memory()
                         child.report_ready()
                         log.info("worker ready", extra=fields(index=index, writer=worker.core.writer))
                         await stop.wait()
@@ -172,7 +172,7 @@ async def site(app: web.Application, where: str) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """What was built at start lives as long as the process: the collector need not look at it again."""
     gc.collect()
     gc.freeze()

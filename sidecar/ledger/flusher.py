@@ -88,7 +88,7 @@ class Flusher:
     async def run(self) -> None:
         """Pass over all shards every interval, and project changes as they come."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._every(self._terms.interval_ms / 1000, self._pass_all))
+            tasks.create_task(self._every(self._terms.interval_ms / 1000, self.pass_all))
             tasks.create_task(self._every(PROJECT_INTERVAL_S, self.project))
             tasks.create_task(self._every(PARTITIONS_INTERVAL_S, self._partitions))
             tasks.create_task(self._every(FOLD_INTERVAL_S, self.fold))
@@ -122,7 +122,7 @@ class Flusher:
         self.cause = str(error)
         self._state.bad(cause=self.cause)
 
-    async def _pass_all(self) -> None:
+    async def pass_all(self) -> None:
         began_ms = self._clock.monotonic_ms()
         limit = asyncio.Semaphore(SHARDS_AT_ONCE)
 

@@ -8,7 +8,8 @@ Gives up:   waiting for the shard: another flusher that has it is as good.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from msgspec import Struct
 
@@ -20,10 +21,12 @@ from sidecar.ledger.spans import Span, SpanTotal, totals
 from sidecar.ledger.tenants import TenantRow
 from sidecar.ledger.transaction import Connection, Transaction
 
+# Never all in one batch. The first one is what nobody uses; the others are beyond the planes of writing.
+SEPARATORS = ((0x1F,), range(0xF0000, 0x110000))
 LOCK_CLASS = 0x5C5  # the first half of the advisory lock's key; the shard is the second
 
 
-class CounterRow(Struct, frozen=True):
+class CounterRow(Struct, frozen=True, gc=False):
     """What one writer counted in one window, cumulative. ``hour`` is unix seconds // 3600."""
 
     tenant: str
@@ -72,19 +75,7 @@ class ShardTransaction(Transaction):
             await self.rows("introduce_tenants", [ANONYMOUS], anonymous_plan, self.shard)
         await self.rows("introduce_tenants", names, default_plan, self.shard)
         await self._unfold(rows)
-        return int(
-            await self.value(
-                "merge_counters",
-                self.shard,
-                [row.tenant for row in rows],
-                [row.metric for row in rows],
-                [row.scope for row in rows],
-                [row.period_s for row in rows],
-                [row.hour for row in rows],
-                [row.writer for row in rows],
-                [row.amount for row in rows],
-            )
-        )
+        return int(await self.value("merge_counters", self.shard, *_joined(rows)))
 
     async def _unfold(self, rows: Sequence[CounterRow]) -> None:
         """Windows that were folded have their counters back when something is merged into them."""
@@ -134,3 +125,14 @@ class ShardTransaction(Transaction):
 
     async def mark_keys_projected(self, projected: Sequence[keys.KeyRow]) -> None:
         await keys.mark_projected(self, projected)
+
+
+def _joined(rows: Sequence[CounterRow]) -> Iterator[str]:
+    """The columns of rows as merge_counters takes them, and last what separates texts: something that is in none."""
+    texts = [[r.tenant for r in rows], [r.metric for r in rows], [r.scope for r in rows], [r.writer for r in rows]]
+    numbers = [[r.period_s for r in rows], [r.hour for r in rows], [r.amount for r in rows]]
+    whole = "".join(chain.from_iterable(texts))
+    separator = next(one for one in map(chr, chain(*SEPARATORS)) if one not in whole)
+    tenants, metrics, scopes, writers = map(separator.join, texts)
+    periods, hours, amounts = ("{" + ",".join(map(str, column)) + "}" for column in numbers)
+    yield from (tenants, metrics, scopes, periods, hours, writers, amounts, separator)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 CHANGES_KEPT = 10_000
 CHANGES_READ_MOST = 1_000
 WINDOWS_RESENT_AT_ONCE = 500
+# Some milliseconds of Redis' time; windows beyond it wait for the next call.
+COUNTERS_COLLECTED_MOST = 8_000
 # Answers to publish that are no revision: the shard is in another state; the tenant's old windows changed meanwhile.
 MOVED_ON = -1
 OUTDATED = -2
@@ -224,7 +226,9 @@ class Store:
     async def collect(self, shard: int, ledger_epoch: int, most: int, reclaim_after_ms: int) -> Collected:
         """Windows not yet in the ledger, oldest change first; announces the ledger pass."""
         keys = (self.keys.dirty(shard), self.keys.writers(shard))
-        raw = await self._script("collect", shard, keys, (ledger_epoch, most, reclaim_after_ms))
+        raw = await self._script(
+            "collect", shard, keys, (ledger_epoch, most, reclaim_after_ms, COUNTERS_COLLECTED_MOST)
+        )
         return COLLECTED.decode(raw)
 
     async def marks(self, shard: int) -> tuple[int, int]:

@@ -76,7 +76,7 @@ class SyncReply(Struct, frozen=True, array_like=True):
     hour: int
 
 
-class DirtyWindow(Struct, frozen=True, array_like=True):
+class DirtyWindow(Struct, frozen=True, array_like=True, gc=False):
     """A window not yet in the ledger; ``values`` alternates writer and cumulative value."""
 
     tenant: str

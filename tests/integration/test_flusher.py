@@ -187,7 +187,7 @@ async def test_what_another_server_got_is_projected_to_this_one(place: Installat
         await tx._connection.execute("update tenants set projected_rev = rev")
         await tx._connection.execute("update shards set generation = 'another'")
     await flusher.project()
-    await flusher._pass_all()
+    await flusher.pass_all()
     assert snapshots.decode((await place.store.lookup("t")).document).plan == "plus"
 
 

@@ -64,6 +64,16 @@ def row(tenant: str, amount: int, *, writer: str = "w1", hour: int = HOUR, scope
     return CounterRow(tenant, "api_calls", scope, NOVEMBER_S, hour, writer, amount)
 
 
+async def test_a_name_may_hold_what_usually_separates_names(ledger: Ledger) -> None:
+    """Texts travel joined; a scope comes from outside, and a single empty one must not get lost."""
+    tenant = next(names)
+    strange = ["users:a\x1fb", "users:\x1f", "users:,{}\\", "users:\U000f0000"]
+    await merge(ledger, [row(tenant, 1)])
+    await merge(ledger, [row(tenant, 2, scope=scope) for scope in strange])
+    found = await counted(ledger, tenant)
+    assert {scope: amount for (_, scope, *_), amount in found.items()} == {"": 1, **dict.fromkeys(strange, 2)}
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sent=reports, again=st.randoms(use_true_random=False), size=st.integers(1, 12))
 async def test_merging_in_any_order_and_as_often_as_one_likes_gives_the_same_ledger(

@@ -67,9 +67,9 @@ class Redis:
         report = ["calls", "calls", DAY_S, end_ms, small, left, 0, want, 0]
         return int(self.sync(writer, [], [report])[5][0][1][0][0])
 
-    def collect(self, epoch: int = 0, most: int = 100) -> Any:
+    def collect(self, epoch: int = 0, most: int = 100, counters: int = 100) -> Any:
         keys = [self.space.dirty(0), self.space.writers(0)]
-        collected = unpacked(self.call("collect", keys, epoch, most, RECLAIM_MS))
+        collected = unpacked(self.call("collect", keys, epoch, most, RECLAIM_MS, counters))
         self.generation, self.direct, self.version = collected[0], collected[3], collected[7]
         return collected
 
@@ -130,6 +130,16 @@ def test_a_window_that_grew_during_the_pass_stays_marked_where_it_first_changed(
     [again] = redis.collect()[9]
     assert redis.settle([again[:5]]) == again[4]
     assert redis.collect()[9] == []
+
+
+def test_a_call_reads_no_further_window_once_it_has_enough_counters(redis: Redis) -> None:
+    """A hot window has a counter of every writer; a thousand of those would hold everybody up."""
+    for hour in (HOUR - 2, HOUR - 1, HOUR):
+        for writer in ("w1", "w2", "w3"):
+            redis.sync(writer, [["api", 0, hour, 5]], [])
+    assert [window[3] for window in redis.collect(counters=4)[9]] == [HOUR - 2, HOUR - 1]
+    assert [window[3] for window in redis.collect(counters=1)[9]] == [HOUR - 2]
+    assert redis.collect(counters=1)[10] == 3  # and says how many there are
 
 
 def test_a_window_that_is_dirty_again_does_not_expire(redis: Redis) -> None:

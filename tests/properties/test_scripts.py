@@ -218,7 +218,7 @@ class ScriptMachine(RuleBasedStateMachine):
     def collect(self, most: int, ahead: int) -> None:
         epoch = max(0, self.ledger_epoch + ahead)
         space = self.server.space
-        reply = unpacked(self.call("collect", [space.dirty(0), space.writers(0)], epoch, most, RECLAIM_MS))
+        reply = unpacked(self.call("collect", [space.dirty(0), space.writers(0)], epoch, most, RECLAIM_MS, 1_000))
         for window in reply[9]:
             window[5] = dict(zip(window[5][::2], window[5][1::2], strict=True))
         assert reply == passes.collect(self.shard, epoch, most, RECLAIM_MS)

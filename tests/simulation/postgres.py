@@ -206,10 +206,14 @@ class MemoryTransaction(ShardTransaction):
         assert all(name in self._postgres.tables.tenants for name in names)
         return []
 
-    def _merge_counters(self, _shard: int, *columns: list[Any]) -> Iterable[Any]:
+    def _merge_counters(self, _shard: int, *joined: str) -> Iterable[Any]:
         counters = self._postgres.tables.counters
         grown = 0
-        for tenant, metric, scope, period, hour, writer, amount in zip(*columns, strict=True):
+        *columns, separator = joined
+        tenants, metrics, scopes, writers = (columns[at].split(separator) for at in (0, 1, 2, 5))
+        periods, hours, amounts = (map(int, columns[at][1:-1].split(",")) for at in (3, 4, 6))
+        rows = zip(tenants, metrics, scopes, periods, hours, writers, amounts, strict=True)
+        for tenant, metric, scope, period, hour, writer, amount in rows:
             key = (tenant, metric, scope, period, hour, writer)
             if amount > counters.get(key, 0):
                 self._merged.setdefault(key, self._postgres.tables.amount(key))

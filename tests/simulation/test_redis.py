@@ -71,7 +71,9 @@ def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix
             keys = ["epoch", "writers", f"writer:{writer}", f"held:{writer}", "dirty"]
             generation = msgspec.msgpack.decode(pair.script("sync", keys, 60_000, message))[0]
         elif kind == "pass":
-            collected = msgspec.msgpack.decode(pair.script("collect", ["epoch", "dirty", "writers"], 0, 9, 60_000))
+            collected = msgspec.msgpack.decode(
+                pair.script("collect", ["epoch", "dirty", "writers"], 0, 9, 60_000, 1_000)
+            )
             marks = [window[:5] for window in collected[9]]
             pair.script("settle", ["epoch", "dirty"], collected[0], 0, marks)
         elif kind == "publish":

@@ -1,6 +1,7 @@
 -- collect: read windows that are not yet in the ledger, oldest change first, and announce the ledger pass.
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}dirty  KEYS[3] {tag}writers
 -- ARGV[2] the ledger's epoch  ARGV[3] most windows, 0 for none  ARGV[4] reclaim_after in ms
+-- ARGV[5] most counters: no further window is read once there are so many, since a hot one has one of every writer
 -- A data set whose announced pass is behind the ledger's epoch lost updates: a new generation.
 -- Returns msgpack {generation, state, base, first direct hour, real_ms, epoch, reclaimed, version, silent writers, windows, dirty}
 --   window {tenant, series, period, hour, version, {writer, cumulative, ...}}
@@ -18,10 +19,12 @@ end
 local announced = math.max(ledger_epoch, epoch) + 1
 if most > 0 and announced > intent then redis.call('HSET', epoch_key, 'intent', integer(announced)) end
 
-local windows = {}
+local windows, counters, counters_most = {}, 0, tonumber(ARGV[5])
 local entries = most > 0 and redis.call('ZRANGE', KEYS[2], 0, most - 1) or {}
 for index, entry in ipairs(entries) do
-  local tenant, member = string.match(entry, '^(.-)%z(.*)$')
+  if counters >= counters_most then break end
+  local cut = string.find(entry, '\0', 1, true)
+  local tenant, member = string.sub(entry, 1, cut - 1), string.sub(entry, cut + 1)
   local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
   local fields = redis.call('HGETALL', window_key(tenant, member))
   local version, values = 0, {}
@@ -33,6 +36,7 @@ for index, entry in ipairs(entries) do
       values[#values + 1] = tonumber(fields[position + 1])
     end
   end
+  counters = counters + #values / 2
   windows[index] = { tenant, series, tonumber(period), tonumber(hour), version, values }
 end
 

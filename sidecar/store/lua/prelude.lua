@@ -134,6 +134,7 @@ end
 
 -- A tenant as part of a key: with its colons escaped, or tenant "a:b" could name a key of tenant "a" (store/keys.py).
 local function escaped(tenant)
+  if not string.find(tenant, '[%%:]') then return tenant end
   return (string.gsub(tenant, '[%%:]', { ['%'] = '%25', [':'] = '%3A' }))
 end
 
@@ -178,21 +179,29 @@ local function spend(tenant, limit, id, start, units)
   if limit[5] >= 0 and spent > limit[5] then redis.call('HSETNX', key, 'over', integer(now)) end
 end
 
--- Merges one writer's cumulative value into a window with max; returns the growth and whether the window was unknown.
-local function merge_window(tenant, series, period, hour, writer, value)
+-- Merges one writer's cumulative value into a window with max; returns the growth, the window's key and its member.
+-- next_version gives the version to note for a change; nil where a merge is no news to the ledger.
+local function merge_window(tenant, series, period, hour, writer, value, next_version)
   local member = series .. ':' .. integer(period) .. ':' .. integer(hour)
   local key = window_key(tenant, member)
-  local known = redis.call('HGET', key, writer)
-  local growth = value - (tonumber(known) or 0)
-  if growth <= 0 then return 0, key end
-  redis.call('HSET', key, writer, integer(value))
-  local total = redis.call('HINCRBY', key, 't', integer(growth))
-  if total == growth then
-    redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
-    redis.call('ZADD', windows_key(tenant), integer(hour), member)
-    redis.call('PEXPIRE', windows_key(tenant), integer(WINDOW_TTL_MS))
+  local known = redis.call('HMGET', key, writer, 't')
+  local growth = value - (tonumber(known[1]) or 0)
+  if growth <= 0 then return 0, key, member end
+  local total = integer((tonumber(known[2]) or 0) + growth)
+  if next_version then
+    redis.call('HSET', key, writer, integer(value), 't', total, 'v', integer(next_version()))
+  else
+    redis.call('HSET', key, writer, integer(value), 't', total)
   end
-  return growth, key
+  if not known[2] then
+    local index = windows_key(tenant)
+    redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
+    redis.call('ZADD', index, integer(hour), member)
+    redis.call('PEXPIRE', index, integer(WINDOW_TTL_MS))
+    -- What only the ledger answers for is looked up there; a new window is as good a time to drop it as any.
+    redis.call('ZREMRANGEBYSCORE', index, '-inf', '(' .. integer(math.min(hour, first_direct_hour())))
+  end
+  return growth, key, member
 end
 
 local function set_lease(key, writer, held_key, from, to)

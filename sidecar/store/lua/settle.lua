@@ -6,7 +6,13 @@
 
 load_generation()
 if ARGV[2] ~= generation.gen then return -1 end
-local direct = first_direct_hour()
+
+local ENTRIES_AT_ONCE = 1000 -- what a call can take has an end
+local done, lives = {}, {}
+local function clear()
+  if done[1] then redis.call('ZREM', KEYS[2], unpack(done)) end
+  done = {}
+end
 
 for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
   local tenant, hour, version = window[1], window[4], window[5]
@@ -15,15 +21,17 @@ for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
   local entry = tenant .. '\0' .. member
   local current = tonumber(redis.call('HGET', key, 'v')) or version
   if current <= version then
-    redis.call('ZREM', KEYS[2], entry)
     -- A clean window is needed until no sync can touch it directly; from then on the ledger answers for it. One that
     -- grows again is dirty and does not expire.
-    redis.call('PEXPIRE', key, integer((math.max(hour, this_hour) + HOURS_DIRECT + 2) * HOUR_MS - now))
-    redis.call('ZREMRANGEBYSCORE', windows_key(tenant), '-inf', '(' .. integer(direct))
+    lives[hour] = lives[hour] or integer((math.max(hour, this_hour) + HOURS_DIRECT + 2) * HOUR_MS - now)
+    redis.call('PEXPIRE', key, lives[hour])
+    done[#done + 1] = entry
+    if #done == ENTRIES_AT_ONCE then clear() end
   else
     redis.call('ZADD', KEYS[2], 'XX', 'GT', integer(version + 1), entry)
   end
 end
+clear()
 
 local epoch = tonumber(redis.call('HGET', epoch_key, 'epoch')) or 0
 if tonumber(ARGV[3]) > epoch then redis.call('HSET', epoch_key, 'epoch', ARGV[3]) end

@@ -44,11 +44,9 @@ end
 local function report_windows(tenant, tenant_key, limits, windows)
   for _, window in ipairs(windows) do
     local series, period, hour = window[1], window[2], window[3]
-    local growth, key = merge_window(tenant, series, period, hour, writer, window[4])
+    local growth, key, member = merge_window(tenant, series, period, hour, writer, window[4], next_version)
     if growth > 0 then
-      redis.call('HSET', key, 'v', integer(next_version()))
-      local entry = tenant .. '\0' .. series .. ':' .. integer(period) .. ':' .. integer(hour)
-      if redis.call('ZADD', dirty_key, 'NX', integer(next_version()), entry) == 1 then
+      if redis.call('ZADD', dirty_key, 'NX', integer(next_version()), tenant .. '\0' .. member) == 1 then
         -- However long the ledger is away, what it does not have must not expire; settle sets the time again.
         redis.call('PERSIST', key)
       end

@@ -56,9 +56,6 @@ def settle(shard: Shard, generation: str, epoch: int, windows: list[list[Any]]) 
             continue
         dirty.pop(entry, None)
         keys.expire(key, (max(hour, shard.now // HOUR_MS) + HOURS_DIRECT + 2) * HOUR_MS - shard.now)
-        index = keys.ranked.get(shard.windows_key(tenant), {})
-        for old in [old for old, at in index.items() if at < shard.direct]:
-            del index[old]
     if epoch > keys.number(shard.epoch, "epoch"):
         keys.put(shard.epoch, epoch=epoch)
     watermark = min(dirty.values()) - 1 if dirty else keys.number(shard.epoch, "version")

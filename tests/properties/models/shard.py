@@ -130,8 +130,11 @@ class Shard:
         keys.put(key, **{writer: value, "t": known + growth})
         if not known:
             keys.expire(key, LONG_MS)
-            keys.rank(self.windows_key(tenant), member, window[2])
-            keys.expire(self.windows_key(tenant), LONG_MS)
+            index = self.windows_key(tenant)
+            keys.rank(index, member, window[2])
+            keys.expire(index, LONG_MS)
+            for old in [old for old, at in keys.ranked[index].items() if at < min(window[2], self.direct)]:
+                del keys.ranked[index][old]
         return growth
 
     def set_lease(self, key: str, writer: str, units: int) -> None:
