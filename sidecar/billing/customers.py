@@ -1,7 +1,8 @@
 """Customers at Stripe: one for each tenant that is billed, made here or adopted.
 
 Guarantees: a tenant has at most one customer and a customer at most one tenant; one change of a tenant's billing at a
-            time. A customer whose answer was lost is found again by its metadata when Stripe tells of it.
+            time. Of a tenant and its parents one has a customer, since what it uses counts for all of them. A customer
+            whose answer was lost is found again by its metadata when Stripe tells of it.
 Gives up:   names, addresses and cards: those stay at Stripe and are read there when somebody asks.
 """
 
@@ -83,11 +84,22 @@ async def former_tenant_of(tx: Transaction, customer: str) -> str:
 async def link(tx: Transaction, tenant: str, customer: str, *, actor: str) -> None:
     """Make the customer that of the tenant; Conflict when one of them has another one."""
     before = await tx.row("customer_of", tenant)
+    if before is None:
+        await _free_in_line(tx, tenant)
     # Asked once more where it did not: Stripe's news of a customer just made may be linking it at this very moment.
     if not await tx.value("link_customer", tenant, customer) and await tenant_of(tx, customer) != tenant:
         raise Conflict(f"{tenant!r} has another customer, or {customer} belongs to another tenant; look at both")
     if before is None:
         await audit.write(tx, actor=actor, action="billing.customer", tenant=tenant, detail={"customer": customer})
+
+
+async def _free_in_line(tx: Transaction, tenant: str) -> None:
+    """Conflict when a parent of the tenant, or one of those below it, has a customer."""
+    await tx.rows("lock_families")
+    below, above = (await tx.rows("customers_in_line", tenant, (await tenants.show(tx, tenant)).parent))[0]
+    # Its own is that of somebody who links it at the same moment.
+    if (other := below or above) and other != tenant:
+        raise Conflict(f"{other!r} is billed, and what {tenant!r} and it use would be paid twice; bill one of them")
 
 
 async def unlink(tx: Transaction, customer: str, *, actor: str) -> None:
@@ -104,6 +116,8 @@ async def create(
     """The tenant's customer; made when it has none. To be called inside ``one_change``."""
     async with ledger.transaction() as tx:
         row = await tx.row("customer_of", tenant)
+        if row is None:
+            await _free_in_line(tx, tenant)
     if row is not None:
         return Customer(*row)
     params: CustomerCreateParams = {"metadata": {TENANT_KEY: tenant}, "description": f"tenant {tenant}"}

@@ -225,6 +225,10 @@ async def _check_parent(tx: Transaction, tenant: str, parent: str) -> None:
         raise NotFound(f"there is no tenant {parent!r} to be a parent")
     if tenant in family:
         raise Conflict(f"{parent!r} cannot be the parent of {tenant!r}: it descends from it")
+    below, above = (await tx.rows("customers_in_line", tenant, parent))[0]
+    if below and above:
+        told = f"{below!r} and {above!r} are both billed, and would both pay for what {below!r} uses"
+        raise Conflict(f"{parent!r} cannot be the parent of {tenant!r}: {told}")
 
 
 def _difference(before: TenantRow, after: TenantRow) -> dict[str, Any]:

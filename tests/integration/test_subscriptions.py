@@ -450,3 +450,29 @@ async def test_a_page_that_was_completed_unheard_allows_no_other(bench: Bench) -
     with pytest.raises(Conflict, match="has the subscription"):
         await page(bench)
     assert await bench.tenant() == ("standard", "active")
+
+
+async def test_of_a_tenant_and_its_parents_one_pays(bench: Bench) -> None:
+    """What a tenant uses counts for its parents as well; two customers would pay for it twice."""
+    await bench.customer("firm")
+    async with bench.ledger.transaction() as tx:
+        await tenants.put(tx, "team", plan="free", parent="firm", actor=ACTOR)
+        await tenants.put(tx, "person", plan="free", parent="team", actor=ACTOR)
+        await tenants.put(tx, "other", plan="free", actor=ACTOR)
+    for name in ("person", "team"):
+        with pytest.raises(Conflict, match="'firm' is billed"):
+            await bench.subscribe(tenant=name)
+    await bench.customer("other")
+    with pytest.raises(Conflict, match="would both pay"):
+        async with bench.ledger.transaction() as tx:
+            await tenants.put(tx, "other", plan="free", parent="firm", actor=ACTOR)
+    with pytest.raises(Conflict, match="would both pay"):
+        async with bench.ledger.transaction() as tx:
+            await tenants.put(tx, "firm", plan="free", parent="other", actor=ACTOR)
+    async with bench.ledger.transaction() as tx:
+        await tenants.put(tx, "person", plan="free", parent="other", actor=ACTOR)
+        await tenants.put(tx, "other", plan="free", parent="", actor=ACTOR)
+    above = await bench.subscribe(tenant="firm")
+    assert above.subscription.status == "active"
+    with pytest.raises(Conflict, match="'other' is billed"):
+        await bench.subscribe(tenant="person")

@@ -19,6 +19,21 @@ select true from linked
 union all
 select true from billing_customers where tenant = $1 and customer = $2;
 
+-- name: customers_in_line
+-- Who has a customer among a tenant and those below it, and among a parent and those above that; usage counts for all of them.
+with recursive below as (
+    select id, 1 as depth from tenants where id = $1
+    union all
+    select t.id, b.depth + 1 from below as b join tenants as t on t.parent = b.id where b.depth < 16
+), above as (
+    select id, parent, 1 as depth from tenants where id = $2
+    union all
+    select t.id, t.parent, a.depth + 1 from above as a join tenants as t on t.id = a.parent where a.depth < 16
+)
+select
+    (select min(c.tenant) from below as b join billing_customers as c on c.tenant = b.id) as below,
+    (select min(c.tenant) from above as a join billing_customers as c on c.tenant = a.id) as above;
+
 -- name: drop_customer
 -- Forgets a customer that was deleted at Stripe, but whose it was; the tenant is not billed any more.
 with gone as (
