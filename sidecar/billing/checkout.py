@@ -18,6 +18,7 @@ from sidecar.billing import customers, objects
 from sidecar.billing.mirror import Mirror
 from sidecar.billing.stripe_api import errors
 from sidecar.billing.subscribing import Subscribing, Wish, new_items
+from sidecar.ledger import audit
 
 if TYPE_CHECKING:
     from stripe.params.billing_portal import ConfigurationCreateParamsFeatures as Features
@@ -71,6 +72,9 @@ async def checkout(
             params["payment_method_collection"] = "if_required"
         with errors():
             made = await mirror.api.v1.checkout.sessions.create_async(params)
+        async with mirror.ledger.transaction() as tx:
+            detail = {"plan": wish.plan, "session": made.id}
+            await audit.write(tx, actor=actor, action="billing.checkout", tenant=tenant, detail=detail)
     return Page(made.id, made.url or "", made.expires_at or 0)
 
 

@@ -18,7 +18,10 @@ from sidecar.billing.offer import offer
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.catalogue.model import Catalogue
 from sidecar.errors import Conflict
+from sidecar.ledger import audit
 from sidecar.ledger.transaction import Transaction
+
+TOLD_MOST = 100
 
 
 class Report(Struct, frozen=True):
@@ -49,6 +52,7 @@ async def set_up(
     *,
     pause_s: float = 1,
     told: Callable[[Change], None] | None = None,
+    actor: str = "setup",
 ) -> Report:
     """Make the account offer what the catalogue does; Conflict names every change that cannot be made."""
     if not await tx.value("lock_stripe_setup"):
@@ -60,6 +64,9 @@ async def set_up(
     # Subscriptions to what the catalogue had before still bill by these meters: their usage goes on being sent.
     meters = [step.id for step in report.changes if step.kind == "meter" and step.action == "unused"]
     await objects.record(tx, made, meters)
+    if report.effects:
+        done = [f"{step.action} {step.kind} {step.name}" for step in report.effects]
+        await audit.write(tx, actor=actor, action="stripe.setup", detail={"changes": done[:TOLD_MOST]})
     ids: dict[objects.Kind, dict[str, str]] = {"meter": {}, "product": {}, "price": {}}
     for item in made:
         ids[item.kind][item.name] = item.id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli.target import find, wait, with_state
+from sidecar.cli.target import actor, find, wait, with_state
 from sidecar.errors import SettingsInvalid
 from sidecar.ledger import migrate as ledger_migrate
 
@@ -16,4 +16,5 @@ def migrate(state: str | None) -> None:
     target = find(state)
     if not target.settings.postgres_dsn:
         raise SettingsInvalid("SIDECAR_POSTGRES_DSN (or _FILE) is needed to migrate")
-    click.echo(f"Postgres is at revision {wait(ledger_migrate.migrate(target.settings.postgres_dsn))}")
+    revision = wait(ledger_migrate.migrate(target.settings.postgres_dsn, actor=actor()))
+    click.echo(f"Postgres is at revision {revision}")

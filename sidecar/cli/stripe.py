@@ -55,7 +55,9 @@ def setup(state: str | None, *, dry_run: bool, as_json: bool) -> None:
 async def _setup(target: Target, *, dry_run: bool) -> Report:
     async with account(target) as api, target.transaction() as tx:
         catalogue = await Catalogues().in_force(tx)
-        return await (setups.difference(tx, api, catalogue) if dry_run else setups.set_up(tx, api, catalogue))
+        if dry_run:
+            return await setups.difference(tx, api, catalogue)
+        return await setups.set_up(tx, api, catalogue, actor=actor())
 
 
 def _row(change: Change) -> dict[str, object]:

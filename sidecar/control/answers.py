@@ -32,6 +32,8 @@ _REFUSALS: tuple[tuple[type[SidecarError], int, str], ...] = (
 )
 # A refused card is the customer's affair, a refused key the operator's; the rest is about what was asked.
 _REFUSED_BY_STRIPE = {401: 502, 402: 402, 403: 502, 404: 404, 409: 409}
+# Who asks: which of the admin tokens, by the beginning of its SHA-256.
+ACTOR = web.RequestKey("actor", str)
 Body = TypeVar("Body")
 
 

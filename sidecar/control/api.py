@@ -2,6 +2,7 @@
 
 Guarantees: every path under /api needs an admin token, compared in constant time; an error is problem+json that says
             what to do; while Postgres is away the answer is 503 with Retry-After.
+            What is changed is in the audit log with the token that asked, named by the beginning of its SHA-256.
 Gives up:   anything between two tokens: whoever has one may do everything here.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
 from typing import Literal
 
 import msgspec
@@ -20,7 +22,7 @@ from sidecar.catalogue.doubts import doubts
 from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control import accounts, billing, catalogues, invoices, webhooks
-from sidecar.control.answers import body_of, json_answer, problem, refusal, tenant_of
+from sidecar.control.answers import ACTOR, body_of, json_answer, problem, refusal, tenant_of
 from sidecar.control.billing import Desk
 from sidecar.control.catalogues import TEXT_BYTES_MAX, Catalogues
 from sidecar.control.report import usage_report
@@ -29,7 +31,7 @@ from sidecar.errors import CatalogueInvalid, SidecarError
 from sidecar.ledger import keys, tenants
 from sidecar.ledger.connection import Ledger
 
-ACTOR = "api"
+SHOWN_DIGITS = 8
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -99,7 +101,7 @@ class _Api:
                 tx,
                 tenant_of(request),
                 plan=wanted.plan,
-                actor=ACTOR,
+                actor=request[ACTOR],
                 parent=wanted.parent,
                 anchor_s=wanted.anchor_s,
                 shadow=wanted.shadow,
@@ -110,7 +112,7 @@ class _Api:
     async def _create_key(self, request: web.Request) -> web.Response:
         wanted = await body_of(request, CreateKey)
         async with self._ledger.transaction() as tx:
-            made = await keys.create(tx, tenant_of(request), actor=ACTOR, name=wanted.name)
+            made = await keys.create(tx, tenant_of(request), actor=request[ACTOR], name=wanted.name)
         return json_answer({"key": made.secret, "sha256": made.row.sha256, "tenant": made.row.tenant}, status=201)
 
     async def _usage(self, request: web.Request) -> web.Response:
@@ -124,13 +126,14 @@ class _Api:
         except UnicodeDecodeError as error:
             raise CatalogueInvalid([f"catalogue:1: byte {error.start} is no UTF-8; send the file as UTF-8"]) from error
         async with self._ledger.transaction() as tx:
-            version = await catalogues.apply(tx, text, "catalogue", actor=ACTOR)
+            version = await catalogues.apply(tx, text, "catalogue", actor=request[ACTOR])
         found = doubts(parse(text, "catalogue"))
         return json_answer({"revision": version.revision, "created_s": version.created_s, "doubtful": found})
 
 
 def _authorized(admin_tokens: Sequence[str]) -> Middleware:
     tokens = [token.encode() for token in admin_tokens]
+    names = [f"api:{sha256(token).hexdigest()[:SHOWN_DIGITS]}" for token in tokens]
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -144,6 +147,7 @@ def _authorized(admin_tokens: Sequence[str]) -> Middleware:
             refused = problem(401, "no valid admin token", "send `Authorization: Bearer` with one of the admin tokens")
             refused.headers["www-authenticate"] = "Bearer"
             return refused
+        request[ACTOR] = names[matches.index(True)]
         return await handler(request)
 
     return check

@@ -17,12 +17,11 @@ from sidecar.billing import checkout, customers, invoices, subscriptions
 from sidecar.billing.mirror import Mirror
 from sidecar.billing.subscribing import Proration, Subscribing, TrialEnd, When, Wish
 from sidecar.billing.subscriptions import Kept
-from sidecar.control.answers import body_of, json_answer, tenant_of
+from sidecar.control.answers import ACTOR, body_of, json_answer, tenant_of
 from sidecar.errors import BillingOff, Conflict, NotFound
 from sidecar.ledger import tenants
 from sidecar.ledger.connection import Ledger
 
-ACTOR = "api"
 PAGE_MAX = invoices.PAGE_MAX
 BASE = "/api/v1/tenants/{tenant}"
 Handler = Callable[["_Billing", web.Request], Awaitable[web.StreamResponse]]
@@ -139,10 +138,12 @@ class _Billing:
         wanted, tenant = await body_of(request, PutCustomer), tenant_of(request)
         async with customers.one_change(self._ledger, tenant):
             if wanted.customer:
-                found = await customers.adopt(self._ledger, self._mirror.api, tenant, wanted.customer, actor=ACTOR)
+                found = await customers.adopt(
+                    self._ledger, self._mirror.api, tenant, wanted.customer, actor=request[ACTOR]
+                )
             else:
                 found = await customers.create(
-                    self._ledger, self._mirror.api, tenant, actor=ACTOR, email=wanted.email, name=wanted.name
+                    self._ledger, self._mirror.api, tenant, actor=request[ACTOR], email=wanted.email, name=wanted.name
                 )
         if wanted.customer:
             await self._mirror.adopt_subscriptions(found.customer)
@@ -172,14 +173,16 @@ class _Billing:
             trial_end=wanted.trial_end,
             days_until_due=wanted.days_until_due,
         )
-        return await self._shown(await self._subscribing.subscribe(tenant_of(request), wish, actor=ACTOR), status=201)
+        return await self._shown(
+            await self._subscribing.subscribe(tenant_of(request), wish, actor=request[ACTOR]), status=201
+        )
 
     async def change(self, request: web.Request) -> web.Response:
         wanted, tenant = await body_of(request, Change), tenant_of(request)
         if wanted.keep is bool(wanted.plan):
             raise Conflict('name a "plan" to change to, or "keep": true to go on as it is')
         if wanted.keep:
-            return await self._shown(await self._subscribing.go_on(tenant, actor=ACTOR))
+            return await self._shown(await self._subscribing.go_on(tenant, actor=request[ACTOR]))
         changed = await self._subscribing.change(
             tenant,
             wanted.plan,
@@ -187,14 +190,14 @@ class _Billing:
             when=wanted.when,
             proration=wanted.proration,
             force=wanted.force,
-            actor=ACTOR,
+            actor=request[ACTOR],
         )
         return await self._shown(changed)
 
     async def cancel(self, request: web.Request) -> web.Response:
         wanted = msgspec.convert(dict(request.query), _Cancel, strict=False)
         cancelled = await self._subscribing.cancel(
-            tenant_of(request), when=wanted.when, proration=wanted.proration, force=wanted.force, actor=ACTOR
+            tenant_of(request), when=wanted.when, proration=wanted.proration, force=wanted.force, actor=request[ACTOR]
         )
         return await self._shown(cancelled)
 
@@ -220,7 +223,7 @@ class _Billing:
             wish,
             success_url=wanted.success_url,
             cancel_url=wanted.cancel_url,
-            actor=ACTOR,
+            actor=request[ACTOR],
         )
         return json_answer(page, status=201)
 

@@ -24,14 +24,21 @@ from sqlalchemy.pool import NullPool
 from sidecar.ledger.transaction import driver_errors
 
 PARTITIONS_AHEAD = 3
+WRITE_AUDIT = """
+insert into audit_log (actor, action, detail)
+values (
+    cast(:actor as text), 'ledger.migrate',
+    jsonb_build_object('from', cast(:before as text), 'to', cast(:after as text))
+)
+"""
 
 
-async def migrate(dsn: str) -> str:
+async def migrate(dsn: str, *, actor: str = "migrate") -> str:
     """Bring the database to the newest revision and return it."""
     engine = _engine(dsn)
     with driver_errors(), _unwrapped():
         async with engine.begin() as connection:
-            return await connection.run_sync(_upgrade)
+            return await connection.run_sync(_upgrade, actor)
 
 
 async def current(dsn: str) -> str:
@@ -75,13 +82,18 @@ def _config() -> Config:
     return config
 
 
-def _upgrade(connection: Connection) -> str:
+def _upgrade(connection: Connection, actor: str) -> str:
     connection.execute(text("select pg_advisory_xact_lock(hashtext('sidecar migrate'))"))
+    before = _revision(connection)
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    after = _revision(connection)
+    if after != before:
+        detail = {"actor": actor, "before": before, "after": after}
+        connection.execute(text(WRITE_AUDIT), detail)
     connection.execute(text("select ensure_partitions(:ahead, ledger_now())"), {"ahead": PARTITIONS_AHEAD})
-    return _revision(connection)
+    return after
 
 
 def _revision(connection: Connection) -> str:

@@ -28,7 +28,7 @@ FLUSHER_ONLY = named(
     end_reconciliation ensure_partitions fail_reconciliation fold_counters fold_delivered forget_undelivered
     free_reconciliation lane_verified look_again mark_plan_version_projected merge_counters move_rows raise_epoch
     release_lanes renew_ledger reserve_pace rest_lanes set_generation slow_pace take_flush take_reconciliation
-    unfold_windows wake_lanes write_deltas write_drift write_tenant_limits
+    unfold_windows write_deltas write_drift write_tenant_limits
     """
 )
 # What people and Stripe's webhooks change is no business of the flusher's.

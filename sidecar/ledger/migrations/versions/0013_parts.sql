@@ -52,7 +52,8 @@ grant insert, update on
     subscription_items, subscriptions, tenants, webhook_events
     to sidecar_control;
 grant insert on audit_log, flush_requests, invoice_lines, plan_changes, plan_versions to sidecar_control;
-grant insert (tenant, metric, due, not_before), update (due, not_before) on stripe_lanes to sidecar_control;
+grant insert (tenant, metric, due, deadline, not_before), update (due, deadline, not_before) on stripe_lanes
+    to sidecar_control;
 grant delete on
     billing_changes, billing_customers, flush_requests, invoice_lines, invoices, plan_overrides, subscription_items,
     webhook_events
