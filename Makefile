@@ -94,7 +94,7 @@ chaos: install-dev
 	@$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutations: install-dev
-	@$(BIN)/python -m tests.simulation.mutations --seeds $(SEEDS)
+	@$(BIN)/python -m tests.simulation.mutations --seeds $(SEEDS) --from $(FIRST) --only "$(ONLY)"
 
 audit: install-dev
 	@$(BIN)/python -m tests.security.audit $(ARGS)

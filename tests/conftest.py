@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import itertools
+import os
 import secrets
 import shutil
 import tempfile
@@ -35,6 +36,18 @@ settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
 
 _redis_databases = itertools.cycle(range(1, DATABASES))
+
+
+def pytest_configure() -> None:
+    """Choose new seeds for the simulation in each run of CI; processes that this one starts take the same."""
+    if os.environ.get("CI") == "true":
+        os.environ.setdefault("SIMULATION_FIRST", str(secrets.randbelow(10**9)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how the simulation's seeds of this run are taken again."""
+    if "SIMULATION_FIRST" in os.environ:
+        terminalreporter.write_line(f"simulated seeds: SIMULATION_FIRST={os.environ['SIMULATION_FIRST']}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -80,7 +80,8 @@ def failed(row: Row, error: SidecarError) -> Fate:
     """What an error of the call means."""
     reason = str(error)
     if isinstance(error, StripeBusy):
-        return Fate(row, "busy", "waiting", reason, no_effect=True, slow=not error.reason.startswith("resource"))
+        # Not without effect for certain: who repeats calls on the way may have brought a copy of it before this one.
+        return Fate(row, "busy", "waiting", reason, slow=not error.reason.startswith("resource"))
     if isinstance(error, StripeUnavailable):
         return Fate(row, "unknown", "waiting", reason, kept=error.status >= SERVER_ERROR)
     if not isinstance(error, StripeRefused):

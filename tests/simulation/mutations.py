@@ -1,8 +1,9 @@
 """Shortcuts that the protocol must not take, each put into the code on purpose: the simulation has to notice.
 
-    python -m tests.simulation.mutations [--seeds 2000] [--only NAME]
+    python -m tests.simulation.mutations [--seeds 2000] [--from N] [--only NAME]
 
-Prints one JSON line: for each mutation the number of seeds until it was caught, or null.
+Prints one JSON line: for each mutation the number of seeds until it was caught, or null. The seeds that caught them are
+kept in caught.json, for the test that runs in every suite.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ import asyncio
 import inspect
 import json
 import multiprocessing
+import multiprocessing.pool
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from msgspec import structs
+
+from sidecar.billing import delta, fate, lanes, outbox, schedule, settlement
+from sidecar.billing.meter_events import MeterEvents
 from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.exchange import ShardExchange
@@ -32,8 +39,11 @@ from sidecar.usage.journal import SUFFIX
 from sidecar.usage.recovery import inspect as inspect_journal
 from sidecar.usage.window import Window
 from tests.simulation import lua, run
+from tests.simulation.billing import world as billing
+from tests.simulation.billing.run import bill
 
 Patch = Callable[[ExitStack], None]
+CAUGHT = Path(__file__).parent / "caught.json"
 
 
 def script(name: str, *edits: tuple[str, str]) -> Patch:
@@ -61,8 +71,8 @@ def every_script(*edits: tuple[str, str]) -> Patch:
     return apply
 
 
-def method(owner: type, name: str, *edits: tuple[str, str]) -> Patch:
-    """Edits of a method's source."""
+def method(owner: Any, name: str, *edits: tuple[str, str]) -> Patch:
+    """Edits of the source of a method, or of a module's function."""
 
     def apply(stack: ExitStack) -> None:
         function = getattr(owner, name)
@@ -79,7 +89,7 @@ def method(owner: type, name: str, *edits: tuple[str, str]) -> Patch:
     return apply
 
 
-def replaced(owner: type, name: str, value: Any) -> Patch:
+def replaced(owner: Any, name: str, value: Any) -> Patch:
     return lambda stack: stack.enter_context(mock.patch.object(owner, name, value))
 
 
@@ -91,7 +101,7 @@ def both(*patches: Patch) -> Patch:
     return apply
 
 
-async def _at_once(*_arguments: Any) -> None:
+async def _at_once(*_arguments: Any, **_named: Any) -> None:
     """Wait for nothing."""
 
 
@@ -148,6 +158,67 @@ def _old_writer_goes_on(stack: ExitStack) -> None:
 
     stack.enter_context(mock.patch.object(Core, "__init__", built))
     stack.enter_context(mock.patch.object(ShardExchange, "window", opened))
+
+
+class _Earlier:
+    """A transaction that is told of undecided windows what an earlier one saw."""
+
+    def __init__(self, tx: Any, seen: dict[int, list[Any]]) -> None:
+        self._tx = tx
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tx, name)
+
+    async def rows(self, name: str, *arguments: Any) -> list[Any]:
+        found = list(await self._tx.rows(name, *arguments))
+        if name != "undecided_windows":
+            return found
+        numbers = {tuple(row)[:4]: row["number"] for row in found}
+        return [
+            type(row)((*tuple(row)[:5], numbers.get(tuple(row)[:4], row["number"] + 1), *tuple(row)[6:]))
+            for row in self._seen.pop(arguments[0], found)
+        ]
+
+
+def _decided_outside(stack: ExitStack) -> None:
+    """Read what is undecided in one transaction, and write it down in a later one."""
+    decide_pass = outbox.Outbox._pass
+
+    async def passed(self: Any, tx: Any, shard: int, tenant: str) -> Any:
+        return await decide_pass(self, _Earlier(tx, getattr(self, "seen", {})), shard, tenant)  # type: ignore[arg-type]
+
+    decide = outbox.Outbox.decide
+
+    async def decided(self: Any, shard: int, tenant: str = "") -> int | None:
+        async with self._ledger.transaction() as tx:
+            state = await tx.row("outbox_state", shard)
+            scales = await self.scales.read(tx)
+            about = (state["touched_s"], outbox.WINDOWS_PER_PASS, tenant, list(scales), list(state["newcomers"]))
+            self.seen = {shard: await tx.rows("undecided_windows", shard, *about)}
+        await asyncio.sleep(0.02)
+        return await decide(self, shard, tenant)
+
+    stack.enter_context(mock.patch.object(outbox.Outbox, "_pass", passed))
+    stack.enter_context(mock.patch.object(outbox.Outbox, "decide", decided))
+
+
+def _stamped_now(stack: ExitStack) -> None:
+    """Stamp deltas with the time at which they are decided, wherever their window lies."""
+    place = delta.place
+
+    def now(window: Any, terms: Any, now_s: int) -> Any:
+        found = place(window, terms, now_s)
+        return None if found is None else structs.replace(found, from_s=now_s, to_s=now_s)
+
+    stack.enter_context(mock.patch.object(delta, "place", now))
+
+
+def _trusting(stack: ExitStack) -> None:
+    """Send from a ledger that was restored as if nothing had happened."""
+    forwarder = sys.modules["sidecar.billing.forwarder"]
+    for module in (billing, forwarder):
+        stack.enter_context(mock.patch.object(module, "distrust", _at_once))
 
 
 ALIVE: set[str] = set()
@@ -283,21 +354,68 @@ MUTATIONS: dict[str, Patch] = {
     ),
 }
 
+_RENAMED = '(f"{row.identifier}.{row.tries}" if row.tries else row.identifier)'
+
+# The same of what bills.
+BILLING: dict[str, Patch] = {
+    "a new identifier on retry": method(
+        MeterEvents,
+        "_one",
+        ('"identifier": row.identifier,', f'"identifier": {_RENAMED},'),
+        ("idempotency_key(row.identifier,", f"idempotency_key({_RENAMED},"),
+    ),
+    "a duplicate taken as failure": method(
+        fate,
+        "_refused",
+        ('"repeated", "delivered" if row.first_sent_s else "waiting")', '"refused", "waiting", reason, kept=True)'),
+    ),
+    "deltas decided outside the transaction": _decided_outside,
+    "timestamps past the period": _stamped_now,
+    "sent again when Stripe has forgotten the identifier": replaced(schedule, "RETRY_MAX_S", 2**40),
+    "sending is not recorded before the call": replaced(lanes, "begin", _at_once),
+    "a row in doubt taken as not arrived": replaced(
+        settlement, "verdicts", lambda _seen, _certain, unknown, _moving=(): ["absent"] * len(unknown)
+    ),
+    "429 taken as certainly without effect": method(
+        fate, "failed", ('"busy", "waiting", reason, slow', '"busy", "waiting", reason, no_effect=True, slow')
+    ),
+    "a restored ledger is trusted": _trusting,
+    "nobody vouches for the ledger": replaced(Flusher, "vouches", lambda *_: True),
+}
+
 
 @contextmanager
 def mutated(name: str) -> Iterator[None]:
     """The program with one shortcut in it."""
     ALIVE.clear()
     with ExitStack() as stack:
-        MUTATIONS[name](stack)
+        (MUTATIONS | BILLING)[name](stack)
         yield
 
 
-def _noticed(name: str, seed: int) -> str | None:
+def noticed(name: str, seed: int) -> str | None:
     """The first violation that a seed shows of a mutation."""
     with mutated(name):
-        violations = run.one(seed).violations
+        violations = bill(seed).violations if name in BILLING else run.count(seed).oracle.violations
     return violations[0] if violations else None
+
+
+def _hunt(pool: multiprocessing.pool.Pool, name: str, first: int, most: int, at_once: int) -> int | None:
+    """How many seeds it takes to notice a mutation; None when all of them do not."""
+    for begun in range(0, most, at_once):
+        seeds = range(first + begun, first + min(begun + at_once, most))
+        for index, about in enumerate(pool.map(partial(noticed, name), seeds, chunksize=1)):
+            if about:
+                print(f"{begun + index + 1:5}  {name}: {about[:150]}", file=sys.stderr)
+                return begun + index + 1
+    print(f" none  {name}", file=sys.stderr)
+    return None
+
+
+def _keep(name: str, seed: int) -> None:
+    kept = json.loads(CAUGHT.read_text()) if CAUGHT.exists() else {}
+    kept[name] = [seed]
+    CAUGHT.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> int:
@@ -310,20 +428,11 @@ def main() -> int:
     run.quiet()
     found: dict[str, int | None] = {}
     with multiprocessing.Pool(options.jobs) as pool:
-        for name in MUTATIONS:
-            if options.only not in name:
-                continue
-            found[name] = None
-            for batch in range(0, options.seeds, options.jobs * 8):
-                seeds = range(options.first + batch, options.first + min(batch + options.jobs * 8, options.seeds))
-                results = pool.map(partial(_noticed, name), seeds, chunksize=1)
-                caught = next(((index, about) for index, about in enumerate(results) if about), None)
-                if caught is not None:
-                    found[name] = batch + caught[0] + 1
-                    print(f"{found[name]:5}  {name}: {caught[1][:150]}", file=sys.stderr)
-                    break
-            else:
-                print(f" none  {name}", file=sys.stderr)
+        for name in MUTATIONS | BILLING:
+            if options.only in name:
+                found[name] = _hunt(pool, name, options.first, options.seeds, options.jobs * 8)
+                if found[name] is not None:
+                    _keep(name, options.first + (found[name] or 1) - 1)
     print(json.dumps(found))
     return 1 if None in found.values() else 0
 

@@ -7,7 +7,7 @@ Gives up:   isolation between transactions beyond the shard's lock, which is all
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from zlib import crc32
@@ -209,12 +209,7 @@ class MemoryTransaction(ShardTransaction):
     def _merge_counters(self, _shard: int, *joined: str) -> Iterable[Any]:
         counters = self._postgres.tables.counters
         grown = 0
-        *columns, separator = joined
-        tenants, metrics, scopes, writers = (columns[at].split(separator) for at in (0, 1, 2, 5))
-        periods, hours, amounts = (map(int, columns[at][1:-1].split(",")) for at in (3, 4, 6))
-        rows = zip(tenants, metrics, scopes, periods, hours, writers, amounts, strict=True)
-        for tenant, metric, scope, period, hour, writer, amount in rows:
-            key = (tenant, metric, scope, period, hour, writer)
+        for key, amount in joined_rows(joined):
             if amount > counters.get(key, 0):
                 self._merged.setdefault(key, self._postgres.tables.amount(key))
                 self._set(counters, key, amount)
@@ -329,6 +324,14 @@ class MemoryTransaction(ShardTransaction):
     _rest_lanes = _nothing
 
 
+def joined_rows(joined: Sequence[str]) -> Iterator[tuple[CounterKey, int]]:
+    """Counters as merge_counters takes them: columns that are joined, and last by what."""
+    *columns, separator = joined
+    tenants, metrics, scopes, writers = (columns[at].split(separator) for at in (0, 1, 2, 5))
+    periods, hours, amounts = (map(int, columns[at][1:-1].split(",")) for at in (3, 4, 6))
+    return zip(zip(tenants, metrics, scopes, periods, hours, writers, strict=True), amounts, strict=True)
+
+
 class MemoryLedger:
     """What a flusher holds of the ledger: stands in for sidecar.ledger.connection.Ledger."""
 
@@ -350,12 +353,15 @@ class MemoryLedger:
         async with self._begun(shard) as transaction:
             yield transaction if await transaction.take() else None
 
+    def _open(self, shard: int) -> MemoryTransaction:
+        return MemoryTransaction(self._postgres, shard, self._process, self._answer)
+
     @asynccontextmanager
     async def _begun(self, shard: int) -> AsyncIterator[MemoryTransaction]:
         await self._answer()
         if not self._postgres.up:
             raise LedgerUnavailable("Postgres did not answer")
-        transaction = MemoryTransaction(self._postgres, shard, self._process, self._answer)
+        transaction = self._open(shard)
         try:
             yield transaction
             await self._answer()

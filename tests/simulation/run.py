@@ -25,6 +25,7 @@ from typing import Self
 from msgspec import Struct
 
 from tests.simulation import invariants
+from tests.simulation.billing.run import bill
 from tests.simulation.faults import Faults
 from tests.simulation.world import World, simulated
 
@@ -45,7 +46,22 @@ class Outcome(Struct):
 
 
 def simulate(seed: int) -> Outcome:
-    """One run, from beginning to rest."""
+    """Two runs, from beginning to rest: of what counts and limits, and of what bills."""
+    world, billing = count(seed), bill(seed)
+    faults = Counter(world.network.faults)
+    faults.update(billing.faults)
+    return Outcome(
+        seed,
+        world.loop.steps + billing.loop.steps,
+        world.oracle.admitted,
+        dict(faults),
+        world.oracle.violations + billing.violations,
+        [*world.history, "           what bills:", *billing.history],
+    )
+
+
+def count(seed: int) -> World:
+    """One run of what counts and limits."""
     folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=TMPFS if TMPFS.is_dir() else None))
     random = Random(seed * 7 + 3)
     world = World(seed, folder)
@@ -60,9 +76,7 @@ def simulate(seed: int) -> Outcome:
             if worker.process.alive:
                 worker.kill(torn=False)
         shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(
-        seed, world.loop.steps, world.oracle.admitted, world.network.faults, world.oracle.violations, world.history
-    )
+    return world
 
 
 def _live(world: World, random: Random) -> None:
@@ -124,7 +138,8 @@ def main() -> int:
                 print(f"seed {outcome.seed}: {outcome.violations[0]}", file=sys.stderr)
             if options.verbose:
                 print("\n".join(outcome.history))
-    del began
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(seeds) / minutes:.0f} seeds a minute in {options.jobs} processes", file=sys.stderr)
     print(
         json.dumps(
             {"seeds": len(seeds), "steps": steps, "faults": dict(sorted(faults.items())), "violations": len(bad)}

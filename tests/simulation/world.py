@@ -229,7 +229,8 @@ class World:
         clock = MachineClock(self.loop, self.start_ms)
 
         async def answer() -> None:
-            if self.network.burn(process):
+            self.network.burn(process)
+            if not process.alive:
                 await self.loop.create_future()
             if self.random.random() < TAKES_TIME:
                 await self.loop.pause_us(self.random.randrange(100, 3_000))
@@ -323,7 +324,7 @@ class World:
     def _rushed(self, process: Process, tenant: str, draw: Random) -> None:
         others = [one for machine in self.machines for one in machine.alive() if one.process is not process]
         awake = [one for one in others if not one.process.paused]
-        if awake:
+        if awake and process.alive:
             self.send(draw.choice(awake), tenant, draw.choice(catalogue(TEXTS[0]).routes), "u1")
 
     def crowd(self, draw: Random) -> None:

@@ -65,6 +65,11 @@ def test_only_an_answer_that_stripe_keeps_changes_the_key_of_the_next_call() -> 
     assert not kept(StripeBusy("slower"))
 
 
+def test_a_call_that_was_made_may_have_arrived_even_if_its_answer_says_to_slow_down() -> None:
+    """A copy of it may have come before the one that was answered."""
+    assert not failed(ROW, StripeBusy("slower")).no_effect
+
+
 def test_only_one_customers_complaint_slows_nobody_else_down() -> None:
     def slow(reason: str) -> bool:
         found: Fate = failed(ROW, StripeBusy("slower", reason))

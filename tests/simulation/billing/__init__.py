@@ -1,0 +1,1 @@
+"""What bills, simulated beside what counts and limits."""
