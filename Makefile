@@ -5,6 +5,7 @@
 # make bench     every question of bench/, such as the decision rate as a ratio to a constant answer
 # make simulate  the protocol under faults, SEEDS=n runs of it from FIRST=n on
 # make chaos     real processes under traffic while faults strike: MINUTES=n, SEED=n plans the same faults again
+# make soak      a whole installation under steady load for an hour, or MINUTES=n: does anything grow?
 # make mutations shortcuts put into the code on purpose: the simulation has to notice each
 # make audit     known holes in the pinned packages of the program; it asks their index, so it needs the network
 # make sbom      what the program is made of, as a CycloneDX file (SBOM=dist/sbom.json)
@@ -17,7 +18,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := install
-.PHONY: install install-dev dev check format test test-fast bench simulate chaos mutations fuzz audit sbom lock clean
+.PHONY: install install-dev dev check format test test-fast bench simulate chaos soak mutations fuzz audit sbom lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -79,7 +80,7 @@ test-fast: install-dev
 	@$(BIN)/pytest $(PYTEST_ARGS) -m "not slow"
 
 bench: install-dev
-	@for question in bench/*.py; do $(BIN)/python "$$question" $(ARGS); done
+	@for question in $(filter-out bench/soak.py,$(wildcard bench/*.py)); do $(BIN)/python "$$question" $(ARGS); done
 
 SEEDS ?= 2000
 FIRST ?= 0
@@ -87,11 +88,14 @@ FIRST ?= 0
 simulate: install-dev
 	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --from $(FIRST)
 
-MINUTES ?= 10
+MINUTES ?=
 SEED ?=
 
 chaos: install-dev
-	@$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.faults.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+soak: install-dev
+	@$(BIN)/python bench/soak.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 mutations: install-dev
 	@$(BIN)/python -m tests.simulation.mutations --seeds $(SEEDS) --from $(FIRST) --only "$(ONLY)"

@@ -238,7 +238,9 @@ class Store:
 
     async def glance(self, shard: int) -> Glance:
         """The marks of a shard, without a script."""
-        found = await self._command("HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark", "epoch")
+        found = await self._command(
+            "HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark", "epoch", "reclaimed"
+        )
         return Glance(found[0] or b"", found[1] or b"", *(int(value or 0) for value in found[2:]))
 
     async def settle(

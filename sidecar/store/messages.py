@@ -119,6 +119,7 @@ class Glance(Struct, frozen=True):
     version: int
     watermark: int
     epoch: int
+    reclaimed: int
 
     @property
     def clean(self) -> bool:

@@ -61,7 +61,7 @@ async def run(
         clients = await place.clients(BILLED, _caps(faults[-1].at_s, rate_per_s, seed))
         await place.run_programs()
         history.tell(f"{len(place.programs)} programs ready, {len(clients)} tenants")
-        schedule, taken_back = Schedule(place, history.tell), TakenBack(place)
+        schedule, taken_back = Schedule(place, history.tell), TakenBack(place, history.tell)
         watching = asyncio.create_task(taken_back.run())
         async with ChaosTraffic(place, clients, rate_per_s=rate_per_s, seed=seed) as traffic:
             await asyncio.sleep(WARM_S)
@@ -78,6 +78,7 @@ async def run(
             stripe=await at_stripe(place),
             in_flight=sum(envoy.unanswered_checks() for envoy in place.envoys.values()) + traffic.lost,
             taken_back=taken_back.by_shard,
+            unread=taken_back.unread,
             units_lost=await units_lost(place),
             control=traffic.control,
             problems=problems,

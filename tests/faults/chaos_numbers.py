@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
+from collections.abc import Callable
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -13,15 +15,22 @@ from sidecar.store.keys import Keyspace
 from tests.faults.chaos_place import FLUSHERS, Place
 
 POLL_S = 0.05
+UNREAD_S = 6.0  # both flushers may be hanging or cut off
 KEYS = Keyspace()
 _UNITS_LOST = re.compile(r"^sidecar_lease_units_lost_total (\S+)$", re.MULTILINE)
 
 
 class TakenBack:
-    """Watches how many lease units Redis takes back from silent writers, by shard, over wipes and failovers."""
+    """Watches how many lease units Redis takes back from silent writers, by shard, over wipes and failovers.
 
-    def __init__(self, place: Place) -> None:
+    ``unread``: those of the last moments before Redis lost its state, in which no flusher may have read them.
+    """
+
+    def __init__(self, place: Place, tell: Callable[[str], None]) -> None:
         self.by_shard = [0] * KEYS.shards
+        self.unread = 0
+        self._lately: list[tuple[float, int, int]] = []
+        self._tell = tell
         self._place = place
         self._last = [0] * KEYS.shards
 
@@ -41,9 +50,20 @@ class TakenBack:
             found = [int(value or 0) for value in await pipe.execute()]
             # A smaller number is that of an older copy, or of none: it tells of nothing new.
             for shard, (now, last) in enumerate(zip(found, self._last, strict=True)):
-                self.by_shard[shard] += max(0, now - last)
+                if now != last:
+                    self._tell(f"  shard {shard}: {last} -> {now} units taken back")
+                if now > last:
+                    self.by_shard[shard] += now - last
+                    self._lately.append((time.monotonic(), shard, now - last))
+                elif now < last:
+                    self._lost(shard)
             self._last = found
             await asyncio.sleep(POLL_S)
+
+    def _lost(self, shard: int) -> None:
+        since = time.monotonic() - UNREAD_S
+        self.unread += sum(units for at, of, units in self._lately if of == shard and at >= since)
+        self._lately = [one for one in self._lately if one[1] != shard]
 
 
 async def in_ledger(place: Place) -> dict[str, int]:

@@ -72,6 +72,7 @@ def numbers(tenant: str, *answers: str, ledger: int, stripe: int, taken_back: in
         stripe={tenant: stripe},
         in_flight=1,
         taken_back=by_shard,
+        unread=0,
         units_lost=units_lost,
         control=Counter(),
         problems=[],
@@ -112,6 +113,10 @@ def test_units_beyond_a_cap_are_excepted_only_as_far_as_leases_were_taken_back()
 def test_a_metric_that_tells_another_number_than_redis_is_a_violation() -> None:
     found = numbers("acme", *ALLOWED, ledger=CAP, stripe=CAP, taken_back=5, units_lost=10)
     assert len(judge([CAPPED], found).violations) == 1
+    found.units_lost = 3
+    assert len(judge([CAPPED], found).violations) == 1
+    found.unread = 2
+    assert judge([CAPPED], found).violations == []
 
 
 @pytest.mark.parametrize("answer", ["500 without a reason", "401 key_unknown", "429 limit_reached"])
