@@ -19,6 +19,7 @@ from sidecar.ledger.spans import Span
 from sidecar.logs import fields
 from sidecar.store import snapshots
 from sidecar.store.client import MOVED_ON
+from sidecar.store.messages import Publication
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TENANTS_PER_ROUND = 500
-PUBLISHED_AT_ONCE = 16
+PUBLISHED_AT_ONCE = 100  # some milliseconds of Redis' time
+KEYS_AT_ONCE = 16
 REVISIONS_OUTRUN_MAX = 100_000
 
 
@@ -73,9 +75,12 @@ class Projector:
         """Give Redis the API keys of a shard that changed; returns what to announce."""
         announced: list[tuple[str, str]] = []
         while changed := await tx.pending_keys(TENANTS_PER_ROUND):
-            for key in changed:
-                await self._store.put_key(key.sha256, None if key.revoked_s else key.tenant)
-                announced.append(("key", key.sha256))
+            for first in range(0, len(changed), KEYS_AT_ONCE):
+                some = changed[first : first + KEYS_AT_ONCE]
+                await asyncio.gather(
+                    *(self._store.put_key(key.sha256, None if key.revoked_s else key.tenant) for key in some)
+                )
+            announced += [("key", key.sha256) for key in changed]
             await tx.mark_keys_projected(changed)
         return announced
 
@@ -109,22 +114,24 @@ class Projector:
         self, tx: ShardTransaction, collected: Collected, version: int, found: Sequence[Snapshot]
     ) -> list[Snapshot]:
         older = await self._older(tx, found, collected.first_direct_hour)
-        limit = asyncio.Semaphore(PUBLISHED_AT_ONCE)
-
-        async def one(snapshot: Snapshot) -> int:
-            async with limit:
-                return await self._store.publish(
-                    snapshot.tenant,
-                    snapshot.rev,
-                    snapshots.encode(snapshot),
-                    snapshots.script_limits(snapshot),
-                    generation=collected.generation,
-                    first_direct_hour=collected.first_direct_hour,
-                    older=older.get(snapshot.tenant, []),
-                    version=version,
-                )
-
-        standing = await asyncio.gather(*(one(snapshot) for snapshot in found))
+        standing: list[int] = []
+        for first in range(0, len(found), PUBLISHED_AT_ONCE):
+            standing += await self._store.publish(
+                tx.shard,
+                [
+                    Publication(
+                        snapshot.tenant,
+                        snapshot.rev,
+                        snapshots.encode(snapshot),
+                        snapshots.script_limits(snapshot),
+                        older.get(snapshot.tenant, []),
+                    )
+                    for snapshot in found[first : first + PUBLISHED_AT_ONCE]
+                ],
+                generation=collected.generation,
+                first_direct_hour=collected.first_direct_hour,
+                version=version,
+            )
         if MOVED_ON in standing:
             raise StoreUnavailable("Redis moved on while tenants were published")
         forgotten = [(one, rev - one.rev) for one, rev in zip(found, standing, strict=True) if rev > one.rev]

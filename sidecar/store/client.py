@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 
     from sidecar.clock import Clock
     from sidecar.store.keys import Keyspace
+    from sidecar.store.messages import Publication
 
 CHANGES_KEPT = 10_000
 CHANGES_READ_MOST = 1_000
+CHANGES_ANNOUNCED_AT_ONCE = 500
 WINDOWS_RESENT_AT_ONCE = 500
 # Some milliseconds of Redis' time; windows beyond it wait for the next call.
 COUNTERS_COLLECTED_MOST = 8_000
@@ -199,8 +201,8 @@ class Store:
 
     async def announce(self, changes: Sequence[tuple[str, str]]) -> None:
         """Tell every sidecar of changed (kind, id); kinds are tenant, key and catalogue."""
-        if changes:
-            flat = [part for change in changes for part in change]
+        for first in range(0, len(changes), CHANGES_ANNOUNCED_AT_ONCE):
+            flat = [part for change in changes[first : first + CHANGES_ANNOUNCED_AT_ONCE] for part in change]
             await self._call("announce", (self.keys.changes,), (CHANGES_KEPT, *flat))
 
     async def put_catalogue(self, revision: int, text: str) -> None:
@@ -257,24 +259,24 @@ class Store:
         return int(await self._script("merge", shard, (), (generation, ENCODER.encode(rows)))) == 1
 
     async def publish(
-        self,
-        tenant: str,
-        revision: int,
-        document: bytes,
-        limits: list[tuple[str, str, str, bool, int, int]],
-        *,
-        generation: str,
-        first_direct_hour: int,
-        older: list[str | int],
-        version: int,
-    ) -> int:
-        """Store a snapshot and rebuild what its limits have used; returns the revision that stands now.
+        self, shard: int, found: Sequence[Publication], *, generation: str, first_direct_hour: int, version: int
+    ) -> list[int]:
+        """Store snapshots of a shard and rebuild what their limits have used; returns the revisions that stand now.
 
-        ``older`` speaks for all window changes up to ``version``. MOVED_ON and OUTDATED: read the ledger again.
+        ``older`` of each speaks for all window changes up to ``version``. MOVED_ON and OUTDATED: read the ledger again.
         """
-        message = ENCODER.encode((tenant, revision, limits, generation, first_direct_hour, older, version))
-        shard = self.keys.shard_of(tenant)
-        return int(await self._script("publish", shard, (self.keys.tenant(tenant),), (message, document)))
+        messages = [
+            (one.tenant, one.revision, one.limits, generation, first_direct_hour, one.older, version) for one in found
+        ]
+        return [
+            int(revision)
+            for revision in await self._script(
+                "publish",
+                shard,
+                tuple(self.keys.tenant(one.tenant) for one in found),
+                (ENCODER.encode(messages), *(one.document for one in found)),
+            )
+        ]
 
     async def open(
         self, shard: int, generation: str, *, first: bool, reclaim_after_ms: int, hold: str, writers: Sequence[str]

@@ -103,6 +103,19 @@ class Collected(Struct, frozen=True, array_like=True):
     dirty: int
 
 
+class Publication(Struct, frozen=True):
+    """A snapshot on its way to Redis; ``limits`` are its limits for scripts (store/snapshots.py).
+
+    ``older`` alternates limit id, start, units and end (ms) of what was used in windows that only the ledger has.
+    """
+
+    tenant: str
+    revision: int
+    document: bytes
+    limits: list[tuple[str, str, str, bool, int, int]]
+    older: list[str | int]
+
+
 class Lookup(Struct, frozen=True):
     """A tenant's stored snapshot; ``revision`` -1 when there is none, ``restored`` False while that may be a loss."""
 

@@ -51,7 +51,7 @@ class Redis:
 
     def publish(self, revision: int, *limits: list[Any], tenant: str = "acme") -> None:
         message = [tenant, revision, list(limits), self.generation, self.direct, [], self.version]
-        assert self.call("publish", [self.space.tenant(tenant)], message, "document") >= 0
+        assert self.call("publish", [self.space.tenant(tenant)], [message], "document")[0] >= 0
 
     def sync(
         self, writer: str, windows: list[Any], leases: list[Any], *, revision: int = 1, tenant: str = "acme"
@@ -232,11 +232,21 @@ def test_a_snapshot_that_comes_late_takes_nothing_back_of_old_windows(redis: Red
     redis.collect()
     message = ["acme", 1, [LIMIT], redis.generation, redis.direct, [], redis.version]
     redis.sync("w1", [["api", 0, HOUR - 60, 7]], [])
-    assert redis.call("publish", [redis.space.tenant("acme")], message, "document") == OUTDATED
+    assert redis.call("publish", [redis.space.tenant("acme")], [message], "document") == [OUTDATED]
     key = redis.space.limit("acme", "calls", (HOUR - 60) // 24 * 86_400)
     assert redis.kept(key)["spent"] == "7"
     redis.collect()
     redis.publish(1, LIMIT)
+
+
+def test_a_snapshot_that_is_outdated_holds_up_none_beside_it(redis: Redis) -> None:
+    redis.collect()
+    fixed = [redis.generation, redis.direct, [], redis.version]
+    redis.sync("w1", [["api", 0, HOUR - 60, 7]], [])
+    keys = [redis.space.tenant(name) for name in ("one", "acme", "two")]
+    messages = [[name, revision, [LIMIT], *fixed] for name, revision in (("one", 3), ("acme", 4), ("two", 5))]
+    assert redis.call("publish", keys, messages, "first", "second", "third") == [3, OUTDATED, 5]
+    assert [redis.kept(key)["doc"] for key in keys] == ["first", "document", "third"]
 
 
 def test_a_snapshot_older_than_the_one_in_force_changes_nothing(redis: Redis) -> None:
@@ -245,6 +255,6 @@ def test_a_snapshot_older_than_the_one_in_force_changes_nothing(redis: Redis) ->
     message = ["acme", 2, [LIMIT, ["more", "api", "month", False, 9, 9]], redis.generation, redis.direct]
     start = DAY_S  # 2026-03-01 begins a month, too
     older = ["more", start, 40, 10**13]
-    assert redis.call("publish", [redis.space.tenant("acme")], [*message, older, 9], "document") == 2
+    assert redis.call("publish", [redis.space.tenant("acme")], [[*message, older, 9]], "document") == [2]
     redis.publish(1, LIMIT)
     assert redis.kept(redis.space.limit("acme", "more", start))["spent"] == "45"

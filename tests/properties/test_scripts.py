@@ -273,7 +273,7 @@ class ScriptMachine(RuleBasedStateMachine):
         direct = self.shard.direct + (moved and older == 1)
         version = max(0, self.shard.keys.number(self.shard.epoch, "version") - behind)
         message = [tenant, revision, REVISIONS[revision], before, direct, rows, version]
-        answer = self.call("publish", [self.server.space.tenant(tenant)], message, f"document {revision}")
+        [answer] = self.call("publish", [self.server.space.tenant(tenant)], [message], f"document {revision}")
         assert answer == passes.publish(self.shard, message, f"document {revision}")
 
     @rule(

@@ -79,7 +79,7 @@ def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix
         elif kind == "publish":
             direct = draw.choice((hour - 2, hour - 2, 0))
             document = ["t", 1, LIMITS, generation, direct, ["day", 0, 5, 10**13], draw.choice((0, 10**6))]
-            pair.script("publish", ["epoch", "tenant:t"], document, "snapshot")
+            pair.script("publish", ["epoch", "tenant:t"], [document], "snapshot")
         elif kind == "resend":
             pair.script("resend", ["epoch", "dirty"], [["t", f"calls:0:{hour - ago}"] for ago in range(5)])
         elif kind == "open":

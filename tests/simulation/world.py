@@ -153,8 +153,10 @@ class World:
         self.oracle.taken_back(server, key, field, units)
 
     def _ran(self, server: MemoryRedis, script: str, arguments: tuple[Any, ...], answer: Any) -> None:
-        if script == "publish" and answer >= 0:
-            self.oracle.published(server, snapshots.decode(arguments[2]))
+        if script == "publish":
+            for revision, document in zip(answer, arguments[2:], strict=True):
+                if revision >= 0:
+                    self.oracle.published(server, snapshots.decode(document))
         elif script == "sync":
             self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))
 

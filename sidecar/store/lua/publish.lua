@@ -1,61 +1,69 @@
--- publish: a tenant's snapshot, together with what its limits have used so far, in one step (docs/protocol.md).
--- KEYS[1] {tag}epoch  KEYS[2] {tag}tenant:<tenant>
--- ARGV[2] msgpack {tenant, revision, limits, generation, first direct hour, older, version}  ARGV[3] snapshot
+-- publish: tenants' snapshots, each together with what its limits have used so far, in one step (docs/protocol.md).
+-- KEYS[1] {tag}epoch  KEYS[2..] {tag}tenant:<tenant>
+-- ARGV[2] msgpack list of {tenant, revision, limits, generation, first direct hour, older, version}  ARGV[3..] snapshots
 --   older {id, start, units, end_ms, ...}: the ledger's totals of windows before the first direct hour, per limit and period
 --   version: all changes up to it are in those totals
 -- A limit's `spent` becomes that total + the sum of the windows here, never an absolute total alone.
--- Returns the revision that stands now; a newer one than was given stood already, and nothing was done.
+-- Returns for each tenant the revision that stands now; a newer one than was given stood already, and nothing was done.
 -- -1: generation or first direct hour have changed; -2: a window of the tenant that only those totals can speak for
 -- changed after them, as when this message is late. Nothing was done: read the ledger again.
 
 load_generation()
-local message = cmsgpack.unpack(ARGV[2])
-local tenant, revision, limits, older = message[1], message[2], message[3], message[6]
-if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
 
-local found = redis.call('HMGET', KEYS[2], 'rev', 'aged')
-local own_revision = tonumber(found[1]) or -1
-if (tonumber(found[2]) or 0) > message[7] then return -2 end
-if own_revision > revision then return own_revision end
-redis.call('HSET', KEYS[2], 'rev', integer(revision), 'doc', ARGV[3], 'lim', cmsgpack.pack(limits))
-redis.call('HDEL', KEYS[2], 'introduced')
-redis.call('PERSIST', KEYS[2])
+local function publish(message, tenant_key, snapshot)
+  local tenant, revision, limits, older = message[1], message[2], message[3], message[6]
+  if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
 
-local of_key, ends, sums = {}, {}, {}
-local by_name = {}
-for _, limit in ipairs(limits) do by_name[limit[1]] = limit end
-for position = 1, #older, 4 do
-  local key = limit_key(tenant, older[position], older[position + 1])
-  sums[key] = older[position + 2]
-  ends[key] = older[position + 3]
-  of_key[key] = by_name[string.match(older[position], '^[^:]*')]
-end
-local members = redis.call('ZRANGEBYSCORE', windows_key(tenant), integer(first_direct_hour()), '+inf')
-for _, member in ipairs(members) do
-  local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
-  local total = tonumber(redis.call('HGET', window_key(tenant, member), 't')) or 0
-  each_fed(limits, series, tonumber(period), tonumber(hour), function(limit, id, start)
-    local key = limit_key(tenant, id, start)
-    sums[key] = (sums[key] or 0) + total
-    of_key[key] = limit
-    ends[key] = ends[key] or (longest_ttl(limit[3]) and now + longest_ttl(limit[3]) or 1e15)
-  end)
-end
+  local found = redis.call('HMGET', tenant_key, 'rev', 'aged')
+  local own_revision = tonumber(found[1]) or -1
+  if (tonumber(found[2]) or 0) > message[7] then return -2 end
+  if own_revision > revision then return own_revision end
+  redis.call('HSET', tenant_key, 'rev', integer(revision), 'doc', snapshot, 'lim', cmsgpack.pack(limits))
+  redis.call('HDEL', tenant_key, 'introduced')
+  redis.call('PERSIST', tenant_key)
 
-for key, units in pairs(sums) do
-  local ttl = ends[key] + LIMIT_KEPT_MS - now
-  local limit = of_key[key]
-  if ttl > 0 then
-    open_limit(key, limit and limit[2], nil)
-    redis.call('HSET', key, 'spent', integer(units))
-    if limit and limit[5] >= 0 then
-      if units > limit[5] then
-        redis.call('HSETNX', key, 'over', integer(now))
-      else
-        redis.call('HDEL', key, 'over')
-      end
-    end
-    if ends[key] < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
+  local of_key, ends, sums = {}, {}, {}
+  local by_name = {}
+  for _, limit in ipairs(limits) do by_name[limit[1]] = limit end
+  for position = 1, #older, 4 do
+    local key = limit_key(tenant, older[position], older[position + 1])
+    sums[key] = older[position + 2]
+    ends[key] = older[position + 3]
+    of_key[key] = by_name[string.match(older[position], '^[^:]*')]
   end
+  local members = redis.call('ZRANGEBYSCORE', windows_key(tenant), integer(first_direct_hour()), '+inf')
+  for _, member in ipairs(members) do
+    local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
+    local total = tonumber(redis.call('HGET', window_key(tenant, member), 't')) or 0
+    each_fed(limits, series, tonumber(period), tonumber(hour), function(limit, id, start)
+      local key = limit_key(tenant, id, start)
+      sums[key] = (sums[key] or 0) + total
+      of_key[key] = limit
+      ends[key] = ends[key] or (longest_ttl(limit[3]) and now + longest_ttl(limit[3]) or 1e15)
+    end)
+  end
+
+  for key, units in pairs(sums) do
+    local ttl = ends[key] + LIMIT_KEPT_MS - now
+    local limit = of_key[key]
+    if ttl > 0 then
+      open_limit(key, limit and limit[2], nil)
+      redis.call('HSET', key, 'spent', integer(units))
+      if limit and limit[5] >= 0 then
+        if units > limit[5] then
+          redis.call('HSETNX', key, 'over', integer(now))
+        else
+          redis.call('HDEL', key, 'over')
+        end
+      end
+      if ends[key] < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
+    end
+  end
+  return revision
 end
-return revision
+
+local standing = {}
+for index, message in ipairs(cmsgpack.unpack(ARGV[2])) do
+  standing[index] = publish(message, KEYS[index + 1], ARGV[index + 2])
+end
+return standing
