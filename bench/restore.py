@@ -116,7 +116,7 @@ class Place:
 async def floor(direct: redis.asyncio.Redis) -> float:
     """Seconds in which Redis alone takes its keys back."""
     names = [name async for name in direct.scan_iter(count=KEYS_AT_ONCE)]
-    kept = []
+    kept: list[tuple[bytes, bytes]] = []
     for first in range(0, len(names), KEYS_AT_ONCE):
         async with direct.pipeline(transaction=False) as pipe:
             for name in names[first : first + KEYS_AT_ONCE]:
