@@ -3,6 +3,7 @@
 Compares, on one core and in the same run:
 
 * ``floor``: a bare protocol on the same parser, which reads nothing and writes one constant answer (see listener.py);
+* ``aiohttp``: a constant answer of aiohttp's low-level server;
 * ``constant``: the decision listener with all its bounds, but one constant answer in place of a decision;
 * ``decision``: a worker of `sidecar dev` with a real Redis and Postgres behind it: identity by header, 200 route rules,
   three limits (one leased for the month, one leased for the minute, one soft), the journal, all answer headers;
@@ -19,21 +20,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from bench import listener, report
+from bench import listener, place, report
 from tests.servers.sidecar_dev import SidecarDev
 
 # What is measured, and how its keys begin in the result.
-PREFIXES = {"floor": "floor_", "constant": "constant_", "decision": "", "varied": "varied_"}
+PREFIXES = {"floor": "floor_", "aiohttp": "aiohttp_", "constant": "constant_", "decision": "", "varied": "varied_"}
 TENANT = "tenant-123"
 # As long as the floor's headers. Its constant request id would make all requests repeats of one.
 HEADERS = {name.replace("x-request-id", "x-request-no"): value for name, value in listener.HEADERS.items()}
@@ -75,43 +71,6 @@ def varied(run: int) -> str:
     return VARIED % (f"{run:08d}-5a9e-4f38-9d6e-", fixed)
 
 
-@contextmanager
-def installation() -> Iterator[SidecarDev]:
-    """A `sidecar dev` whose worker has the first core for itself; all else of it shares the last one with the load."""
-    cpus = os.sched_getaffinity(0)
-    directory = Path(tempfile.mkdtemp(prefix="quota-bench-"))
-    directory.chmod(0o755)  # Postgres runs as somebody else when we are root
-    try:
-        (directory / "catalogue.yaml").write_text(catalogue())
-        dev = SidecarDev(directory / "dev", directory / "catalogue.yaml")
-        os.sched_setaffinity(0, {max(cpus)})
-        try:
-            dev.start()
-        finally:
-            os.sched_setaffinity(0, cpus)
-        try:
-            for thread in Path(f"/proc/{worker(dev)}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), {min(cpus)})
-            dev.put_tenant(TENANT, "standard")
-            dev.cli("flush")
-            yield dev
-        finally:
-            dev.stop()
-    finally:
-        shutil.rmtree(directory)
-
-
-def worker(dev: SidecarDev) -> int:
-    """Process id of the only worker."""
-    return int(dev.now().pids["authz"][0])
-
-
-def cpu_us(pid: int) -> int:
-    """CPU time that a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
-
-
 def syncs(dev: SidecarDev) -> float:
     """Script calls by which the worker reported and asked for leases."""
     found = re.search(r'^sidecar_store_calls_total\{verb="sync"\} (\S+)', dev.metrics(), re.MULTILINE)
@@ -123,23 +82,25 @@ def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {mode: [] for mode in PREFIXES}
     cpu: dict[str, list[float]] = {mode: [] for mode in PREFIXES}
     answered = 0
-    with installation() as dev:
-        url, pid = f"{dev.at.authz}{listener.PATH}", worker(dev)
+    with place.installation(catalogue()) as dev:
+        dev.put_tenant(TENANT, "standard")
+        dev.cli("flush")
+        url, pid = f"{dev.at.authz}{listener.PATH}", place.worker(dev)
         answered += listener.drive(url, listener.headers(HEADERS), 1, connections)[1]  # the first lease, a warm memo
         syncs_before, answered_before = syncs(dev), answered
         for run in range(rounds):
-            for mode in ("floor", "constant"):
+            for mode in ("floor", "aiohttp", "constant"):
                 rate, used = listener.measure(mode, seconds, connections)
                 rates[mode].append(rate)
                 cpu[mode].append(used)
             for mode, script in (("decision", listener.headers(HEADERS)), ("varied", varied(run))):
-                used_us = cpu_us(pid)
+                used_us = place.cpu_us(pid)
                 rate, requests = listener.drive(url, script, seconds, connections)
                 rates[mode].append(rate)
-                cpu[mode].append((cpu_us(pid) - used_us) / requests)
+                cpu[mode].append((place.cpu_us(pid) - used_us) / requests)
                 answered += requests
         asked = syncs(dev) - syncs_before
-        if worker(dev) != pid:
+        if place.worker(dev) != pid:
             raise SystemExit("the worker was replaced during the run")
         counted = dev.ledger(TENANT, "api_calls")
         # wrk hangs up on what is in flight at the end of a run.
@@ -149,8 +110,11 @@ def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
     for mode, prefix in PREFIXES.items():
         found[f"{prefix}rps"] = round(statistics.median(rates[mode]))
         found[f"{prefix}cpu_us"] = round(statistics.median(cpu[mode]), 2)
-        found[f"{prefix}ratio"] = round(found[f"{prefix}rps"] / found["floor_rps"], 3)
-        found[f"{prefix}cpu_ratio"] = round(found["floor_cpu_us"] / found[f"{prefix}cpu_us"], 3)
+        if mode != "aiohttp":
+            found[f"{prefix}ratio"] = round(found[f"{prefix}rps"] / found["floor_rps"], 3)
+            found[f"{prefix}cpu_ratio"] = round(found["floor_cpu_us"] / found[f"{prefix}cpu_us"], 3)
+    found["aiohttp_ratio"] = round(found["rps"] / found["aiohttp_rps"], 2)
+    found["aiohttp_cpu_ratio"] = round(found["aiohttp_cpu_us"] / found["cpu_us"], 2)
     found["listener_ratio"] = round(found["rps"] / found["constant_rps"], 3)
     found["listener_cpu_ratio"] = round(found["constant_cpu_us"] / found["cpu_us"], 3)
     found["syncs_per_1000"] = round(asked * 1_000 / (answered - answered_before), 4)
@@ -162,11 +126,12 @@ def text(found: dict[str, Any]) -> str:
     lines = [f"{report.headline()}, wrk -t1 -c{found['connections']}"]
     for mode, prefix in PREFIXES.items():
         rate, cpu = found[f"{prefix}rps"], found[f"{prefix}cpu_us"]
-        ratios = (
-            f"  ratio {found[f'{prefix}ratio']:.2f} (CPU {found[f'{prefix}cpu_ratio']:.2f})" if mode != "floor" else ""
-        )
+        ratios = ""
+        if mode not in {"floor", "aiohttp"}:
+            ratios = f"  ratio {found[f'{prefix}ratio']:.2f} (CPU {found[f'{prefix}cpu_ratio']:.2f})"
         lines.append(f"{mode:10} {rate:>8,} requests/s  {cpu:6.2f} us CPU a request{ratios}")
     lines.append(f"decision to constant: ratio {found['listener_ratio']:.2f} (CPU {found['listener_cpu_ratio']:.2f})")
+    lines.append(f"decision to aiohttp: ratio {found['aiohttp_ratio']:.2f} (CPU {found['aiohttp_cpu_ratio']:.2f})")
     lines.append(f"{found['syncs_per_1000']} calls of Redis per 1,000 decisions")
     lines.append("The ratio is what to compare. On a machine with other work even that is only indicative.")
     return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""Load at a constant rate, whatever the answers take.
+
+A closed loop (wrk) sends the next request when the last one is answered: while the server stalls it sends nothing, so
+the requests that would have met the stall are never measured ("coordinated omission"). Here every request has a time
+at which it is due, and its latency is counted from that time, also when all connections are busy and it has to wait
+for one. A stall of 10 ms at 40,000 requests/s is then seen by the 400 requests that were due in it.
+
+One process, blocking sockets, no event loop: the sending itself takes some microseconds. It asks for real-time
+priority, so that Redis and Postgres on the same core do not look like latency of the server; where it may not have it,
+the control beside each figure (the same load on a constant answer) tells how much of it is the generator's own.
+
+    python bench/open_loop.py --port 9000 --rate 10000 --seconds 5 [--connections 32] [--tenants NAMES] [--zipf]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import random
+import select
+import socket
+import subprocess
+import sys
+import time
+from array import array
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONNECTIONS = 32
+PAUSE_S = 0.000_02
+DRAIN_NS = 2_000_000_000
+PICKS = 1 << 18
+LOST_MAX = 0.01
+ZIPF = 1.0
+PATH = "/envoy/v1/agents/42/run?mode=fast"
+
+
+def request(tenant: str, path: str = PATH) -> bytes:
+    """A check as Envoy sends it, as long as that of bench/decision.py."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nx-tenant-id: {tenant}\r\n"
+        "authorization: Bearer qs_0123456789abcdef\r\nx-request-no: 7c4b1a52-5a9e-4f38-9d6e-0a6c6f9f4a10\r\n"
+        "content-length: 0\r\n\r\n"
+    ).encode()
+
+
+def order(count: int, *, zipf: bool) -> Sequence[int]:
+    """Which tenant each request is of: in turn, or by Zipf's law, in which the n-th has 1/n of the first's share."""
+    if not zipf:
+        return range(count)
+    weights = list(itertools.accumulate(1 / (rank + 1) ** ZIPF for rank in range(count)))
+    return array("l", random.Random(1).choices(range(count), cum_weights=weights, k=PICKS))
+
+
+def drive(
+    port: int, requests: Sequence[bytes], picks: Sequence[int], rate: int, seconds: float, connections: int
+) -> Any:
+    """Latencies in microseconds from when each request was due, answers that were no 200, and requests unanswered."""
+    sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
+    poll = select.epoll()
+    for one in sockets:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poll.register(one.fileno(), select.EPOLLIN)
+    by_fd = {one.fileno(): one for one in sockets}
+    free = deque(by_fd)
+    due_of: dict[int, int] = {}
+    total = int(rate * seconds)
+    step = 1_000_000_000 / rate
+    took = array("d")
+    refused = sent = 0
+    clock = time.perf_counter_ns
+    gc.disable()
+    began = clock() + 1_000_000
+    end = began + int(total * step) + DRAIN_NS
+    due = began
+    while (sent < total or due_of) and (now := clock()) < end:
+        while due <= now and free and sent < total:
+            fd = free.popleft()
+            due_of[fd] = due
+            by_fd[fd].send(requests[picks[sent % len(picks)]])
+            sent += 1
+            due = began + int(sent * step)
+        events = poll.poll(0)
+        for fd, _ in events:
+            data = by_fd[fd].recv(65_536)
+            took.append((clock() - due_of.pop(fd)) / 1_000)
+            if data[9:12] != b"200":
+                refused += 1
+            free.append(fd)
+        if not events and clock() < due:
+            time.sleep(PAUSE_S)
+    gc.enable()
+    for one in sockets:
+        one.close()
+    return took, refused, total - len(took)
+
+
+def percentiles(took: Sequence[float]) -> dict[str, float]:
+    """What they stand for: 99 of 100 requests took at most ``p99_us``."""
+    ordered = sorted(took)
+
+    def at(part: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 1)
+
+    return {"p50_us": at(0.5), "p99_us": at(0.99), "p999_us": at(0.999), "max_us": round(ordered[-1], 1)}
+
+
+def loaded(
+    port: int,
+    rate: int,
+    seconds: float,
+    tenants: Sequence[str],
+    *,
+    connections: int = CONNECTIONS,
+    zipf: bool = False,
+    beside: Any = None,
+) -> dict[str, Any]:
+    """Run this program on the last core. ``beside`` is called meanwhile with the time (s) since the start."""
+    command = [sys.executable, __file__, "--port", str(port), "--rate", str(rate), "--seconds", str(seconds)]
+    command += ["--connections", str(connections), *(["--zipf"] if zipf else [])]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write("\n".join(tenants))
+    process.stdin.close()
+    began = time.monotonic()
+    while process.poll() is None:
+        if beside is not None:
+            beside(time.monotonic() - began)
+        time.sleep(0.02)
+    assert process.stdout is not None
+    if process.returncode:
+        raise SystemExit("the load failed")
+    found: dict[str, Any] = json.loads(process.stdout.read())
+    return found
+
+
+def check(told: Mapping[str, Any]) -> None:
+    """End with a message where too many requests were refused or lost: then the numbers mean nothing."""
+    if told["refused"] + told["lost"] > LOST_MAX * (told["requests"] + told["lost"]):
+        raise SystemExit(f"too many requests were refused or lost; is the machine busy? {dict(told)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--rate", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
+    parser.add_argument("--tenants", type=Path, help="one name a line; else from standard input")
+    parser.add_argument("--zipf", action="store_true")
+    given = parser.parse_args()
+    names = (given.tenants.read_text() if given.tenants else sys.stdin.read()).split()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    priority = True
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        priority = False
+    requests = [request(name) for name in names]
+    took, refused, lost = drive(
+        given.port, requests, order(len(names), zipf=given.zipf), given.rate, given.seconds, given.connections
+    )
+    found = percentiles(took) | {"requests": len(took), "refused": refused, "lost": lost, "priority": priority}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The place where benchmarks happen: a real installation of which the measured process has the first core for itself.
+
+Guarantees: everything but what is measured shares the last core with the load; nothing is left behind.
+Gives up:   a third core. On a machine with two, Redis, Postgres and the load take from each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from zlib import crc32
+
+import asyncpg
+
+from sidecar.embedded.port import free_port
+from tests.servers.sidecar_dev import SidecarDev
+
+SHARDS = 16
+READY_S = 30.0
+LOOK_S = 0.001
+
+
+def first_core() -> int:
+    """The core of what is measured."""
+    return min(os.sched_getaffinity(0))
+
+
+def last_core() -> int:
+    """The core of everything else."""
+    return max(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def on_last_core() -> Iterator[None]:
+    """Children started meanwhile run on the last core."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def pin(pid: int) -> None:
+    """Give a process the first core."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {first_core()})
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that others may enter: Postgres runs as somebody else when we are root."""
+    directory = Path(tempfile.mkdtemp(prefix="quota-bench-"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def installation(catalogue: str, env: Mapping[str, str] | None = None) -> Iterator[SidecarDev]:
+    """A `sidecar dev` with one worker, which is pinned to the first core."""
+    with folder() as directory:
+        (directory / "catalogue.yaml").write_text(catalogue)
+        dev = SidecarDev(directory / "dev", directory / "catalogue.yaml", env=env)
+        with on_last_core():
+            dev.start()
+        try:
+            pin(worker(dev))
+            yield dev
+        finally:
+            dev.stop()
+
+
+def worker(dev: SidecarDev) -> int:
+    """Process id of the only worker."""
+    return int(dev.now().pids["authz"][0])
+
+
+def add_tenants(dev: SidecarDev, count: int, plan: str = "standard", prefix: str = "t") -> list[str]:
+    """Many tenants at once, and wait until Redis has them."""
+    names = [f"{prefix}-{number}" for number in range(count)]
+
+    async def insert() -> None:
+        connection = await asyncpg.connect(dev.at.postgres)
+        try:
+            await connection.execute(
+                "insert into tenants (id, plan, shard) select * from unnest($1::text[], $2::text[], $3::int[])",
+                names,
+                [plan] * count,
+                [crc32(name.encode()) % SHARDS for name in names],
+            )
+            while await connection.fetchval("select count(*) from tenants where rev > projected_rev"):
+                await asyncio.sleep(0.05)
+        finally:
+            await connection.close()
+
+    asyncio.run(insert())
+    return names
+
+
+class Serving:
+    """A `sidecar serve --role authz` beside an installation, as it stands in a pod: it knows only its Redis."""
+
+    def __init__(self, redis: str, state: Path, env: Mapping[str, str] | None = None) -> None:
+        self.port = free_port()
+        self.ops = f"http://127.0.0.1:{free_port()}"
+        self.socket = state.parent / "authz.sock"
+        self.env = {
+            **os.environ,
+            "SIDECAR_STATE": str(state),
+            "SIDECAR_REDIS_URL": redis,
+            "SIDECAR_AUTHZ_LISTEN": f"127.0.0.1:{self.port},unix:{self.socket}",
+            "SIDECAR_LOCAL_LISTEN": f"127.0.0.1:{free_port()}",
+            "SIDECAR_OPS_LISTEN": self.ops.removeprefix("http://"),
+            "SIDECAR_DRAIN_S": "5",
+            **(env or {}),
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def worker(self) -> int:
+        """Process id of the worker."""
+        assert self.process is not None
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+
+    def start(self, prefix: tuple[str, ...] = ()) -> float:
+        """Start it and return after how many milliseconds /readyz said so; ``prefix`` is a command in front of it."""
+        command = [*prefix, sys.executable, "-m", "sidecar", "serve", "--role", "authz", "--workers", "1"]
+        began = time.perf_counter()
+        self.process = subprocess.Popen(command, env=self.env, stderr=subprocess.DEVNULL)
+        while not self._ready():
+            if self.process.poll() is not None or time.perf_counter() - began > READY_S:
+                raise SystemExit("the sidecar did not become ready")
+            time.sleep(LOOK_S)
+        return (time.perf_counter() - began) * 1_000
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+            self.process = None
+
+    def kill(self) -> None:
+        """End it at once, without the clean stop that reports everything."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.ops}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+@contextlib.contextmanager
+def serving(dev: SidecarDev, env: Mapping[str, str] | None = None) -> Iterator[Serving]:
+    """A sidecar beside an installation, pinned to the first core."""
+    with folder() as directory:
+        made = Serving(dev.at.redis, directory / "state", env)
+        with on_last_core():
+            made.start()
+        try:
+            pin(made.worker)
+            yield made
+        finally:
+            made.stop()
+
+
+def cpu_us(pid: int) -> int:
+    """CPU time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def memory_kib(pid: int) -> dict[str, int]:
+    """``Rss``, ``Pss`` and ``Anonymous`` of a process, among others."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return {name: int(kib) for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}

@@ -1,0 +1,85 @@
+"""How soon a sidecar is ready: from starting `sidecar serve --role authz` to the first 200 of /readyz.
+
+* ``ready_ms``: with an empty state directory;
+* ``ready_journal_ms``: with the journal of a killed worker that has a million cells, all of which have to be reported;
+* ``import_ms``: of that, the imports of a worker alone, by a process that does nothing else.
+
+The median of several starts beside a running installation, whose Redis it asks.
+
+    python bench/start.py [--rounds 5] [--cells 1000000] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import decision, place, report
+from sidecar.usage.journal import SUFFIX, Journal
+from sidecar.usage.window import WindowKey
+
+TENANTS = 10_000
+
+
+def killed_journal(state: Path, cells: int) -> None:
+    """The journal that a killed worker left behind: many windows of many tenants, of the last hours."""
+    writer = "00000000deadbeef"
+    journal = Journal(state / "journals" / f"{writer}{SUFFIX}", writer)
+    hour = int(time.time()) // 3600
+    for number in range(cells):
+        key = WindowKey(f"t-{number % TENANTS}", "api_calls", 0, hour - number // TENANTS)
+        cell = journal.cell(key.encode())
+        cell.view[cell.index] = 1
+    journal.close(delete=False)
+
+
+def measure(rounds: int, cells: int) -> dict[str, Any]:
+    """Milliseconds, medians."""
+    ready: list[float] = []
+    imports: list[float] = []
+    with place.installation(decision.catalogue()) as dev:
+        for _ in range(rounds):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "import sidecar.cli.children, sidecar.worker"], check=True)
+            imports.append((time.perf_counter() - began) * 1_000)
+            with place.folder() as directory:
+                made = place.Serving(dev.at.redis, directory / "state")
+                ready.append(made.start())
+                made.stop()
+        with place.folder() as directory:
+            made = place.Serving(dev.at.redis, directory / "state")
+            killed_journal(directory / "state", cells)
+            ready_journal = made.start()
+            made.kill()
+    return {
+        "ready_ms": round(statistics.median(ready)),
+        "ready_journal_ms": round(ready_journal),
+        "import_ms": round(statistics.median(imports)),
+        "cells": cells,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cells", type=int, default=1_000_000)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = measure(given.rounds, given.cells)
+    report.publish("start", found)
+    if given.json:
+        print(json.dumps(found))
+        return
+    print(report.headline())
+    print(f"ready after {found['ready_ms']} ms; {found['import_ms']} ms for a worker's imports alone")
+    print(f"ready after {found['ready_journal_ms']} ms with a killed worker's journal of {found['cells']:,} cells")
+
+
+if __name__ == "__main__":
+    main()
