@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct, structs
 
-from sidecar import address, redis_url
+from sidecar import address, postgres_dsn, redis_url
 from sidecar.errors import SettingsInvalid
 
 PREFIX = "SIDECAR_"
@@ -234,8 +234,7 @@ def _bad_words(settings: Settings) -> list[str]:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", settings.redis_prefix):
         problems.append("SIDECAR_REDIS_PREFIX must be 1 to 32 letters, digits, dots, dashes or underscores")
     problems += _bad_redis(settings)
-    if settings.postgres_dsn and not re.match(r"postgres(ql)?://", settings.postgres_dsn):
-        problems.append("SIDECAR_POSTGRES_DSN must begin with postgresql://")
+    problems += postgres_dsn.problems(settings.postgres_dsn) if settings.postgres_dsn else []
     if not re.match(r"https?://", settings.stripe_url):
         problems.append("SIDECAR_STRIPE_URL must begin with https:// (http:// only for a stand-in)")
     return problems

@@ -41,6 +41,8 @@ def driver_errors() -> Iterator[None]:
     except (asyncpg.InternalClientError, OSError, TimeoutError) as error:
         # Before ValueError, which a certificate that is not trusted is as well.
         raise LedgerUnavailable(f"Postgres did not answer: {str(error) or type(error).__name__}") from error
+    except asyncpg.ClientConfigurationError as error:
+        raise LedgerRefused(f"SIDECAR_POSTGRES_DSN cannot be used: {error}") from error
     except ValueError as error:
         # asyncpg's own DataError is an InterfaceError and a ValueError: the value can never be sent.
         if isinstance(error, asyncpg.InterfaceError):

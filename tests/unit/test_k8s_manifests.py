@@ -148,12 +148,6 @@ def loads(container: dict[str, Any], tmp_path: Path) -> Settings:
     return loaded
 
 
-def test_a_sidecar_holds_no_database_credentials() -> None:
-    spec = dict(pods())["gateway"]["spec"]
-    secrets = {volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
-    assert secrets == {"quota-redis"}
-
-
 def test_the_sidecar_is_native_starts_before_the_gateway_and_ends_after_it() -> None:
     spec = dict(pods())["gateway"]["spec"]
     assert [(init["name"], init["restartPolicy"]) for init in spec["initContainers"]] == [
@@ -215,3 +209,16 @@ def test_every_deployment_survives_the_draining_of_a_node() -> None:
 
 def test_the_gateway_runs_the_tested_envoy_configuration() -> None:
     assert named("ConfigMap", "envoy-config")["data"]["envoy.yaml"] == ENVOY.read_text(), "copy it over again"
+
+
+def test_each_part_has_a_login_of_its_own_and_only_those_it_needs() -> None:
+    mounted = {
+        pod: {volume["secret"]["secretName"] for volume in template["spec"]["volumes"] if "secret" in volume}
+        for pod, template in pods()
+    }
+    assert mounted == {
+        "gateway": {"quota-redis-authz"},
+        "flusher": {"quota-redis-flusher", "quota-postgres-flusher"},
+        "control": {"quota-postgres-control", "quota-control"},
+        "migrate": {"quota-postgres-migrator"},
+    }
