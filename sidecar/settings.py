@@ -119,7 +119,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     stripe_calls_per_s: Annotated[
         int,
         _about("calls/s", "Meter calls of all forwarders together; Stripe takes 1,000 live, 25 in a sandbox.", 1, 950),
-    ] = 800
+    ] = 900
     stripe_bulk: Annotated[bool, _about("yes/no", "Whether usage goes over the v2 meter event stream.")] = False
     stripe_proration: Annotated[
         str, _about("word", "On a change of plan: create_prorations, always_invoice or none.")

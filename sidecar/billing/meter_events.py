@@ -1,6 +1,7 @@
 """Sends deltas one call each, over v1 meter events.
 
 Guarantees: every row gets exactly one fate; an error that is none of Stripe's leaves it unknown.
+Gives up:   Stripe's answer as an object: nothing in it is news, and making one took a quarter of a call's CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from sidecar.billing.row import Row
 from sidecar.billing.stripe_api import StripeApi, errors
 from sidecar.errors import SidecarError
 
+PATH = "/v1/billing/meter_events"
+
 
 class MeterEvents:
     """Stripe checks each event before it answers."""
@@ -22,7 +25,7 @@ class MeterEvents:
     per_call = 1
 
     def __init__(self, api: StripeApi) -> None:
-        self._create = api.v1.billing.meter_events.create_async
+        self._request = api.client.raw_request_async
 
     async def send(self, lanes: Sequence[tuple[Work, Row]]) -> list[Fate]:
         """Send the row of one lane."""
@@ -31,14 +34,14 @@ class MeterEvents:
     async def _one(self, work: Work, row: Row) -> Fate:
         try:
             with errors():
-                await self._create(
-                    {
-                        "event_name": work.event_name,
-                        "payload": {"stripe_customer_id": work.customer, "value": row.value},
-                        "identifier": row.identifier,
-                        "timestamp": row.at_s,
-                    },
-                    {"idempotency_key": idempotency_key(row.identifier, row.replays)},
+                await self._request(
+                    "post",
+                    PATH,
+                    event_name=work.event_name,
+                    payload={"stripe_customer_id": work.customer, "value": row.value},
+                    identifier=row.identifier,
+                    timestamp=row.at_s,
+                    idempotency_key=idempotency_key(row.identifier, row.replays),
                 )
         except SidecarError as error:
             return fate.failed(row, error)
