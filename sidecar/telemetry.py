@@ -77,6 +77,7 @@ _LISTED = (
     Family("sidecar_key_hits_total", "counter", "Requests whose API key was in memory."),
     Family("sidecar_key_misses_total", "counter", "Requests whose API key had to be read from Redis."),
     Family("sidecar_keys_cached", "gauge", "API keys, known and unknown, in the workers' memory."),
+    Family("sidecar_strangers_refused_total", "counter", "Requests of names not in memory, in a flood of such."),
     Family("sidecar_catalogue_revision", "gauge", "Revision of the oldest catalogue in force.", (), "min"),
     Family("sidecar_catalogue_reload_ok", "gauge", "1 when the last catalogue offered was accepted.", (), "min"),
     Family("sidecar_flush_passes_total", "counter", "Passes of the flusher, by outcome.", ("outcome",)),
@@ -167,6 +168,7 @@ class CoreCounters:
         "started_ms",
         "store_calls",
         "store_errors",
+        "strangers_refused",
         "sync_us",
         "syncs_failed",
         "syncs_good",
@@ -206,6 +208,7 @@ class CoreCounters:
         self.key_hits = 0
         self.key_misses = 0
         self.keys_cached = 0
+        self.strangers_refused = 0  # no turn to ask Redis, or no room
         self.catalogue_revision = 0
         self.catalogue_reload_ok = 1
 
@@ -244,6 +247,7 @@ class CoreCounters:
             "sidecar_key_hits_total": {(): [self.key_hits]},
             "sidecar_key_misses_total": {(): [self.key_misses]},
             "sidecar_keys_cached": {(): [self.keys_cached]},
+            "sidecar_strangers_refused_total": {(): [self.strangers_refused]},
             "sidecar_catalogue_revision": {(): [self.catalogue_revision]},
             "sidecar_catalogue_reload_ok": {(): [self.catalogue_reload_ok]},
         }

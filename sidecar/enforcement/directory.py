@@ -1,6 +1,9 @@
 """Who is who: tenants and API keys in memory, loaded from Redis on first use and refreshed when a change is announced.
 
-Guarantees: a change reaches cached tenants without their requests waiting; both caches are bounded, unknown names too.
+Guarantees: a change reaches cached tenants without their requests waiting; caches are bounded, unknown names too, and
+            no number of unknown ones drives out a known one. Tenants that only the default plan knows are never more
+            than ``tenants_max``: beyond it they are refused until one can be forgotten.
+Gives up:   the bound, for tenants that the ledger knows and that still have something to report.
 """
 
 from __future__ import annotations
@@ -8,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from sidecar.catalogue.model import ANONYMOUS
 from sidecar.catalogue.resolve import resolve
 from sidecar.enforcement.account import Account
+from sidecar.enforcement.turns import Turns
 from sidecar.errors import ParentMissing, SidecarError, StoreRefused, StoreUnavailable
 from sidecar.logs import fields
 from sidecar.store import snapshots
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from sidecar.telemetry import CoreCounters
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 UNKNOWN_KEPT_MS = 5_000
 REFRESHES_AT_ONCE = 16
@@ -58,9 +64,12 @@ class Directory:
         self._counters = counters
         self._tenants_max = tenants_max
         self._keys_max = keys_max
-        self._keys: OrderedDict[str, tuple[str | None, int]] = OrderedDict()
+        self._keys: OrderedDict[str, str] = OrderedDict()
+        self._unknown_keys: OrderedDict[str, int] = OrderedDict()
         self._keys_edition = 0  # raised by every announced change of keys
         self._unknown: OrderedDict[str, int] = OrderedDict()
+        self._turns = Turns()
+        self._without_room = 0
         self._loading: dict[str, asyncio.Task[Account | None]] = {}
         self._overtaken: set[str] = set()  # loads in flight whose answer may be from before an announced change
         self._refreshing: dict[str, None] = {}
@@ -69,7 +78,12 @@ class Directory:
     @property
     def keys_cached(self) -> int:
         """API keys in memory, known and unknown."""
-        return len(self._keys)
+        return len(self._keys) + len(self._unknown_keys)
+
+    @property
+    def strangers_refused(self) -> int:
+        """Requests for names not in memory that had no turn to ask Redis, or no room."""
+        return self._turns.refused + self._without_room
 
     def account(self, tenant: str) -> Account | None:
         """The tenant's account, if it is in memory and in force."""
@@ -85,12 +99,12 @@ class Directory:
 
     def tenant_of(self, sha256: str) -> tuple[bool, str | None]:
         """(known, tenant) of an API key; not known means that Redis has to be asked."""
-        found = self._keys.get(sha256)
-        if found is None or (found[0] is None and found[1] < self._clock.monotonic_ms()):
+        tenant = self._keys.get(sha256)
+        if tenant is None and self._unknown_keys.get(sha256, 0) <= self._clock.monotonic_ms():
             self._counters.key_misses += 1
             return False, None
         self._counters.key_hits += 1
-        return True, found[0]
+        return True, tenant
 
     def unknown(self, tenant: str) -> bool:
         """Whether Redis said a moment ago that nobody knows this tenant."""
@@ -99,11 +113,16 @@ class Directory:
     async def load_key(self, sha256: str) -> str | None:
         """Ask Redis for the tenant of a key and remember the answer."""
         edition = self._keys_edition
-        tenant = await self._store.tenant_of_key(sha256)
-        if edition == self._keys_edition:  # else the answer may be from before a change, which nobody announces again
-            if len(self._keys) >= self._keys_max:
-                self._keys.popitem(last=False)
-            self._keys[sha256] = (tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS)
+        async with self._turns.turn():
+            tenant = await self._store.tenant_of_key(sha256)
+        if edition != self._keys_edition:
+            return tenant  # the answer may be from before a change, which nobody announces again
+        if tenant is None:
+            until_ms = self._clock.monotonic_ms() + UNKNOWN_KEPT_MS
+            _remember(self._unknown_keys, sha256, until_ms, self._keys_max)
+        else:
+            self._unknown_keys.pop(sha256, None)
+            _remember(self._keys, sha256, tenant, self._keys_max)
         return tenant
 
     async def load(self, tenant: str) -> Account | None:
@@ -120,7 +139,7 @@ class Directory:
     def provisional(self, tenant: str) -> Account | None:
         """An account made without Redis: the default plan, under which each limit follows its outage policy."""
         default = self._default(tenant)
-        if default is None:
+        if default is None or not (tenant in self.accounts or tenant == ANONYMOUS or self._has_room()):
             return None
         account = self._admit(msgspec.structs.replace(default, rev=-1), None)
         account.provisional = True
@@ -138,6 +157,7 @@ class Directory:
         if kind == "key":
             self._keys_edition += 1
             self._keys.pop(name, None)
+            self._unknown_keys.pop(name, None)
         elif kind == "tenant":
             self._unknown.pop(name, None)
             if name in self._loading:
@@ -150,6 +170,7 @@ class Directory:
         """Changes were missed, or the catalogue is new: read everything again as it is needed."""
         self._keys_edition += 1
         self._keys.clear()
+        self._unknown_keys.clear()
         self._unknown.clear()
         self._overtaken.update(self._loading)
         for account in self.accounts.values():
@@ -190,15 +211,20 @@ class Directory:
         account.exchange.touch(account)
 
     async def _load(self, tenant: str) -> Account | None:
-        default = self._default(tenant)
+        # Without room a tenant that nobody knows is not introduced to Redis either.
+        room = tenant in self.accounts or tenant == ANONYMOUS or self._has_room()
+        default = self._default(tenant) if room else None
         arguments = None
         if default is not None:
             arguments = (self._revision(), snapshots.encode(default), snapshots.encode_limits(default))
         self._counters.snapshot_misses += 1
-        found = await self._store.lookup(tenant, arguments)
+        async with self._turns.turn():
+            found = await self._store.lookup(tenant, arguments)
         if found.revision < 0:
             if not found.restored:
                 raise StoreUnavailable(f"Redis is being restored; tenant {tenant} is not back yet")
+            if not room and self._default(tenant) is not None:
+                raise self._no_room(tenant)
             self._remember_unknown(tenant)
             return None
         try:
@@ -227,8 +253,8 @@ class Directory:
     def _admit(self, snapshot: Snapshot, parent: Account | None) -> Account:
         account = self.accounts.get(snapshot.tenant)
         if account is None:
-            if len(self.accounts) >= self._tenants_max:
-                self._evict()
+            if not self._has_room() and snapshot.rev <= 0 and snapshot.tenant != ANONYMOUS:
+                raise self._no_room(snapshot.tenant)
             shard = self._store.keys.shard_of(snapshot.tenant)
             account = self.accounts[snapshot.tenant] = Account(snapshot, self._exchanges[shard], parent)
         elif snapshot.rev >= account.snapshot.rev:
@@ -239,19 +265,27 @@ class Directory:
         account.withdrawn = False
         return account
 
-    def _evict(self) -> None:
-        """Drop an account that has nothing left to report; look at a few of the oldest only."""
-        for _ in range(min(EVICTION_LOOKS, len(self.accounts))):
+    def _has_room(self) -> bool:
+        """Whether another account fits, if need be in place of one that has nothing left to report.
+
+        Of those a few of the oldest are looked at only.
+        """
+        for _ in range(EVICTION_LOOKS):
+            if len(self.accounts) < self._tenants_max:
+                return True
             tenant, account = self.accounts.popitem(last=False)
             if account.exchange.forget(account):
                 account.drop_charges()
-                return
-            self.accounts[tenant] = account
+            else:
+                self.accounts[tenant] = account
+        return len(self.accounts) < self._tenants_max
+
+    def _no_room(self, tenant: str) -> StoreUnavailable:
+        self._without_room += 1
+        return StoreUnavailable(f"there is no room for tenant {tenant}, which nobody knows")
 
     def _remember_unknown(self, tenant: str) -> None:
-        if len(self._unknown) >= self._keys_max:
-            self._unknown.popitem(last=False)
-        self._unknown[tenant] = self._clock.monotonic_ms() + UNKNOWN_KEPT_MS
+        _remember(self._unknown, tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS, self._keys_max)
 
     def _revision(self) -> int:
         return self.policy.revision if self.policy is not None else 0
@@ -279,3 +313,10 @@ class Directory:
             )
         except SidecarError:
             return None
+
+
+def _remember(names: OrderedDict[str, T], name: str, value: T, most: int) -> None:
+    """Keep what was learnt of a name, in place of the oldest one if need be."""
+    if len(names) >= most and name not in names:
+        names.popitem(last=False)
+    names[name] = value

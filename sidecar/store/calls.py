@@ -6,7 +6,6 @@ Guarantees: a call takes no longer than its timeout, topology and an unknown scr
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.retry import Retry
@@ -25,6 +24,7 @@ from sidecar import redis_url
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.breaker import Breaker
 from sidecar.store.cluster import ClusterServers
+from sidecar.store.patience import Patience
 from sidecar.store.sentinel import SentinelServers
 from sidecar.store.servers import OneServer, Servers
 
@@ -84,7 +84,7 @@ class Calls:
             raise StoreUnavailable("Redis is away; the breaker is open")
         self.made[verb] = self.made.get(verb, 0) + 1
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with Patience(self._timeout_s):
                 try:
                     answer = await self.servers.run(key, words)
                 except NoScriptError:
@@ -115,7 +115,8 @@ class Calls:
 
     def _connect(self, url: str, timeout_s: float | None = None) -> Redis:
         """A client that never tries again by itself."""
-        timeout_s = timeout_s or self._timeout_s
+        # A call has a limit of its own; the driver's only ends what is left behind by it.
+        timeout_s = timeout_s or 2 * self._timeout_s
         files: dict[str, Any] = self._files if url.startswith("rediss:") else {}
         return self._from_url(
             url,

@@ -79,6 +79,7 @@ ELSEWHERE = {
     "sidecar_lease_units_lost_total": "below",
     "sidecar_requests_waiting": "a moment that no scrape is sure to see",
     "sidecar_store_evicted_keys": "test_serve.py",
+    "sidecar_strangers_refused_total": "test_floods.py",
 }
 BILLING = ("sidecar_webhook", "sidecar_stripe_")
 

@@ -1,0 +1,148 @@
+"""Floods of made-up keys and tenants, idle and slow peers, huge heads: all is bounded, and good clients are served.
+
+What good clients saw is printed (pytest -s); their latency is not asserted, since it says more about the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from sidecar.enforcement.turns import AT_ONCE
+from tests.servers.accounts import create_key, put_tenant
+from tests.servers.load_client import LoadClient, Tally
+from tests.servers.sidecar_dev import SidecarDev
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+
+CATALOGUE = Path(__file__).parent / "floods.yaml"
+CACHED_MAX = 500
+ENVIRONMENT = {"SIDECAR_KEYS_CACHED_MAX": str(CACHED_MAX), "SIDECAR_TENANTS_CACHED_MAX": str(CACHED_MAX)}
+GOOD_CLIENTS = 4
+FLOODERS = 100
+FLOOD = 4_000  # requests
+GROWTH_MAX_MB = 24
+
+
+@pytest.fixture(scope="module")
+def dev(servers_directory: Path) -> Iterator[SidecarDev]:
+    with SidecarDev(servers_directory / "floods", CATALOGUE, workers=1, env=ENVIRONMENT) as running:
+        yield running
+
+
+def memory_mb(dev: SidecarDev) -> float:
+    """What the worker holds."""
+    [worker] = dev.now().pids["authz"]
+    for line in Path(f"/proc/{worker}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no such process")
+
+
+def metric(dev: SidecarDev, name: str) -> float:
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", dev.metrics(), re.MULTILINE))
+
+
+async def calls(dev: SidecarDev) -> Counter[str]:
+    """How often Redis ran each command since it started."""
+    async with redis.asyncio.Redis.from_url(dev.at.redis) as client:
+        told = await client.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): int(stats["calls"]) for name, stats in told.items()})
+
+
+async def keys_of(dev: SidecarDev) -> int:
+    """How many keys Redis has."""
+    async with redis.asyncio.Redis.from_url(dev.at.redis) as client:
+        return int(await client.dbsize())
+
+
+@asynccontextmanager
+async def good_clients(dev: SidecarDev, said: str) -> AsyncIterator[Tally]:
+    """Clients with keys of their own ask all the time; each request is answered, and allowed."""
+    keys = [create_key(dev, put_tenant(dev, "good")) for _ in range(GOOD_CLIENTS)]
+    tally, stop = Tally(), asyncio.Event()
+
+    async def one(key: str) -> None:
+        async with LoadClient(dev.authz_port, headers={"x-api-key": key}) as client:
+            await client.decided()
+            while not stop.is_set():
+                tally.add(await client.ask())
+                await asyncio.sleep(0.01)
+
+    clients = [asyncio.create_task(one(key)) for key in keys]
+    try:
+        while tally.answered < 50 * GOOD_CLIENTS:  # each has a lease by then
+            await asyncio.sleep(0.01)
+        yield tally
+    finally:
+        stop.set()
+        await asyncio.gather(*clients)
+    middle, late = tally.percentile_ms(50), tally.percentile_ms(99)
+    print(f"\n{said}: {tally.answered} good requests answered, p50 {middle:.1f} ms, p99 {late:.1f} ms")
+    assert tally.lost == 0
+    assert set(tally.reasons) == {"allowed"}, tally.reasons
+
+
+async def flood(port: int, header: str, name: Callable[[], str]) -> Counter[str]:
+    """Many connections at once, each request with a name that nobody has; what they were told."""
+    told: Counter[str] = Counter()
+    left = FLOOD
+
+    async def one() -> None:
+        nonlocal left
+        async with LoadClient(port) as client:
+            while left > 0:
+                left -= 1
+                answer = await client.insist(headers={header: name()})
+                told[answer.reason or str(answer.status)] += 1
+
+    await asyncio.gather(*(one() for _ in range(FLOODERS)))
+    assert sum(told.values()) == FLOOD
+    return told
+
+
+async def test_a_flood_of_made_up_keys_costs_redis_a_read_each_at_most_and_good_clients_nothing(
+    dev: SidecarDev,
+) -> None:
+    async with good_clients(dev, "made-up keys") as good:
+        await flood(dev.authz_port, "x-api-key", secrets.token_hex)
+        filled_mb, before, answered = memory_mb(dev), await calls(dev), good.answered
+        keys = await keys_of(dev)
+        told = await flood(dev.authz_port, "x-api-key", secrets.token_hex)
+        assert await keys_of(dev) < keys + 100
+        grown_mb, made = memory_mb(dev) - filled_mb, await calls(dev) - before
+        assert good.answered > answered
+    print(f"{dict(told)}; Redis ran {dict(made)}; memory {filled_mb:.0f} MB {grown_mb:+.1f} MB")
+    assert set(told) <= {"key_unknown", "store_unavailable"}
+    # A script that reads one key; syncs, flusher and polls go on beside it. Nothing is kept for a name nobody has.
+    assert made["evalsha"] + made["eval"] <= FLOOD + 1_000
+    assert made["set"] == 0
+    assert metric(dev, "sidecar_keys_cached") <= CACHED_MAX + 2 * GOOD_CLIENTS
+    assert grown_mb < GROWTH_MAX_MB
+
+
+async def test_a_flood_of_new_tenants_is_counted_up_to_a_bound_and_refused_beyond(dev: SidecarDev) -> None:
+    async with good_clients(dev, "new tenants") as good:
+        first = await flood(dev.authz_port, "x-tenant-id", secrets.token_hex)
+        filled_mb, before, answered = memory_mb(dev), await calls(dev), good.answered
+        told = await flood(dev.authz_port, "x-tenant-id", secrets.token_hex)
+        grown_mb, made = memory_mb(dev) - filled_mb, await calls(dev) - before
+        assert good.answered > answered
+    print(f"{dict(first)}, then {dict(told)}; Redis ran {dict(made)}; memory {filled_mb:.0f} MB {grown_mb:+.1f} MB")
+    # At the end of an hour those of the first flood may be forgotten, and others take their places.
+    assert set(told) <= {"store_unavailable", "limit_contended", "allowed"}
+    assert told["allowed"] <= CACHED_MAX
+    assert metric(dev, "sidecar_strangers_refused_total") > FLOOD / 2
+    assert metric(dev, "sidecar_snapshots_cached") <= CACHED_MAX + AT_ONCE + 2 * GOOD_CLIENTS
+    assert made["evalsha"] + made["eval"] <= FLOOD + 3_000
+    assert grown_mb < GROWTH_MAX_MB
+    dev.cli("flush")
+    assert dev.cli_json("verify") == []
