@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import History, run
+from tests.faults.chaos import History, planned, run
+from tests.faults.chaos_kinds import KINDS as ALL_KINDS
 from tests.faults.chaos_place import Client
 from tests.faults.chaos_schedule import plan
 from tests.faults.chaos_traffic import Page
@@ -51,6 +52,24 @@ async def test_every_count_is_in_the_ledger_and_billed_once_and_no_cap_is_passed
     assert verdict.answered <= verdict.ledger == verdict.stripe <= verdict.answered + verdict.in_flight
     assert verdict.over_admitted == 0
     assert verdict.caps_reached > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plan_of_ten_minutes_has_every_kind_several_times_and_leaves_a_target_alone_until_it_had_its_rest(
+    seed: int,
+) -> None:
+    faults = planned(seed, seconds=600)
+    assert faults == planned(seed, seconds=600)
+    assert len(faults) >= 100
+    times = Counter(fault.kind for fault in faults)
+    assert times.keys() == ALL_KINDS.keys()
+    assert max(times.values()) - min(times.values()) <= 1
+    free_at: dict[str, float] = {}
+    for fault in faults:
+        kind = ALL_KINDS[fault.kind]
+        for struck in (fault.target, *kind.needs):
+            assert fault.at_s >= free_at.get(struck, 0.0) - 0.01
+            free_at[struck] = fault.at_s + fault.seconds + kind.rest_s
 
 
 def page(*answers: str) -> Page:
