@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
+
 from sidecar.embedded.port import free_port
 from tests.servers.child import Child
 from tests.servers.load_client import LoadClient, Tally, Traffic, crowd
@@ -68,17 +70,19 @@ class Job:
         directory: Path,
         *,
         parts: Mapping[str, Mapping[str, str]] | None = None,
+        text: str = CATALOGUE,
         **settings: str,
     ) -> None:
         catalogue = directory / "catalogue.yaml"
-        catalogue.write_text(CATALOGUE)
+        catalogue.write_text(text)
+        self.token = secrets.token_hex(16)
         self.ports = {name: free_port() for name in ("AUTHZ", "LOCAL", "OPS", "CONTROL")}
         self._environment = {
             "SIDECAR_STATE_DIR": str(directory / "state"),
             "SIDECAR_REDIS_URL": url,
             "SIDECAR_POSTGRES_DSN": database,
             "SIDECAR_CATALOGUE_FILE": str(catalogue),
-            "SIDECAR_ADMIN_TOKENS": secrets.token_hex(16),
+            "SIDECAR_ADMIN_TOKENS": self.token,
             "SIDECAR_RECLAIM_AFTER_MS": str(RECLAIM_AFTER_MS),
             "SIDECAR_LEASE_TTL_MS": "2000",
             **{f"SIDECAR_{name}_LISTEN": f"127.0.0.1:{port}" for name, port in self.ports.items()},
@@ -129,14 +133,25 @@ class Job:
     def tail(self) -> str:
         return "\n".join(child.tail() for child in self.children)
 
-    async def cli(self, *args: str, status: int = 0) -> str:
-        """Run a command with the same settings."""
-        return await asyncio.to_thread(self._cli, args, status)
+    async def cli(self, *args: str, status: int = 0, settings: Mapping[str, str] | None = None) -> str:
+        """Run a command with the same settings, or with some of its own."""
+        return await asyncio.to_thread(self._cli, args, status, settings or {})
 
-    def _cli(self, args: tuple[str, ...], status: int) -> str:
+    async def control(self, method: str, path: str, body: object = None) -> Any:
+        """One call of the billing API that succeeds."""
+        url, headers = f"http://127.0.0.1:{self.ports['CONTROL']}{path}", {"authorization": f"Bearer {self.token}"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, url, json=body, headers=headers) as answer,
+        ):
+            said = await answer.text()
+            assert answer.status < 300, f"{method} {path}: {answer.status} {said}\n{self.tail()}"
+            return json.loads(said)
+
+    def _cli(self, args: tuple[str, ...], status: int, settings: Mapping[str, str]) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "sidecar", *args],
-            env=self._environment,
+            env={**self._environment, **settings},
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
