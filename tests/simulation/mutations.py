@@ -361,7 +361,7 @@ BILLING: dict[str, Patch] = {
     "a new identifier on retry": method(
         MeterEvents,
         "_one",
-        ('"identifier": row.identifier,', f'"identifier": {_RENAMED},'),
+        ("identifier=row.identifier,", f"identifier={_RENAMED},"),
         ("idempotency_key(row.identifier,", f"idempotency_key({_RENAMED},"),
     ),
     "a duplicate taken as failure": method(

@@ -168,6 +168,8 @@ class World:
             self.oracle.grants(server, tag, reply.generation)
         if not reply.accepted:
             return
+        if message[2] != reply.generation:
+            self.oracle.violated("L2", f"{writer} shows life in {reply.generation} by a message of {message[2]!r}")
         self.oracle.accepted(tag, writer)
         for part, answered in zip(parts, reply.parts, strict=True):
             snapshot = self.oracle.snapshots.get(part[0])

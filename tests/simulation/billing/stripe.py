@@ -93,8 +93,9 @@ class StripeServer:
         """What a forwarder holds of Stripe: stands in for StripeApi."""
         space = SimpleNamespace
 
-        async def create(params: dict[str, Any], options: dict[str, str]) -> None:
-            await self._asked(process, lambda: self._event(params, options["idempotency_key"]), retold=True)
+        async def request(method: str, path: str, *, idempotency_key: str, **params: Any) -> None:
+            assert (method, path) == ("post", "/v1/billing/meter_events")
+            await self._asked(process, lambda: self._event(params, idempotency_key), retold=True)
 
         async def stream(params: dict[str, Any], options: dict[str, str]) -> None:
             del options
@@ -107,18 +108,13 @@ class StripeServer:
         async def summaries(meter: str, params: dict[str, Any]) -> Any:
             return await self._asked(process, lambda: self._sums(meter, params), retold=False)
 
-        v1 = space(
-            billing=space(
-                meter_events=space(create_async=create),
-                meters=space(event_summaries=space(list_async=summaries)),
-            )
-        )
+        v1 = space(billing=space(meters=space(event_summaries=space(list_async=summaries))))
         v2 = space(
             billing=space(
                 meter_event_session=space(create_async=session), meter_event_stream=space(create_async=stream)
             )
         )
-        return space(v1=v1, v2=v2)
+        return space(v1=v1, v2=v2, client=space(raw_request_async=request))
 
     def hurry(self) -> None:
         """Whatever is on the way arrives now: hours are about to pass at once."""
