@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import uvloop
 
-from sidecar import child
+from sidecar import child, memory
 from sidecar.billing.claim import ForwarderTerms
 from sidecar.billing.counters import BillingCounters, DriftCounters
 from sidecar.billing.error_reports import ErrorReports
@@ -41,7 +41,7 @@ from sidecar.settings import Settings
 from sidecar.signals import Stop, end
 from sidecar.store.client import Store
 from sidecar.telemetry import FlusherCounters, Reading
-from sidecar.worker import checked, clock_of, ops_socket, settle_memory, site, store_of
+from sidecar.worker import checked, clock_of, ops_socket, site, store_of
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
                 receiver = Receiver(ledger, settings.stripe_webhook_secrets, clock, webhooks, stored)
                 app = control_app(ledger, settings.admin_tokens, clock, desk=desk, receiver=receiver)
                 await stack.enter_async_context(site(app, settings.control_listen))
-            settle_memory()
+            memory.settle()
             child.report_ready()
             log.info("backoffice ready", extra=fields(roles=list(roles)))
             await stop.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from sidecar import address, child
+from sidecar import address, child, memory
 from sidecar.child import Component, OpsSocket
 from sidecar.clock import Clock
 from sidecar.enforcement.core import Core
@@ -26,7 +25,7 @@ from sidecar.gateway.listener import DecisionListener
 from sidecar.gateway.local import local_app
 from sidecar.logs import fields
 from sidecar.settings import Settings
-from sidecar.signals import Stop
+from sidecar.signals import Stop, end
 from sidecar.state import State
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
@@ -92,10 +91,12 @@ async def _worker(settings: Settings, index: int) -> None:
                         return
                     async with site(local_app(worker.core.enforcer), settings.local_listen):
                         await worker.listener.start(settings.authz_listen, reuse_port=True)
-                        settle_memory()
+                        memory.settle()
                         child.report_ready()
                         log.info("worker ready", extra=fields(index=index, writer=worker.core.writer))
+                        tending = asyncio.create_task(memory.tend(lambda: counters.snapshot_hits))
                         await stop.wait()
+                        await end([tending])
                         await worker.listener.stop()
             finally:
                 check.cancel()
@@ -170,9 +171,3 @@ async def site(app: web.Application, where: str) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
-
-
-def settle_memory() -> None:
-    """What was built at start lives as long as the process: the collector need not look at it again."""
-    gc.collect()
-    gc.freeze()

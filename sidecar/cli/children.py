@@ -5,6 +5,8 @@ Guarantees: a worker imports nothing of the ledger, of billing or of Stripe, whi
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from sidecar import child, logs
@@ -19,8 +21,10 @@ def worker(index: int, parent: int, ready_fd: int) -> None:
     """Decide for gateways; started by the supervisor."""
     found = child.begin(parent, ready_fd)
     logs.configure(found.log_level, f"authz-{index}")
+    gc.disable()  # importing makes no garbage, and the collector would look at all of it again and again
     from sidecar.worker import run_worker  # noqa: PLC0415 - not before the parent's death can be noticed
 
+    gc.enable()
     run_worker(found, index)
 
 

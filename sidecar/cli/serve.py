@@ -7,16 +7,18 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from sidecar import logs, settings
-from sidecar.control.catalogue_file import CatalogueFile
-from sidecar.ledger.connection import Ledger
+from sidecar import logs, memory, settings
 from sidecar.settings import Settings
 from sidecar.signals import Stop
 from sidecar.state import State
 from sidecar.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from sidecar.control.catalogue_file import CatalogueFile
 
 
 @click.command()
@@ -44,6 +46,7 @@ async def _serve(found: Settings) -> None:
                 stop.insist_with(supervisor.kill)
                 if not await stop.unless(supervisor.start()):
                     return
+                memory.settle()
                 try:
                     await stop.wait()
                 finally:
@@ -58,6 +61,9 @@ async def _catalogue_file(found: Settings) -> AsyncIterator[CatalogueFile | None
     if not found.catalogue_file or not (found.has_role("flusher") or found.has_role("control")):
         yield None
         return
+    from sidecar.control.catalogue_file import CatalogueFile  # noqa: PLC0415 - a sidecar in a pod never needs them
+    from sidecar.ledger.connection import Ledger  # noqa: PLC0415 - the same
+
     ledger = await Ledger.open(found.postgres_dsn, shards=found.shards, connections_max=1, prepared=not found.pgbouncer)
     file = CatalogueFile(Path(found.catalogue_file), ledger)
     await file.look()
