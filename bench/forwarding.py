@@ -34,9 +34,9 @@ from typing import Any
 import uvloop
 
 from bench import report
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.forwarder import Forwarder
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.forwarder import Forwarder
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.clock import Clock
 from sidecar.embedded import EmbeddedPostgres

@@ -15,18 +15,19 @@ from typing import Any, cast
 import uvloop
 
 from sidecar import child, memory
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters, DriftCounters
-from sidecar.billing.error_reports import ErrorReports
 from sidecar.billing.flush_requests import Answering, Asking, NobodyFlushes
-from sidecar.billing.following import Following
-from sidecar.billing.forwarder import Forwarder
-from sidecar.billing.inbox import Inbox
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.reconciler import Reconciler
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.error_reports import ErrorReports
+from sidecar.billing.outbox.forwarder import Forwarder
+from sidecar.billing.reconciliation.counters import DriftCounters
+from sidecar.billing.reconciliation.reconciler import Reconciler
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Proration, Subscribing
-from sidecar.billing.webhooks import WebhookCounters
+from sidecar.billing.subscriptions.following import Following
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Proration, Subscribing
+from sidecar.billing.webhooks.inbox import Inbox
+from sidecar.billing.webhooks.webhooks import WebhookCounters
 from sidecar.child import Component
 from sidecar.clock import Clock
 from sidecar.control.api import control_app

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from sidecar.billing.reconcile import Comparison
+from sidecar.billing.reconciliation.reconcile import Comparison
 from sidecar.catalogue import period
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.snapshot import LimitRule, Snapshot

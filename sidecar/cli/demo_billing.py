@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sidecar.billing import subscriptions
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Subscribing, Wish
+from sidecar.billing.subscriptions import subscriptions
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Subscribing, Wish
 from sidecar.cli.demo import ACTOR, PLANS
 from sidecar.control.catalogues import Catalogues
 from sidecar.errors import SidecarError

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from sidecar.billing import importing
-from sidecar.billing import setup as setups
-from sidecar.billing.difference import Change
-from sidecar.billing.importing import AccountMapping, Adopted
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import Report
+from sidecar.billing.shop import setup as setups
+from sidecar.billing.shop.difference import Change
+from sidecar.billing.shop.setup import Report
+from sidecar.billing.subscriptions import importing
+from sidecar.billing.subscriptions.importing import AccountMapping, Adopted
+from sidecar.billing.subscriptions.mirror import Mirror
 from sidecar.cli.stripe_account import account
 from sidecar.cli.stripe_events import list_events, replay
 from sidecar.cli.stripe_reconcile import parked, reconcile, retry

@@ -6,8 +6,8 @@ import datetime as dt
 
 import click
 
-from sidecar.billing import events
-from sidecar.billing.events import StoredEvent
+from sidecar.billing.webhooks import events
+from sidecar.billing.webhooks.events import StoredEvent
 from sidecar.cli.target import actor, find, show_json, table, wait, with_json, with_state
 
 

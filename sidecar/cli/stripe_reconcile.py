@@ -8,10 +8,11 @@ from decimal import Decimal
 
 import click
 
-from sidecar.billing import mending, rejection
-from sidecar.billing.drift import Line
-from sidecar.billing.outbox import Parked
-from sidecar.billing.reconciler import Reconciler, Report
+from sidecar.billing.outbox import rejection
+from sidecar.billing.outbox.outbox import Parked
+from sidecar.billing.reconciliation import mending
+from sidecar.billing.reconciliation.drift import Line
+from sidecar.billing.reconciliation.reconciler import Reconciler, Report
 from sidecar.catalogue.amount import to_decimal
 from sidecar.cli.stripe_account import account
 from sidecar.cli.target import Target, actor, find, show_json, table, wait, with_json, with_state

@@ -10,8 +10,8 @@ import sys
 
 import click
 
-from sidecar.billing.reconcile import Comparison
-from sidecar.billing.shown import Shown
+from sidecar.billing.reconciliation.reconcile import Comparison
+from sidecar.billing.reconciliation.shown import Shown
 from sidecar.cli.flush import flush_everything
 from sidecar.cli.stripe_account import account, has_account
 from sidecar.cli.target import Target, find, show_json, table, wait, with_json, with_state

@@ -13,10 +13,11 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from sidecar.billing import checkout, customers, invoices, subscriptions
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.subscribing import Proration, Subscribing, TrialEnd, When, Wish
-from sidecar.billing.subscriptions import Kept
+from sidecar.billing import customers
+from sidecar.billing.subscriptions import checkout, invoices, subscriptions
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Proration, Subscribing, TrialEnd, When, Wish
+from sidecar.billing.subscriptions.subscriptions import Kept
 from sidecar.control.answers import ACTOR, body_of, json_answer, tenant_of
 from sidecar.errors import BillingOff, Conflict, NotFound
 from sidecar.ledger import tenants

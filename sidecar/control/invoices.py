@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from sidecar.billing import projection
+from sidecar.billing.subscriptions import projection
 from sidecar.clock import Clock
 from sidecar.control.answers import json_answer, tenant_of
 from sidecar.control.catalogues import Catalogues

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
-from sidecar.billing import webhooks
-from sidecar.billing.webhooks import BODY_BYTES_MAX, EventRefused, WebhookCounters
+from sidecar.billing.webhooks import webhooks
+from sidecar.billing.webhooks.webhooks import BODY_BYTES_MAX, EventRefused, WebhookCounters
 from sidecar.clock import Clock
 from sidecar.control.answers import json_answer, problem
 from sidecar.errors import BillingOff

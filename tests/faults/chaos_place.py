@@ -19,10 +19,10 @@ from aiohttp import web
 from msgspec import Struct
 
 from sidecar.billing import customers
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Subscribing, Wish
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Subscribing, Wish
 from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control.catalogues import Catalogues

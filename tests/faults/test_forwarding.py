@@ -10,8 +10,8 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.billing.forwarder import Forwarder
-from sidecar.billing.rejection import rejected
+from sidecar.billing.outbox.forwarder import Forwarder
+from sidecar.billing.outbox.rejection import rejected
 from sidecar.errors import Conflict
 from sidecar.ledger.distrust import distrust
 from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding

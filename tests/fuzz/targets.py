@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sidecar.billing import webhooks
+from sidecar.billing.webhooks import webhooks
 from sidecar.catalogue.amount import AMOUNT_MAX
 from sidecar.catalogue.diff import diff
 from sidecar.catalogue.load import parse

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from sidecar.billing import webhooks
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Subscribing
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Subscribing
+from sidecar.billing.webhooks import webhooks
 from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control.api import control_app

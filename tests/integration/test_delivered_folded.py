@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sidecar.billing.folding import KEPT_S, fold
-from sidecar.billing.reconciler import Reconciler, Report
-from sidecar.billing.shown import Shown
+from sidecar.billing.outbox.folding import KEPT_S, fold
+from sidecar.billing.reconciliation.reconciler import Reconciler, Report
+from sidecar.billing.reconciliation.shown import Shown
 from sidecar.clock import Clock
 from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding
 

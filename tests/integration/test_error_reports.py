@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import mending, rejection
-from sidecar.billing.error_reports import ErrorReports
+from sidecar.billing.outbox import rejection
+from sidecar.billing.outbox.error_reports import ErrorReports
+from sidecar.billing.reconciliation import mending
 from sidecar.embedded.stripe import stream
 from sidecar.embedded.stripe.events import Told
 from sidecar.errors import Conflict, NotFound

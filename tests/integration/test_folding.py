@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.outbox import Outbox
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.outbox import Outbox
 from sidecar.catalogue.load import parse
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.adoption import Adoption

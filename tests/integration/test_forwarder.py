@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from decimal import Decimal
 
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.forwarder import Forwarder
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.forwarder import Forwarder
 from sidecar.clock import Clock
 from sidecar.ledger.distrust import distrust
 from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding

@@ -16,11 +16,12 @@ import pytest
 import stripe as sdk
 from stripe._http_client import AIOHTTPClient
 
-from sidecar.billing import customers, intentions, subscriptions
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing import customers
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Subscribing, Wish
+from sidecar.billing.subscriptions import intentions, subscriptions
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Subscribing, Wish
 from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control.catalogues import Catalogues

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.outbox import Outbox
-from sidecar.billing.rejection import parked, rejected
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.outbox import Outbox
+from sidecar.billing.outbox.rejection import parked, rejected
 from sidecar.errors import Conflict
 from sidecar.ledger import plans
 from sidecar.ledger.distrust import distrust

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import invoices, projection, subscriptions
-from sidecar.billing.following import Following
-from sidecar.billing.subscriptions import Kept
+from sidecar.billing.subscriptions import invoices, projection, subscriptions
+from sidecar.billing.subscriptions.following import Following
+from sidecar.billing.subscriptions.subscriptions import Kept
 from sidecar.errors import Conflict
 from sidecar.ledger import tenants
 from tests.servers.subscribed import ACTOR, CATALOGUE, Bench, subscribed

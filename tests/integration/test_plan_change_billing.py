@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import customers, objects, subscriptions
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.forwarder import Forwarder
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing import customers, objects
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.forwarder import Forwarder
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Subscribing, Wish
+from sidecar.billing.subscriptions import subscriptions
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Subscribing, Wish
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.period import bounds
 from sidecar.clock import Clock

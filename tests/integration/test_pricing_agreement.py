@@ -12,12 +12,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.billing import objects, projection
-from sidecar.billing.applying import price_params
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.offer import offer
-from sidecar.billing.setup import set_up
+from sidecar.billing import objects
+from sidecar.billing.shop.applying import price_params
+from sidecar.billing.shop.offer import offer
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
+from sidecar.billing.subscriptions import projection
+from sidecar.billing.subscriptions.mirror import Mirror
 from sidecar.catalogue import period
 from sidecar.catalogue.amount import AMOUNT_MAX, format_amount, parse_amount
 from sidecar.catalogue.load import parse, read

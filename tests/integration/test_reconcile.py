@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import mending
-from sidecar.billing.drift import IN_DOUBT, LATE, MINUTE_UNKNOWN, PARKED, RECENT, UNEXPLAINED, WAITING, Line
-from sidecar.billing.reconciler import Reconciler, Report
-from sidecar.billing.shown import Shown
+from sidecar.billing.reconciliation import mending
+from sidecar.billing.reconciliation.drift import (
+    IN_DOUBT,
+    LATE,
+    MINUTE_UNKNOWN,
+    PARKED,
+    RECENT,
+    UNEXPLAINED,
+    WAITING,
+    Line,
+)
+from sidecar.billing.reconciliation.reconciler import Reconciler, Report
+from sidecar.billing.reconciliation.shown import Shown
 from sidecar.clock import Clock
 from sidecar.errors import Conflict, StripeUnavailable
 from sidecar.ledger import audit

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing.reconcile import Comparison
-from sidecar.billing.shown import Shown
+from sidecar.billing.reconciliation.reconcile import Comparison
+from sidecar.billing.reconciliation.shown import Shown
 from sidecar.verification import Difference, stripe_differences
 from tests.servers.forwarding import Forwarding, forwarding
 from tests.servers.stripe import KEY, Stripe

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import objects, subscriptions
-from sidecar.billing.importing import AccountMapping, Adopted, MappingInvalid, adopt_account
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing import objects
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
+from sidecar.billing.subscriptions import subscriptions
+from sidecar.billing.subscriptions.importing import AccountMapping, Adopted, MappingInvalid, adopt_account
+from sidecar.billing.subscriptions.mirror import Mirror
 from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control import catalogues

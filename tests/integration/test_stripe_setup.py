@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sidecar.billing import objects
-from sidecar.billing.setup import Report, difference, set_up
+from sidecar.billing.shop.setup import Report, difference, set_up
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.model import Catalogue

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import checkout, customers, invoices, subscriptions
-from sidecar.billing.subscribing import Wish
-from sidecar.billing.subscriptions import Kept
+from sidecar.billing import customers
+from sidecar.billing.subscriptions import checkout, invoices, subscriptions
+from sidecar.billing.subscriptions.subscribing import Wish
+from sidecar.billing.subscriptions.subscriptions import Kept
 from sidecar.errors import Conflict, NotFound, StripeRefused, StripeUnavailable
 from sidecar.ledger import audit, tenants
 from tests.servers.subscribed import ACTOR, DAY_S, Bench, subscribed

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing.reconciler import Reconciler
-from sidecar.billing.shown import Shown
+from sidecar.billing.reconciliation.reconciler import Reconciler
+from sidecar.billing.reconciliation.shown import Shown
 from sidecar.catalogue.period import bounds
 from sidecar.clock import Clock
 from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding

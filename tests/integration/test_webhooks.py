@@ -17,12 +17,14 @@ import stripe
 from aiohttp.test_utils import TestClient, TestServer
 
 from sidecar import logs
-from sidecar.billing import customers, events, subscriptions
-from sidecar.billing import inbox as inboxes
-from sidecar.billing.inbox import Inbox
-from sidecar.billing.mirror import UNHEARD_AT_ONCE, Mirror
+from sidecar.billing import customers
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.webhooks import BODY_BYTES_MAX, WebhookCounters
+from sidecar.billing.subscriptions import subscriptions
+from sidecar.billing.subscriptions.mirror import UNHEARD_AT_ONCE, Mirror
+from sidecar.billing.webhooks import events
+from sidecar.billing.webhooks import inbox as inboxes
+from sidecar.billing.webhooks.inbox import Inbox
+from sidecar.billing.webhooks.webhooks import BODY_BYTES_MAX, WebhookCounters
 from sidecar.clock import Clock
 from sidecar.control.api import control_app
 from sidecar.control.catalogues import Catalogues

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.billing.delta import DIGITS_MAX, MINUTE_S, Terms, Window, moment, pieces, place
+from sidecar.billing.outbox.delta import DIGITS_MAX, MINUTE_S, Terms, Window, moment, pieces, place
 from sidecar.catalogue.amount import format_amount
 from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding
 

@@ -15,8 +15,8 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from redis.asyncio import Redis
 
-from sidecar.billing import webhooks
-from sidecar.billing.webhooks import EventRefused
+from sidecar.billing.webhooks import webhooks
+from sidecar.billing.webhooks.webhooks import EventRefused
 from sidecar.clock import Clock
 from sidecar.control.api import _authorized
 from sidecar.embedded.redis import EmbeddedRedis

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.forwarder import Forwarder, Vouch
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.forwarder import Forwarder, Vouch
 from sidecar.billing.stripe_api import StripeApi
 from sidecar.catalogue.period import bounds
 from sidecar.clock import Clock

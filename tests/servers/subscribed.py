@@ -11,13 +11,13 @@ from typing import Any
 from aiohttp.test_utils import TestServer
 
 from sidecar.billing import customers
-from sidecar.billing.inbox import Inbox
-from sidecar.billing.mirror import Mirror
-from sidecar.billing.setup import set_up
+from sidecar.billing.shop.setup import set_up
 from sidecar.billing.stripe_api import StripeApi
-from sidecar.billing.subscribing import Subscribing, Wish
-from sidecar.billing.subscriptions import Kept
-from sidecar.billing.webhooks import WebhookCounters
+from sidecar.billing.subscriptions.mirror import Mirror
+from sidecar.billing.subscriptions.subscribing import Subscribing, Wish
+from sidecar.billing.subscriptions.subscriptions import Kept
+from sidecar.billing.webhooks.inbox import Inbox
+from sidecar.billing.webhooks.webhooks import WebhookCounters
 from sidecar.catalogue.load import parse
 from sidecar.clock import Clock
 from sidecar.control.api import control_app

@@ -26,8 +26,8 @@ from unittest import mock
 
 from msgspec import structs
 
-from sidecar.billing import delta, fate, lanes, outbox, schedule, settlement
-from sidecar.billing.meter_events import MeterEvents
+from sidecar.billing.outbox import delta, fate, lanes, outbox, schedule, settlement
+from sidecar.billing.outbox.meter_events import MeterEvents
 from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.exchange import ShardExchange
@@ -216,7 +216,7 @@ def _stamped_now(stack: ExitStack) -> None:
 
 def _trusting(stack: ExitStack) -> None:
     """Send from a ledger that was restored as if nothing had happened."""
-    forwarder = sys.modules["sidecar.billing.forwarder"]
+    forwarder = sys.modules["sidecar.billing.outbox.forwarder"]
     for module in (billing, forwarder):
         stack.enter_context(mock.patch.object(module, "distrust", _at_once))
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing import claim, lanes, outbox
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.delta import Window, identifier
-from sidecar.billing.fate import Fate
-from sidecar.billing.lanes import Release, Work
-from sidecar.billing.row import Row, keys
+from sidecar.billing.outbox import claim, lanes, outbox
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.delta import Window, identifier
+from sidecar.billing.outbox.fate import Fate
+from sidecar.billing.outbox.lanes import Release, Work
+from sidecar.billing.outbox.row import Row, keys
 from sidecar.catalogue.period import bounds
 from sidecar.ledger.distrust import distrust
 from sidecar.ledger.shard import CounterRow

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.billing.delta import (
+from sidecar.billing.outbox.delta import (
     AGE_MAX_S,
     AGE_SENT_MAX_S,
     NEVER_S,
@@ -19,7 +19,7 @@ from sidecar.billing.delta import (
     place,
     value,
 )
-from sidecar.billing.outbox import turn
+from sidecar.billing.outbox.outbox import turn
 
 HOUR_S = 3_600
 DAY_S = 86_400

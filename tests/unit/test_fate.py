@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from sidecar.billing.delta import Window
-from sidecar.billing.fate import Fate, failed, pause_ms
-from sidecar.billing.lanes import Work
-from sidecar.billing.outbox import SETTLE_AFTER_S
-from sidecar.billing.row import Row
-from sidecar.billing.schedule import next_step
+from sidecar.billing.outbox.delta import Window
+from sidecar.billing.outbox.fate import Fate, failed, pause_ms
+from sidecar.billing.outbox.lanes import Work
+from sidecar.billing.outbox.outbox import SETTLE_AFTER_S
+from sidecar.billing.outbox.row import Row
+from sidecar.billing.outbox.schedule import next_step
 from sidecar.errors import SidecarError, StripeBusy, StripeRefused, StripeUnavailable
 
 NOW_S = 1_795_000_000

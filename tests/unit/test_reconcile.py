@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from sidecar.billing import drift
-from sidecar.billing.delta import Window
-from sidecar.billing.drift import (
+from sidecar.billing.outbox.delta import Window
+from sidecar.billing.reconciliation import drift
+from sidecar.billing.reconciliation.drift import (
     IN_DOUBT,
     LATE,
     PARKED,
@@ -22,7 +22,7 @@ from sidecar.billing.drift import (
     Windows,
     compare,
 )
-from sidecar.billing.pinpoint import Minute, SentRow, blame
+from sidecar.billing.reconciliation.pinpoint import Minute, SentRow, blame
 
 DAY_S = 86_400
 TODAY = 20_000 * DAY_S

@@ -4,8 +4,8 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.billing.settlement import equal, verdicts
-from sidecar.billing.verification import Adopted, Unbilled, adopt
+from sidecar.billing.outbox.settlement import equal, verdicts
+from sidecar.billing.outbox.verification import Adopted, Unbilled, adopt
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.billing.importing import Adopted, Claim, MappingInvalid, decide, mapping_of, plan_of
 from sidecar.billing.objects import StripeObject
+from sidecar.billing.subscriptions.importing import Adopted, Claim, MappingInvalid, decide, mapping_of, plan_of
 
 
 def actions(found: list[Adopted]) -> dict[str, tuple[str, str]]:

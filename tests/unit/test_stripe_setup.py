@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from sidecar.billing.difference import (
+from sidecar.billing.shop.difference import (
     SETTINGS,
     Account,
     Change,
@@ -19,7 +19,7 @@ from sidecar.billing.difference import (
     metadata,
     refused,
 )
-from sidecar.billing.offer import Offer, Tier, WantedPrice, offer
+from sidecar.billing.shop.offer import Offer, Tier, WantedPrice, offer
 from sidecar.catalogue.load import parse, read
 from sidecar.catalogue.model import Catalogue
 from sidecar.cli.stripe_account import DEV_KEY

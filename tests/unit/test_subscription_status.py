@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing.standing import DAY_S, TRIAL_SLACK_S, Standing, Subscription, decisive, standing
+from sidecar.billing.subscriptions.standing import DAY_S, TRIAL_SLACK_S, Standing, Subscription, decisive, standing
 from sidecar.catalogue.model import Plan
 
 NOW_S = 1_800_000_000

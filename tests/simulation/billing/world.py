@@ -20,10 +20,10 @@ from typing import Any
 from unittest import mock
 from zlib import crc32
 
-from sidecar.billing import rejection
-from sidecar.billing.claim import ForwarderTerms
-from sidecar.billing.counters import BillingCounters
-from sidecar.billing.forwarder import Forwarder
+from sidecar.billing.outbox import rejection
+from sidecar.billing.outbox.claim import ForwarderTerms
+from sidecar.billing.outbox.counters import BillingCounters
+from sidecar.billing.outbox.forwarder import Forwarder
 from sidecar.catalogue.period import bounds
 from sidecar.errors import Conflict, LedgerUnavailable, SidecarError
 from sidecar.ledger.distrust import distrust

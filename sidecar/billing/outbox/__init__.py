@@ -1,0 +1,1 @@
+"""Usage on its way to Stripe: decided, sent once, settled, folded."""

@@ -1,0 +1,1 @@
+"""What a catalogue offers, and a Stripe account that offers it."""

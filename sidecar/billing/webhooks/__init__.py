@@ -1,0 +1,1 @@
+"""What Stripe sends: received, and worked off."""
