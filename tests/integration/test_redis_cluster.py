@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from sidecar.clock import Clock
 from sidecar.errors import StoreRefused
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
+from tests.servers.certificates import Certificates
 from tests.servers.load_client import LoadClient, Tally, Traffic, until
 from tests.servers.redis_cluster import RedisCluster
+from tests.servers.redis_secured import tls_files
 from tests.servers.whole_job import Job, do_the_whole_job, stay_exact
 
 pytestmark = pytest.mark.timeout(180)
@@ -88,3 +91,22 @@ async def test_a_slot_moved_under_traffic_costs_no_count_and_no_unit(
             assert await cluster.owner(key) is target
 
         await stay_exact(job, "acme", "nova", trouble)
+
+
+@pytest.mark.slow
+async def test_over_tls_and_with_the_users_that_are_shipped_every_node_of_a_cluster_is_reached(
+    servers_directory: Path, tmp_path: Path
+) -> None:
+    certificates = Certificates(servers_directory / f"tls-{tmp_path.name}")
+    async with RedisCluster(servers_directory / f"cluster-{tmp_path.name}", certificates=certificates) as cluster:
+        store = Store(cluster.url, KEYS, Clock(), identity="t", timeout_ms=5_000, **tls_files(certificates))
+        try:
+            await store.check()
+            await asyncio.gather(*(store.retire(shard, "nobody") for shard in range(KEYS.shards)))
+            assert await store.evicted_keys() == 0
+        finally:
+            await store.close()
+        for node in cluster.nodes:
+            assert await node.ask("ACL", "LOG") == [], "a user lacks a right"
+        asked = [await node.says("cmdstat_evalsha", "INFO", "commandstats") for node in cluster.nodes]
+        assert asked == [True] * 3 + [False] * 3, "some shard lies on each of the masters"

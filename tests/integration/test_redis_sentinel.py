@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from sidecar.clock import Clock
-from sidecar.errors import StoreRefused
+from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
+from tests.servers.certificates import Certificates
 from tests.servers.load_client import Tally
+from tests.servers.redis_node import eventually
+from tests.servers.redis_secured import tls_files
 from tests.servers.redis_sentinel import RedisSentinel
 from tests.servers.whole_job import Job, do_the_whole_job, stay_exact
 
@@ -49,3 +52,33 @@ async def test_a_master_killed_under_traffic_costs_no_count_and_no_unit(
             await redis.fails_over(old)
 
         await stay_exact(job, "acme", "nova", trouble)
+
+
+async def test_over_tls_and_with_the_users_that_are_described_a_master_is_found_and_found_again(
+    servers_directory: Path, tmp_path: Path
+) -> None:
+    certificates = Certificates(servers_directory / f"tls-{tmp_path.name}")
+    async with RedisSentinel(servers_directory / f"sentinel-{tmp_path.name}", certificates) as redis:
+        files = tls_files(certificates)
+        store = Store(redis.url, Keyspace(), Clock(), identity="t", timeout_ms=5_000, **files)
+        try:
+            await store.check()
+            await store.put_catalogue(1, "of the first master")
+            old = await redis.master()
+            await old.says("1", "WAIT", 1, 5_000)
+            old.kill()
+            new = await redis.fails_over(old)
+
+            async def goes_on() -> bool:
+                try:
+                    await store.put_catalogue(2, "of the second")
+                except StoreUnavailable:
+                    return False
+                return True
+
+            await eventually(goes_on, 20, new.log)
+            assert await store.catalogue() == (2, "of the second")
+            denied = [entry for entry in await new.ask("ACL", "LOG") if b"auth" not in entry]
+            assert denied == [], "a user that is described lacks a right"
+        finally:
+            await store.close()

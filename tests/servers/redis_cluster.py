@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import quote
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
 
+from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode, eventually, port_with_bus
+from tests.servers.redis_secured import (
+    ADMINISTRATOR,
+    OTHERS_PASSWORD,
+    PASSWORDS,
+    administrator,
+    described_users,
+    shipped_users,
+    tls,
+    tls_login,
+)
 
 PASSWORD = "of-the-nodes"
 MASTERS = 3
@@ -19,9 +31,13 @@ KEYS_AT_ONCE = 100
 
 
 class RedisCluster:
-    """Entering starts it, leaving ends it. ``nodes`` are the masters first, then their replicas in the same order."""
+    """Entering starts it, leaving ends it. ``nodes`` are the masters first, then their replicas in the same order.
 
-    def __init__(self, directory: Path, *, replicas: bool = True) -> None:
+    With ``certificates`` everybody speaks TLS and the program is the shipped user of the flusher.
+    """
+
+    def __init__(self, directory: Path, *, replicas: bool = True, certificates: Certificates | None = None) -> None:
+        self._certificates = certificates
         self.nodes: list[RedisNode] = []
         self._directory = directory
         self._replicas = replicas
@@ -30,6 +46,9 @@ class RedisCluster:
     @property
     def url(self) -> str:
         """How the program is told of it: two of the masters."""
+        if self._certificates is not None:
+            login = f"quota-flusher:{quote(PASSWORDS['quota-flusher'], safe='')}"
+            return f"rediss+cluster://{login}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
         return f"redis+cluster://:{PASSWORD}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
 
     async def owner(self, key: str) -> RedisNode:
@@ -96,9 +115,7 @@ class RedisCluster:
         for number in range(MASTERS * (2 if self._replicas else 1)):
             port = port_with_bus()
             lines = [
-                f"port {port}",
-                f"requirepass {PASSWORD}",
-                f"masterauth {PASSWORD}",
+                *self._door(port),
                 "cluster-enabled yes",
                 f"cluster-node-timeout {NODE_TIMEOUT_MS}",
                 "cluster-require-full-coverage no",
@@ -106,7 +123,9 @@ class RedisCluster:
                 "repl-ping-replica-period 1",
                 'save ""',
             ]
-            node = RedisNode(self._directory / f"node-{number}", lines, password=PASSWORD, port=port)
+            node = RedisNode(
+                self._directory / f"node-{number}", lines, password=self._password, port=port, login=self._login
+            )
             self.nodes.append(node)
             node.start()
         await asyncio.gather(*(node.answers() for node in self.nodes))
@@ -124,6 +143,28 @@ class RedisCluster:
         await eventually(self._well, 30, self.nodes[0].log)
         for node in self.nodes[MASTERS:]:
             await eventually(lambda node=node: node.says("master_link_status:up", "INFO", "replication"), 20, node.log)  # type: ignore[misc]
+
+    def _door(self, port: int) -> list[str]:
+        if self._certificates is None:
+            return [f"port {port}", f"requirepass {PASSWORD}", f"masterauth {PASSWORD}"]
+        return [
+            *tls(self._certificates, port),
+            "tls-cluster yes",
+            "tls-replication yes",
+            *shipped_users(),
+            *described_users().values(),
+            administrator(),
+            "masteruser replica",
+            f"masterauth {OTHERS_PASSWORD}",
+        ]
+
+    @property
+    def _password(self) -> str:
+        return PASSWORD if self._certificates is None else ADMINISTRATOR[1]
+
+    @property
+    def _login(self) -> dict[str, Any]:
+        return {} if self._certificates is None else {"username": ADMINISTRATOR[0], **tls_login(self._certificates)}
 
     async def _well(self) -> bool:
         living = []

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 from sidecar.embedded.port import free_port
 from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode
 
-ACL = Path(__file__).parents[2] / "k8s" / "redis-acl.conf"
+ROOT = Path(__file__).parents[2]
+ACL = ROOT / "k8s" / "redis-acl.conf"
+DESCRIBED = ROOT / "docs" / "operations.md"
+OTHERS_PASSWORD = "of-the-other-servers"
 NOBODYS_PASSWORD = "0" * 64
 PASSWORDS = {"quota-authz": "of/the@authz", "quota-flusher": "of the flusher"}
 ADMINISTRATOR = ("test-administrator", "of-the-test")
@@ -24,25 +29,53 @@ def shipped_users() -> list[str]:
     return lines
 
 
-def secured(directory: Path, certificates: Certificates) -> RedisNode:
-    """Not started yet; its administrator is the test."""
-    port = free_port()
-    name, password = ADMINISTRATOR
-    lines = [
+def described_users() -> dict[str, str]:
+    """Users that docs/operations.md gives to replicas and sentinels, as lines of redis.conf with a password."""
+    users = re.findall(r"^user (\w+) on #\.\.\. (.*)$", DESCRIBED.read_text(), re.MULTILINE)
+    return {name: f"user {name} on >{OTHERS_PASSWORD} {rules}" for name, rules in users}
+
+
+def tls(certificates: Certificates, port: int) -> list[str]:
+    """TLS with client certificates on this port, and nothing without."""
+    return [
         "port 0",
         f"tls-port {port}",
         f"tls-cert-file {certificates.server[0]}",
         f"tls-key-file {certificates.server[1]}",
         f"tls-ca-cert-file {certificates.ca}",
         "tls-auth-clients yes",
-        *shipped_users(),
-        f"user {name} on >{password} ~* &* +@all",
     ]
-    login = {
-        "username": name,
+
+
+def tls_login(certificates: Certificates) -> dict[str, Any]:
+    """What a client of the driver needs for it."""
+    return {
         "ssl": True,
         "ssl_ca_certs": str(certificates.ca),
         "ssl_certfile": str(certificates.client[0]),
         "ssl_keyfile": str(certificates.client[1]),
     }
+
+
+def tls_files(certificates: Certificates) -> dict[str, str]:
+    """What the program's store needs for it."""
+    return {
+        "ca_file": str(certificates.ca),
+        "cert_file": str(certificates.client[0]),
+        "key_file": str(certificates.client[1]),
+    }
+
+
+def administrator() -> str:
+    """The test itself, as a line of redis.conf."""
+    name, password = ADMINISTRATOR
+    return f"user {name} on >{password} ~* &* +@all"
+
+
+def secured(directory: Path, certificates: Certificates) -> RedisNode:
+    """Not started yet; its administrator is the test."""
+    port = free_port()
+    lines = [*tls(certificates, port), *shipped_users(), administrator()]
+    name, password = ADMINISTRATOR
+    login = {"username": name, **tls_login(certificates)}
     return RedisNode(directory, lines, password=password, port=port, login=login)

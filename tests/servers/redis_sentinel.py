@@ -6,8 +6,21 @@ import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
+from sidecar.embedded.port import free_port
+from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode, eventually
+from tests.servers.redis_secured import (
+    ADMINISTRATOR,
+    OTHERS_PASSWORD,
+    PASSWORDS,
+    administrator,
+    described_users,
+    shipped_users,
+    tls,
+    tls_login,
+)
 
 NAME = "quota"
 PASSWORD = "of-the-servers"
@@ -16,10 +29,14 @@ DOWN_AFTER_MS = 800
 
 
 class RedisSentinel:
-    """Entering starts all of it, leaving ends it."""
+    """Entering starts all of it, leaving ends it.
 
-    def __init__(self, directory: Path) -> None:
+    With ``certificates`` everybody speaks TLS and has a user of his own: those that are shipped and described.
+    """
+
+    def __init__(self, directory: Path, certificates: Certificates | None = None) -> None:
         self._directory = directory
+        self._certificates = certificates
         self.servers: list[RedisNode] = []
         self.sentinels: list[RedisNode] = []
 
@@ -27,6 +44,9 @@ class RedisSentinel:
     def url(self) -> str:
         """How the program is told of it."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        if self._certificates is not None:
+            login = f"quota-flusher:{quote(PASSWORDS['quota-flusher'], safe='')}"
+            return f"rediss+sentinel://{login}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
         return f"redis+sentinel://:{PASSWORD}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
 
     async def master(self) -> RedisNode:
@@ -63,8 +83,7 @@ class RedisSentinel:
     async def _start(self) -> None:
         for number in range(2):
             lines = [
-                f"requirepass {PASSWORD}",
-                f"masterauth {PASSWORD}",
+                *self._users(),
                 "repl-diskless-sync-delay 0",
                 "repl-ping-replica-period 1",
                 'save ""',
@@ -83,7 +102,7 @@ class RedisSentinel:
                 f"sentinel monitor {NAME} 127.0.0.1 {self.servers[0].port} 2",
                 f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}",
                 f"sentinel failover-timeout {NAME} 4000",
-                f"sentinel auth-pass {NAME} {PASSWORD}",
+                *self._sentinels_login(),
                 f'requirepass "{SENTINEL_PASSWORD}"',
                 f'sentinel sentinel-pass "{SENTINEL_PASSWORD}"',
             ]
@@ -91,11 +110,30 @@ class RedisSentinel:
             self.sentinels[-1].start()
         await asyncio.gather(*(eventually(lambda s=s: _ready(s), 30, s.log) for s in self.sentinels))  # type: ignore[misc]
 
-    def _node(self, name: str, lines: list[str], *arguments: str, password: str = PASSWORD) -> RedisNode:
-        node = RedisNode(self._directory / name, lines, *arguments, password=password)
-        with (node.directory / "redis.conf").open("a") as configuration:
-            configuration.write(f"port {node.port}\n")
-        return node
+    def _users(self) -> list[str]:
+        if self._certificates is None:
+            return [f"requirepass {PASSWORD}", f"masterauth {PASSWORD}"]
+        others = described_users().values()
+        return [*shipped_users(), *others, administrator(), "masteruser replica", f"masterauth {OTHERS_PASSWORD}"]
+
+    def _sentinels_login(self) -> list[str]:
+        if self._certificates is None:
+            return [f"sentinel auth-pass {NAME} {PASSWORD}"]
+        return [f"sentinel auth-user {NAME} sentinel", f"sentinel auth-pass {NAME} {OTHERS_PASSWORD}"]
+
+    def _node(self, name: str, lines: list[str], *arguments: str, password: str = "") -> RedisNode:
+        """A server, or a sentinel, which has a password of its own and no users."""
+        port = free_port()
+        where, login = [f"port {port}"], {}
+        if self._certificates is not None:
+            where = [*tls(self._certificates, port), "tls-replication yes"]
+            login = tls_login(self._certificates)
+            if not password:
+                login["username"], password = ADMINISTRATOR
+        lines = [*where, *lines]
+        return RedisNode(
+            self._directory / name, lines, *arguments, password=password or PASSWORD, port=port, login=login
+        )
 
     def _end(self) -> None:
         for node in (*self.sentinels, *self.servers):
