@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,7 @@ from sidecar.settings import Settings
 from sidecar.telemetry import Reading
 
 READY = b"ready\n"
+DESCRIPTORS = 32_768  # more than a listener takes connections
 _PR_SET_PDEATHSIG = 1
 _ready_fd: int | None = None
 
@@ -55,11 +57,20 @@ def begin(parent: int, ready_fd: int) -> Settings:
     """Become a child: die with the parent, and read the settings it writes to our standard input."""
     global _ready_fd  # noqa: PLW0603 - one process has one parent to tell
     _ready_fd = ready_fd
+    _allow_descriptors()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above could notice
         sys.exit(1)
     return settings.load(msgspec.json.decode(sys.stdin.buffer.read(), type=dict[str, str]))
+
+
+def _allow_descriptors() -> None:
+    """Use what the system lets us have: the soft limit is often 1,024, for programs that are older than poll."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def report_ready() -> None:

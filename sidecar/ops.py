@@ -111,7 +111,7 @@ class Ops:
         try:
             wanted = msgspec.json.decode(await request.read(), type=_Advance)
             advance_ms = duration_ms(wanted.advance)
-        except (msgspec.DecodeError, SettingsInvalid) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, SettingsInvalid) as error:
             return _json({"error": f'{error}; send {{"advance": "36h"}}'}, status=400)
         offset_ms = self._clock.advance(advance_ms)
         if self._clock_moved is not None:

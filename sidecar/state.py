@@ -110,5 +110,5 @@ class State:
             raise NotFound(f"no `sidecar dev` is running in {self.path}; start one or name its --state")
         try:
             return msgspec.json.decode(self.dev_file.read_bytes(), type=DevServers)
-        except (OSError, msgspec.ValidationError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotFound(f"the program in {self.path} is no `sidecar dev`, or not ready yet; try again") from error

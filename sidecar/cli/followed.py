@@ -65,7 +65,7 @@ def _digest(text: str) -> str:
 def _read(state: State) -> Followed | None:
     try:
         return msgspec.json.decode(_file(state).read_bytes(), type=Followed)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

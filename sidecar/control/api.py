@@ -165,7 +165,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refused
     except web.HTTPException as error:
         return problem(error.status, error.reason, error.text or error.reason)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return problem(400, "malformed body", f"{error}; send JSON with the documented fields")
     except CatalogueInvalid as error:
         return problem(422, "invalid", str(error), problems=error.problems)

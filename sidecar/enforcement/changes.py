@@ -124,7 +124,7 @@ class ChangeReader:
     def _from_disk(self) -> None:
         try:
             kept = msgspec.json.decode(self._kept_at.read_bytes(), type=KeptCatalogue)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return
         self._put_in_force(kept, keep=False)
 

@@ -229,7 +229,7 @@ class Directory:
             return None
         try:
             snapshot = snapshots.decode(found.document)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreRefused(f"the snapshot of tenant {tenant} in Redis cannot be read: {error}") from error
         parent = None
         if snapshot.parent and snapshot.parent != tenant:

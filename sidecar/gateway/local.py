@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.gateway.headers import FAULT, HeaderIndex
-from sidecar.gateway.identity import CONFLICT, Found
+from sidecar.gateway.identity import CONFLICT, ID_BYTES_MAX, Found, acceptable
 from sidecar.gateway.problem import plain
 from sidecar.problems import problems
 
@@ -49,7 +49,7 @@ def local_app(enforcer: Enforcer) -> web.Application:
     async def explain(request: web.Request) -> web.Response:
         try:
             body = msgspec.json.decode(await request.read(), type=Explain)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _problem(
                 400,
                 f"the body is not what is expected: {error}; send method, host, path, and headers or tenant, key, user",
@@ -57,6 +57,8 @@ def local_app(enforcer: Enforcer) -> web.Application:
         named = body.tenant or body.key or body.user
         if named and body.headers:
             return _problem(400, "both headers and tenant, key or user say who asks; send one of the two")
+        if not all(acceptable(text) for text in (body.tenant, body.user) if text):
+            return _problem(400, f"a tenant or user has at most {ID_BYTES_MAX} bytes, and only what prints")
         identity = (
             Identity(body.tenant or None, body.key or None, body.user) if named else _identify(enforcer, body.headers)
         )
@@ -67,6 +69,8 @@ def local_app(enforcer: Enforcer) -> web.Application:
 
     async def limits(request: web.Request) -> web.Response:
         tenant = request.match_info["tenant"]
+        if not acceptable(tenant):
+            return _problem(404, f"a tenant has at most {ID_BYTES_MAX} bytes, and only what prints")
         found = await enforcer.limits(tenant)
         if not isinstance(found, Decision):
             return _json(found)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import posixpath
-from collections.abc import Iterator
-from contextlib import suppress
 from urllib.parse import unquote
 
 import pytest
 
-from tests.e2e.gateways import GATEWAYS, Gateway
+from tests.e2e.gateways import Gateway
 from tests.e2e.scripted import Asked, ScriptedSidecar
 from tests.e2e.smuggling import CORPUS, get
+from tests.e2e.spoken import spoken
 from tests.servers.upstream import Received, Upstream
 
-QUIET_S = 0.4  # longer than a gateway and an application on this machine take to answer
 AT_ONCE = 16
 # What the sidecar or the application trusts; clients never say it, nor do gateways here on their own.
 NEVER = {
@@ -38,39 +36,6 @@ class Outcome:
         self.received = received
 
 
-async def spoken(port: int, raw: bytes) -> bytes:
-    """Send the bytes on a connection of their own and return all that comes back until it is quiet."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    heard = b""
-    with suppress(ConnectionError):
-        writer.write(raw)
-        await writer.drain()
-        with suppress(TimeoutError):
-            while True:
-                async with asyncio.timeout(QUIET_S):
-                    more = await reader.read(65536)
-                if not more:
-                    break
-                heard += more
-    writer.close()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
-    return heard
-
-
-@pytest.fixture(scope="module", params=GATEWAYS)
-def gateway(
-    request: pytest.FixtureRequest, application: Upstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Gateway, ScriptedSidecar]]:
-    with ScriptedSidecar() as sidecar:
-        started = GATEWAYS[request.param](
-            tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
-        )
-        started.start()
-        yield started, sidecar
-        started.stop()
-
-
 async def outcome(gateway: Gateway, sidecar: ScriptedSidecar, application: Upstream, raw: bytes) -> Outcome:
     sidecar.script.reset()
     application.received.clear()
@@ -89,9 +54,9 @@ def dear(target: str) -> bool:
 
 @pytest.mark.parametrize("name", CORPUS)
 async def test_what_reaches_the_application_was_checked_as_it_is(
-    gateway: tuple[Gateway, ScriptedSidecar], application: Upstream, name: str
+    scripted_gateway: tuple[Gateway, ScriptedSidecar], application: Upstream, name: str
 ) -> None:
-    found = await outcome(*gateway, application, CORPUS[name])
+    found = await outcome(*scripted_gateway, application, CORPUS[name])
     assert len(found.received) <= found.checks, "more requests than checks"
     for received in found.received:
         request_id = received.header("x-request-id")
@@ -103,22 +68,22 @@ async def test_what_reaches_the_application_was_checked_as_it_is(
         plain = {known.replace("_", "-").replace(".", "-") for known in received.names()}
         assert not NEVER & plain
         # Nginx drops headers name by name, so it lets through what neither we nor the application ever asked for.
-        unknown = {"x-quota-anything-new"} if gateway[0].kind == "nginx" else set()
+        unknown = {"x-quota-anything-new"} if scripted_gateway[0].kind == "nginx" else set()
         assert {known for known in plain if known.startswith("x-quota-")} - unknown == SAID
         assert [received.header(known) for known in sorted(SAID)] == ["free", "grace", "acme"], "what the check said"
         # Nginx has no instructions under these names; Envoy writes its own after it has dropped the client's.
-        assert gateway[0].kind == "nginx" or not {"x-envoy-max-retries", "x-envoy-internal"} & plain
+        assert scripted_gateway[0].kind == "nginx" or not {"x-envoy-max-retries", "x-envoy-internal"} & plain
 
 
 async def test_afterwards_a_good_client_is_served(
-    gateway: tuple[Gateway, ScriptedSidecar], application: Upstream
+    scripted_gateway: tuple[Gateway, ScriptedSidecar], application: Upstream
 ) -> None:
     """Many at once, ahead of and between good requests: nobody's connection to the application is left out of step."""
     sending = asyncio.Semaphore(AT_ONCE)
 
     async def send(raw: bytes) -> bytes:
         async with sending:
-            return await spoken(gateway[0].port, raw)
+            return await spoken(scripted_gateway[0].port, raw)
 
     good = get("/v1/cheap/good")
     answers = await asyncio.gather(*(send(raw) for bad in CORPUS.values() for raw in (bad, good)))

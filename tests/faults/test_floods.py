@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import secrets
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,8 +19,10 @@ import pytest
 import redis.asyncio
 
 from sidecar.enforcement.turns import AT_ONCE
+from tests.integration.listener_peer import connect
 from tests.servers.accounts import create_key, put_tenant
-from tests.servers.load_client import LoadClient, Tally
+from tests.servers.child import Child
+from tests.servers.load_client import LoadClient, Tally, until
 from tests.servers.sidecar_dev import SidecarDev
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
@@ -30,12 +34,24 @@ GOOD_CLIENTS = 4
 FLOODERS = 100
 FLOOD = 4_000  # requests
 GROWTH_MAX_MB = 24
+IDLE, KEPT, SLOW = 9_000, 800, 200
+PEER_KB_MAX = 16  # of the worker's memory for a peer that waits
+HUGE = 1 << 20
+HUGE_HEADS = 50
 
 
 @pytest.fixture(scope="module")
 def dev(servers_directory: Path) -> Iterator[SidecarDev]:
-    with SidecarDev(servers_directory / "floods", CATALOGUE, workers=1, env=ENVIRONMENT) as running:
-        yield running
+    """Started as on many systems: with 1,024 descriptors, and leave to take more."""
+    running = SidecarDev(servers_directory / "floods", CATALOGUE, workers=1, env=ENVIRONMENT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, hard))
+    try:
+        running.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    yield running
+    running.stop()
 
 
 def memory_mb(dev: SidecarDev) -> float:
@@ -146,3 +162,43 @@ async def test_a_flood_of_new_tenants_is_counted_up_to_a_bound_and_refused_beyon
     assert grown_mb < GROWTH_MAX_MB
     dev.cli("flush")
     assert dev.cli_json("verify") == []
+
+
+async def test_ten_thousand_idle_and_slow_peers_leave_room_for_good_clients(dev: SidecarDev) -> None:
+    before_mb = memory_mb(dev)
+    peers = Child(
+        [sys.executable, "-m", "tests.servers.idle_peers", str(dev.authz_port), *map(str, (IDLE, KEPT, SLOW))]
+    )
+    try:
+        async with good_clients(dev, f"{IDLE + KEPT + SLOW:,} idle and slow peers") as good:
+            await asyncio.to_thread(peers.wait_line, "^open$", 90)
+            assert metric(dev, "sidecar_connections") >= IDLE + KEPT
+            answered, grown_mb = good.answered, memory_mb(dev) - before_mb
+            await asyncio.to_thread(peers.wait_line, f"^slow gone {SLOW}$", 60)
+            assert good.answered > answered
+        assert metric(dev, "sidecar_connections") >= IDLE + KEPT, "those that only wait were closed, too"
+        assert metric(dev, "sidecar_connections_refused_total") == 0
+    finally:
+        peers.stop()
+    print(f"memory {before_mb:.0f} MB {grown_mb:+.0f} MB")
+    assert grown_mb < (IDLE + KEPT + SLOW) * PEER_KB_MAX / 1_024 + GROWTH_MAX_MB
+    await until(lambda: metric(dev, "sidecar_connections") < 100, 30)
+
+
+async def test_heads_of_a_mebibyte_are_refused_and_not_kept(dev: SidecarDev) -> None:
+    async def one() -> int:
+        peer = await connect(f"127.0.0.1:{dev.authz_port}")
+        peer.send(
+            b"GET /envoy/v1/things HTTP/1.1\r\nHost: a\r\nx-tenant-id: acme\r\nx-huge: " + b"x" * HUGE + b"\r\n\r\n"
+        )
+        answer = await peer.answer()
+        await peer.close()
+        return answer.status
+
+    async with good_clients(dev, "heads of 1 MiB") as good:
+        answered, before_mb = good.answered, memory_mb(dev)
+        assert await asyncio.gather(*(one() for _ in range(HUGE_HEADS))) == [431] * HUGE_HEADS
+        grown_mb = memory_mb(dev) - before_mb
+        await until(lambda: good.answered > answered)
+    print(f"memory {before_mb:.0f} MB {grown_mb:+.1f} MB")
+    assert grown_mb < GROWTH_MAX_MB

@@ -109,6 +109,18 @@ def keep_often(path: Path, revision: int) -> int:
     return sum(not reader._keep(kept) for _ in range(300))
 
 
+@pytest.mark.parametrize(
+    "kept", [b"", b"\xff\xfe", b'{"revision": 1, "text": "\xc3"}', b"[1]", b'{"revision": 1, "text": ": ["}']
+)
+def test_a_kept_catalogue_that_is_damaged_is_none(tmp_path: Path, kept: bytes) -> None:
+    path = tmp_path / "catalogue.json"
+    path.write_bytes(kept)
+    counters = CoreCounters()
+    reader = ChangeReader(None, None, counters, interval_ms=500, kept_at=path)  # type: ignore[arg-type]
+    reader._from_disk()
+    assert counters.catalogue_revision == 0
+
+
 def test_workers_that_keep_the_same_catalogue_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.json"
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as workers:

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.core import Core
-from sidecar.gateway.local import local_app
+from sidecar.gateway.local import BODY_BYTES_MAX, local_app
 from tests.servers.installation import Installation, installation
 
 CATALOGUE = """
@@ -58,6 +58,11 @@ class Local:
         found = json.loads(await answer.text(), parse_float=Decimal)
         assert isinstance(found, dict)
         return found
+
+    async def send(self, body: bytes) -> tuple[int, dict[str, Any]]:
+        """Ask for an explanation with these bytes."""
+        answer = await self._client.post("/v1/explain", data=body)
+        return answer.status, json.loads(await answer.text())
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
         answer = await self._client.request(method, path)
@@ -162,3 +167,33 @@ async def test_a_wrong_path_or_method_is_a_problem(
     found, problem = await place.get(path, method)
     assert (found, problem["status"]) == (status, status)
     assert path in problem["detail"]
+
+
+async def test_a_body_that_is_too_large_is_413(local: tuple[Local, EmbeddedRedis]) -> None:
+    assert (await local[0].send(b'{"path": "/' + b"x" * BODY_BYTES_MAX + b'"}'))[0] == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b'{"path": "\xc3"}',
+        b"[" * 60_000,
+        b'{"path": "\\ud800"}',
+        b'{"tenant": "a\\u0000b"}',
+        b'{"user": " x"}',
+        b'{"tenant": "' + b"x" * 129 + b'"}',
+        b'{"key": "00"}',
+        b'{"what": 1}',
+    ],
+)
+async def test_a_body_that_means_nothing_is_400(local: tuple[Local, EmbeddedRedis], body: bytes) -> None:
+    status, told = await local[0].send(body)
+    assert (status, told["status"]) == (400, 400)
+
+
+async def test_a_tenant_that_can_be_none_is_not_looked_up(local: tuple[Local, EmbeddedRedis]) -> None:
+    for name in ("a%00b", "x" * 129, "%20", "%e2%80%ae"):
+        assert (await local[0].get(f"/v1/limits/{name}"))[0] == 404
+    assert not local[0].core.directory.accounts

@@ -13,6 +13,7 @@ import pytest
 
 from sidecar.cli import main
 from sidecar.enforcement.decision import REASONS
+from sidecar.gateway.limits import ListenerLimits
 from sidecar.settings import NAMES
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import FAMILIES
@@ -147,3 +148,11 @@ def test_every_setting_and_metric_that_is_named_exists(name: str) -> None:
     assert {found.removesuffix("_FILE") for found in settings} - {s.removesuffix("_FILE") for s in NAMES} <= NO_SETTINGS
     metrics = set(re.findall(r"\bsidecar_(?!admin\b|control\b|flusher\b|tenant\b)\w+", text_of(name)))
     assert {re.sub(r"_seconds_(count|sum|bucket)$", "_seconds", found) for found in metrics} <= set(FAMILIES)
+
+
+def test_every_bound_of_the_listener_is_told_with_its_test() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` ([\d,]+)\b.* \| .* \| .*`test_\w+`.* \|$", text_of("docs/bad-input.md"), re.MULTILINE
+    )
+    limits = ListenerLimits()
+    assert dict(rows) == {name: f"{getattr(limits, name):,}" for name in limits.__struct_fields__}
