@@ -18,8 +18,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PINS = ROOT / "requirements" / "runtime.txt"
-ANSWER_S = 5
-ALL_S = 120
+ANSWER_S = 3
+ALL_S = 60
 HOLES = 1
 SILENCE = 3
 

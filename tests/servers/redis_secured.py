@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sidecar.embedded.port import free_port
+from sidecar.embedded.redis import find_redis
 from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode
 
@@ -18,6 +21,14 @@ OTHERS_PASSWORD = "of-the-other-servers"
 NOBODYS_PASSWORD = "0" * 64
 PASSWORDS = {"quota-authz": "of/the@authz", "quota-flusher": "of the flusher"}
 ADMINISTRATOR = ("test-administrator", "of-the-test")
+
+
+def has_tls() -> bool:
+    """Whether the Redis of this machine was built with it; the wheel's was not."""
+    return b"tls-auth-clients" in find_redis().resolve().read_bytes()
+
+
+with_tls = pytest.mark.skipif(not has_tls(), reason="redis-server has no TLS; on Debian: apt-get install redis-server")
 
 
 def shipped_users() -> list[str]:
