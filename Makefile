@@ -91,6 +91,7 @@ endef
 
 bench: install-dev
 	$(call MEASURE,--seconds 1 --rounds 2,--seconds 3,--tenants 10000 --seconds 4,--rounds 3 --cells 200000)
+	@$(BIN)/python -m bench.scale --quick || true
 
 bench-full: install-dev
 	$(call MEASURE,--seconds 5 --rounds 5,--seconds 20,--tenants 100000 --seconds 20,--rounds 7)
@@ -99,6 +100,7 @@ bench-full: install-dev
 	@$(BIN)/python bench/changes.py || true
 	@$(BIN)/python bench/forwarding.py || true
 	@for question in flusher restore; do [ ! -e bench/$$question.py ] || $(BIN)/python bench/$$question.py || true; done
+	@$(BIN)/python -m bench.scale --cluster || true
 	@$(BIN)/python bench/picture.py
 
 SEEDS ?= 2000

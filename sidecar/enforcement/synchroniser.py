@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REFRESH_PAUSE_S = 0.02
 WATERMARK_POLL_MS = 5_000
 HOUR_MS = 3_600_000
+# A process in a thousand: a connection a shard for each would be more than Redis takes (docs/scale.md).
+PARTS = 4
 
 
 class Synchroniser:
@@ -69,18 +71,21 @@ class Synchroniser:
 
     async def run(self) -> None:
         """Sync changed shards every interval, and idle ones now and then for the ledger's watermark."""
-        tick_s = self._interval_ms / 1000
+        pause_s = self._interval_ms / 1000 / PARTS
         while True:
-            await asyncio.sleep(tick_s)
-            now_ms = self._clock.monotonic_ms()
-            hour = self._clock.wall_s() // 3600
-            for exchange in self._exchanges:
-                exchange.hour = hour
-                due = exchange.pressing or (
-                    exchange.busy and now_ms - self._last_ms[exchange.shard] >= WATERMARK_POLL_MS
-                )
-                if due:
-                    self._start(exchange)
+            for part in range(PARTS):
+                await asyncio.sleep(pause_s)
+                self.tick(part)
+
+    def tick(self, part: int) -> None:
+        """Sync one of PARTS parts of the shards: all at once would take a connection for each of them."""
+        now_ms = self._clock.monotonic_ms()
+        hour = self._clock.wall_s() // 3600
+        for exchange in self._exchanges[part::PARTS]:
+            exchange.hour = hour
+            due = exchange.pressing or (exchange.busy and now_ms - self._last_ms[exchange.shard] >= WATERMARK_POLL_MS)
+            if due:
+                self._start(exchange)
 
     async def drain(self) -> bool:
         """Report everything there is; returns whether Redis has it all."""

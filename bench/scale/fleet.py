@@ -1,0 +1,188 @@
+"""Writers: cores as a worker process has one each, driven from outside in steps of a clock that all of them share.
+
+Everything between a decision and Redis is the program's own. What differs: nobody waits between two steps, so a
+second of the fleet takes as long as the machine needs; journals are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from sidecar.catalogue.load import parse
+from sidecar.catalogue.resolve import resolve
+from sidecar.clock import Clock
+from sidecar.enforcement.core import Core
+from sidecar.enforcement.decision import Decision, Identity
+from sidecar.enforcement.synchroniser import PARTS
+from sidecar.errors import StoreUnavailable
+from sidecar.settings import Settings
+from sidecar.store import snapshots
+from sidecar.store.client import Store
+from sidecar.store.keys import Keyspace
+from sidecar.store.messages import Publication
+from sidecar.telemetry import CoreCounters
+
+CATALOGUE = """
+metrics: {api_calls: {}}
+plans:
+  standard: {price: 0, limits: {api_calls: {included: 1000000000000, period: month, cap: hard}}}
+  capped: {price: 0, limits: {api_calls: {included: %d, period: month, cap: hard}}}
+routes:
+  - {name: many, match: GET /many, costs: {api_calls: 10}}
+identity: [{header: x-tenant-id}]
+default_plan: standard
+"""
+CAP = 100_000
+STEP_MS = 500 // PARTS
+WRITERS_AT_ONCE = 32
+WAITING_AT_ONCE = 16
+
+Pick = Callable[[int], Iterable[str]]
+
+
+class SteppedClock(Clock):
+    """Stands still until it is moved."""
+
+    __slots__ = ("_began_wall_ms", "moved_ms")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_wall_ms = Clock().wall_ms()
+        self.moved_ms = 1_000_000
+
+    def wall_ms(self) -> int:
+        return self._began_wall_ms + self.moved_ms - 1_000_000
+
+    def monotonic_ms(self) -> int:
+        return self.moved_ms
+
+
+class Fleet:
+    """So many writers on one Redis."""
+
+    def __init__(self, url: str, directory: Path, writers: int) -> None:
+        self.keys = Keyspace(f"scale{writers}")
+        self.clock = SteppedClock()
+        self._url = url
+        self._settings = Settings(state_dir=str(directory), tenants_cached_max=200_000)
+        (directory / "journals").touch()  # a file where the folder should be: journals stay in memory
+        self.cores: list[Core] = []
+        self.stores: list[Store] = []
+        self.backoffice = self._store("flusher", Clock(), 30_000)
+        self.revision = 0
+        self.catalogue = parse(CATALOGUE % CAP, "scale")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writers = writers
+        self.allowed = self.refused = self.unanswered = 0
+        self._seeded = random.Random(writers)
+
+    def _store(self, name: str, clock: Clock, timeout_ms: int) -> Store:
+        store = Store(self._url, self.keys, clock, identity=name, timeout_ms=timeout_ms)
+        self.stores.append(store)
+        return store
+
+    async def start(self) -> None:
+        """Give Redis a catalogue, let every shard grant, and connect every writer."""
+        await self.backoffice.put_catalogue(1, CATALOGUE % CAP)
+        for shard in range(self.keys.shards):
+            generation = (await self.backoffice.collect(shard, 0, 0, 60_000)).generation
+            await self.backoffice.open(
+                shard, generation, first=True, reclaim_after_ms=60_000, hold="reported", writers=[]
+            )
+        for number in range(self._writers):
+            store = self._store(f"w{number}", self.clock, 5_000)
+            core = Core(self._settings, store, self.clock, CoreCounters())
+            await core.changes.first_policy()
+            self._tasks.append(asyncio.create_task(core.directory.run()))
+            self.cores.append(core)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for core in self.cores:
+            await core.synchroniser.close()
+            core.journal.close(delete=True)
+        for store in self.stores:
+            await store.close()
+
+    async def publish(self, tenant: str, plan: str, status: str = "active") -> int:
+        """What a projection does with a changed tenant; returns its new revision."""
+        self.revision += 1
+        snapshot = resolve(
+            self.catalogue,
+            tenant=tenant,
+            rev=self.revision,
+            plan=plan,
+            status=status,
+            status_until_s=0,
+            parent="",
+            anchor_s=0,
+            shadow=False,
+            overrides={},
+        )
+        shard = self.keys.shard_of(tenant)
+        now = await self.backoffice.collect(shard, 0, 0, 60_000)
+        limits = snapshots.script_limits(snapshot)
+        one = Publication(tenant, snapshot.rev, snapshots.encode(snapshot), limits, [])
+        standing = await self.backoffice.publish(
+            shard,
+            [one],
+            generation=now.generation,
+            first_direct_hour=now.first_direct_hour,
+            version=now.version,
+        )
+        assert standing == [snapshot.rev], standing
+        await self.backoffice.announce([("tenant", tenant)])
+        return snapshot.rev
+
+    async def step(self, pick: Pick, per_second: float, path: str = "/") -> None:
+        """Every writer decides what comes in one step of the clock, and syncs a part of its shards."""
+        for part in range(PARTS):
+            self.clock.moved_ms += STEP_MS
+            for first in range(0, len(self.cores), WRITERS_AT_ONCE):
+                some = self.cores[first : first + WRITERS_AT_ONCE]
+                waiting: list[tuple[Core, str]] = []
+                for core in some:
+                    due = per_second * STEP_MS / 1000
+                    count = int(due) + (self._seeded.random() < due % 1)
+                    waiting += [(core, name) for name in pick(count) if not self._decided(core, name, path)]
+                await self._wait(waiting, path)
+                for core in some:
+                    core.synchroniser.tick(part)
+                await asyncio.gather(*(core.synchroniser.close() for core in some))
+
+    def _decided(self, core: Core, tenant: str, path: str) -> bool:
+        enforcer = core.enforcer
+        decision = enforcer.decide(Identity(tenant), enforcer.policy.routes.match("GET", "", path), "")
+        if decision is not None:
+            self._count(decision)
+        return decision is not None
+
+    async def _wait(self, waiting: list[tuple[Core, str]], path: str) -> None:
+        free = asyncio.Semaphore(WAITING_AT_ONCE)
+
+        async def one(core: Core, tenant: str) -> None:
+            async with free:
+                enforcer = core.enforcer
+                route = enforcer.policy.routes.match("GET", "", path)
+                self._count(await enforcer.decide_waiting(Identity(tenant), route, ""))
+
+        await asyncio.gather(*(one(core, tenant) for core, tenant in waiting))
+
+    def _count(self, decision: Decision) -> None:
+        if decision.allow:
+            self.allowed += 1
+        elif decision.status == 429:
+            self.refused += 1
+        else:
+            self.unanswered += 1  # Redis was not heard of within 50 ms: this machine is busy
+
+    async def hear(self, core: Core) -> None:
+        """One look of a writer at what was announced, as it does twice a second."""
+        with suppress(StoreUnavailable):
+            await core.changes.catch_up()
