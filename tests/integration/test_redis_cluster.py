@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.clock import Clock
-from sidecar.errors import StoreRefused
+from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from tests.servers.certificates import Certificates
@@ -83,8 +83,8 @@ async def test_a_slot_moved_under_traffic_costs_no_count_and_no_unit(
             source = await cluster.owner(key)
             target = next(node for node in cluster.nodes if node is not source)
             await cluster.begin_move(key, target)
-            assert await cluster.move_keys(key, target, 1) == 1
-            # Half here, half there: nothing is decided from what looks like a limit that was never used.
+            # What scripts find by themselves goes first, so that they would take the limit for one never used.
+            assert await cluster.move_keys(key, target, "limit:acme:") == 1
             await until(lambda: seen.reasons["store_unavailable"] > 0, 20)
             assert await cluster.move_keys(key, target) > 0
             await cluster.end_move(key, target)
@@ -111,3 +111,28 @@ async def test_over_tls_and_with_the_users_that_are_shipped_every_node_of_a_clus
             assert await node.ask("ACL", "LOG") == [], "a user lacks a right"
         asked = [await node.says("cmdstat_evalsha", "INFO", "commandstats") for node in cluster.nodes]
         assert asked == [True] * 3 + [False] * 3, "some shard lies on each of the masters"
+
+
+async def test_a_script_is_refused_while_keys_it_does_not_name_are_on_another_node(
+    servers_directory: Path, tmp_path: Path
+) -> None:
+    """Scripts find limits and windows by themselves: one that is away would look like one that was never used."""
+    async with RedisCluster(servers_directory / f"cluster-{tmp_path.name}", replicas=False) as cluster:
+        store = Store(cluster.url, KEYS, Clock(), identity="t", timeout_ms=5_000)
+        try:
+            tenant = KEYS.tenant("acme")
+            source = await cluster.owner(tenant)
+            target = next(node for node in cluster.nodes if node is not source)
+            await store.lookup("acme")
+            await source.ask("HSET", tenant, "rev", 3, "doc", "plan")
+            await source.ask("HSET", KEYS.limit("acme", "calls", 0), "spent", 7)
+            assert (await store.lookup("acme")).revision == 3
+            await cluster.begin_move(tenant, target)
+            assert await cluster.move_keys(tenant, target, "limit:acme:") == 1
+            with pytest.raises(StoreUnavailable, match=r"AskError|TryAgainError"):
+                await store.lookup("acme")
+            await cluster.move_keys(tenant, target)
+            await cluster.end_move(tenant, target)
+            assert (await store.lookup("acme")).revision == 3
+        finally:
+            await store.close()

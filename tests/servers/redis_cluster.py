@@ -27,7 +27,7 @@ from tests.servers.redis_secured import (
 PASSWORD = "of-the-nodes"
 MASTERS = 3
 NODE_TIMEOUT_MS = 1_500
-KEYS_AT_ONCE = 100
+KEYS_MOST = 10_000
 
 
 class RedisCluster:
@@ -79,18 +79,14 @@ class RedisCluster:
         await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self._ids[source.port])
         await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self._ids[target.port])
 
-    async def move_keys(self, key: str, target: RedisNode, most: int = 1_000_000) -> int:
-        """Move keys of a slot, as `redis-cli --cluster reshard` does; returns how many."""
+    async def move_keys(self, key: str, target: RedisNode, named: str = "") -> int:
+        """Move the keys of a slot, or those with a name that holds a text, as `redis-cli --cluster reshard` does."""
         slot, source = key_slot(key.encode()), await self.owner(key)
-        moved = 0
-        while moved < most:
-            keys = await source.ask("CLUSTER", "GETKEYSINSLOT", slot, min(KEYS_AT_ONCE, most - moved))
-            if not keys:
-                break
-            options = ("AUTH", PASSWORD, "KEYS", *keys)
-            await source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, *options)
-            moved += len(keys)
-        return moved
+        found = await source.ask("CLUSTER", "GETKEYSINSLOT", slot, KEYS_MOST)
+        keys = [name for name in found if named.encode() in name]
+        if keys:
+            await source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "AUTH", PASSWORD, "KEYS", *keys)
+        return len(keys)
 
     async def end_move(self, key: str, target: RedisNode) -> None:
         """Give the slot to its new owner."""
