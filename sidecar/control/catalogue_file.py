@@ -20,7 +20,7 @@ from sidecar.control import catalogues
 from sidecar.errors import CatalogueInvalid, SidecarError
 from sidecar.ledger.connection import Ledger
 
-INTERVAL_S = 0.3
+INTERVAL_S = 0.15
 ACTOR = "catalogue file"
 
 log = logging.getLogger(__name__)

@@ -49,6 +49,38 @@ async def test_whoever_flushes_a_worker_finds_it_knowing_what_was_announced_befo
     assert core.enforcer.policy.revision == 2
 
 
+async def test_one_projection_and_one_look_are_all_that_a_suspension_of_an_idle_tenant_takes(
+    inside: Installation,
+) -> None:
+    """How long they are apart says tests/unit/test_within_a_second.py."""
+    flusher = inside.flusher()
+    await inside.catalogue()
+    await inside.tenant("idle", "plus")
+    await flusher.flush()
+    core = await inside.core(changes_interval_ms=5_000)
+    await core.changes.catch_up()
+    assert (await inside.ask(core, "idle")).allow
+    for status, expected in (("suspended", 402), ("active", 200)):
+        await inside.tenant("idle", "plus", status=status)
+        await flusher.project()
+        await core.changes.catch_up()
+        async with asyncio.timeout(10):  # the snapshot is read again at once, in the background
+            while (await inside.ask(core, "idle")).status != expected:
+                await asyncio.sleep(0)
+
+
+async def test_one_projection_and_one_look_are_all_that_a_catalogue_takes(inside: Installation) -> None:
+    flusher = inside.flusher()
+    await inside.catalogue()
+    await flusher.flush()
+    core = await inside.core(changes_interval_ms=5_000)
+    await core.changes.catch_up()
+    await inside.catalogue(CATALOGUE + "anonymous_plan: plus\n")
+    await flusher.project()
+    await core.changes.catch_up()
+    assert core.enforcer.policy.catalogue.anonymous_plan == "plus"
+
+
 async def known(inside: Installation) -> Directory:
     """The directory of a worker that knows the catalogue, and hears of changes only from the test."""
     await inside.catalogue()

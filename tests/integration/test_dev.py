@@ -117,9 +117,7 @@ def test_keys_are_listed_without_being_shown(dev: SidecarDev) -> None:
     assert "revoked" in dev.cli("key", "list", "demo-standard")
 
 
-def test_a_changed_catalogue_is_in_force_within_a_second_and_a_bad_one_is_refused(
-    dev: SidecarDev, catalogue: Path
-) -> None:
+def test_a_changed_catalogue_is_in_force_and_a_bad_one_is_refused(dev: SidecarDev, catalogue: Path) -> None:
     good = catalogue.read_text()
     revision = dev.cli_json("catalogue", "show")["revision"]
     catalogue.write_text(good.replace("llm_tokens: 10_000", "llm_tokens: 11_000"))
