@@ -21,6 +21,8 @@ STAGES = ("catalogue", "control", "enforcement", "gateway", "ledger", "store", "
 
 def test_imports_point_along_the_arrows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
+    # It would set up logging for itself, and silence every logger that other tests listen to.
+    monkeypatch.setattr("importlinter.cli._configure_logging", lambda _verbose: None)
     assert lint_imports(no_cache=True) == 0, capsys.readouterr().out
 
 
