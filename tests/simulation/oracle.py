@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tests.simulation.redis import MemoryRedis
 
 LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
-AWARE_WITHIN_MS = 16_000
+AWARE_WITHIN_MS = 6_000  # of a lower cap: a lease, a report that is refused, another lease_ttl
+LOST_AWARE_WITHIN_MS = 16_000  # where a server may have the plan of before
 NEVER_MS = -(10**12)
 
 
@@ -41,8 +42,9 @@ class Oracle:
         self.vanished_units: dict[tuple[str, LimitKey], int] = defaultdict(int)
         self.snapshots: dict[str, Snapshot] = {}
         self.admitted = 0
-        self.silent_after_ms = 0
+        self.silent_after_ms = self.hold_ms = 0
         self._accepted: dict[tuple[str, str], int] = {}
+        self._sequences: dict[tuple[str, str, str], int] = {}
         self._caps: dict[tuple[str, str], list[tuple[int, int | None]]] = defaultdict(list)
         self._now_ms = now_ms
         self._tags = shards
@@ -104,7 +106,7 @@ class Oracle:
 
     def cap(self, tenant: str, name: str) -> int | None:
         """The highest cap that a worker may still go by; None for no limit."""
-        since = self._now_ms() - AWARE_WITHIN_MS
+        since = self._now_ms() - (LOST_AWARE_WITHIN_MS if self.lost_state() else AWARE_WITHIN_MS)
         highest = -1
         for at, stop in reversed(self._caps[tenant, name]):
             if stop is None:
@@ -130,9 +132,13 @@ class Oracle:
                 for writer in list(self.counted):
                     self._except(server, writer, snapshot.tenant, rule)
 
-    def accepted(self, tag: str, writer: str) -> None:
+    def accepted(self, tag: str, writer: str, generation: str, sequence: int) -> None:
         """A server took a message of a writer for a sign of life."""
         self._accepted[tag, writer] = self._now_ms()
+        known = self._sequences.get((tag, writer, generation), 0)
+        if sequence <= known:
+            self.violated("L2", f"{writer} shows life in {generation} by message {sequence} after {known}")
+        self._sequences[tag, writer, generation] = max(known, sequence)
 
     def _silent(self, tag: str, writer: str) -> bool:
         return self._now_ms() - self.heard_ms(tag, writer) >= self.silent_after_ms
@@ -173,7 +179,13 @@ class Oracle:
         """A server was seen to grant: when a generation begins to, who was silent has exceptions."""
         if (tag, generation) in self._granting:
             return
+        first = not any(known == tag for known, _ in self._granting)
         self._granting.add((tag, generation))
+        state, since, open_at = server.command(b"HMGET", (f"{tag}epoch", "state", "since", "open_at"))
+        if state != b"open":
+            self.violated("L1", f"generation {generation} of {tag} grants while it is restored")
+        elif not first and int(open_at) - int(since) < self.hold_ms:
+            self.violated("L1", f"generation {generation} of {tag} grants after {int(open_at) - int(since)} ms")
         self._note(f"generation {generation} of {tag} begins to grant")
         for writer in list(self.counted):
             if writer in self.lost:
@@ -186,6 +198,14 @@ class Oracle:
                 if server.command(b"EXISTS", (f"{tag}tenant:{tenant}",)):
                     for rule in snapshot.limits:
                         self._except(server, writer, tenant, rule)
+
+    def retired(self, server: MemoryRedis, writer: str) -> None:
+        """A writer's death is reported: its leases are freed, so what it spent has to be known by now."""
+        for tenant, snapshot in self.snapshots.items():
+            for rule in snapshot.limits:
+                if writer not in self.lost and self.unreported(server, writer, tenant, rule):
+                    self.violated("L1", f"{writer} is retired before its windows of {tenant} {rule.name} are known")
+                    return
 
     def vanished(self, server: MemoryRedis, writer: str) -> None:
         """A writer lost what it had not reported; its leases will be freed as if it had spent nothing more."""
@@ -221,6 +241,7 @@ class Oracle:
                 found[scope or rule.name, _start(rule, key.period, key.hour)] += units - known
         return found
 
+    lost_state: Callable[[], bool] = staticmethod(lambda: False)
     ledger_has: Callable[[WindowKey, str], int] = staticmethod(lambda _key, _writer: 0)
 
     def _known(self, server: MemoryRedis, key: WindowKey, writer: str) -> int:

@@ -98,10 +98,17 @@ class Worker:
         earlier: list[tuple[Any, Any, Any, int]] = []
 
         def applied(message: Any, sent: Any, reply: Any, sent_ms: int, now_ms: int) -> None:
+            before_ms = exchange.valid_until_ms
             apply(message, sent, reply, sent_ms, now_ms)
+            if exchange.valid_until_ms > max(before_ms, sent_ms + TERMS.lease_ttl_ms):
+                self._oracle.violated("L1", f"{self.process.name} goes by a reply for too long")
             self._answered[exchange.shard] = message.sequence
             if earlier and earlier[0][0].sequence != message.sequence and self._again():
+                states = [state for one in earlier[0][1] for state, _, _ in one.limits]
+                before = [state.left for state in states]
                 apply(*earlier[0], now_ms)
+                if [state.left for state in states] != before and exchange.generation == earlier[0][2].generation:
+                    self._oracle.violated("L1", f"{self.process.name} goes by a reply that is superseded")
             earlier[:] = [(message, sent, reply, sent_ms)]
 
         exchange.apply = applied  # type: ignore[method-assign]

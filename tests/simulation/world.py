@@ -103,8 +103,10 @@ class World:
         self.network.trapped = self._rush
         self.keys = Keyspace("sc", SHARDS)
         self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
+        self.oracle.hold_ms = TERMS.reclaim_after_ms
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
         self.oracle.ledger_has = self.ledger_has
+        self.oracle.lost_state = lambda: self.lost_state > 0
         self.machines: list[Machine] = []
         self.flushers: list[Process] = []
         self.lost_state = 0
@@ -157,6 +159,8 @@ class World:
             for revision, document in zip(answer, arguments[2:], strict=True):
                 if revision >= 0:
                     self.oracle.published(server, snapshots.decode(document))
+        elif script == "retire" and not int(arguments[3]) and not self.lost_state:
+            self.oracle.retired(server, arguments[1])
         elif script == "sync":
             self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))
 
@@ -170,9 +174,11 @@ class World:
             return
         if message[2] != reply.generation:
             self.oracle.violated("L2", f"{writer} shows life in {reply.generation} by a message of {message[2]!r}")
-        self.oracle.accepted(tag, writer)
+        self.oracle.accepted(tag, writer, reply.generation, message[1])
         for part, answered in zip(parts, reply.parts, strict=True):
             snapshot = self.oracle.snapshots.get(part[0])
+            if snapshot is not None and answered.revision == part[1] < snapshot.rev and not self.lost_state:
+                self.oracle.violated("L1", f"{writer} reports {part[0]} by revision {part[1]} of {snapshot.rev}")
             if not reply.granting or snapshot is None or answered.revision != part[1] or snapshot.rev != part[1]:
                 continue
             stops = {rule.name: rule.stop for rule in snapshot.limits}
