@@ -1,7 +1,8 @@
 """What a tenant has used: every limit in its current period, and the ledger's totals of the billing period.
 
 Guarantees: amounts are exact decimals, computed from the ledger; the same numbers for the command line and the API.
-Gives up:   limits of seconds and minutes, whose use never reaches the ledger: they are listed with nothing used.
+Gives up:   limits of seconds and minutes, whose use never reaches the ledger: they are listed with nothing used; the
+            minute in which a grace ends, which only Redis knows: it says "grace" for up to an hour longer.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ async def _limit(tx: Transaction, snapshot: Snapshot, rule: LimitRule, now_s: in
     start_s, end_s = period.bounds(rule.period, now_s, snapshot.anchor_s, snapshot.interval_months)
     used = await _used(tx, snapshot, rule, start_s, end_s)
 
+    status = standing(rule, used, shadow=snapshot.shadow)
+    if status == "grace" and await _grace_over(tx, snapshot.tenant, rule, (start_s, end_s), now_s):
+        status = "denied"
+
     def decimal(units: int | None) -> Decimal | None:
         return None if units is None else to_decimal(units, scale)
 
@@ -75,8 +80,23 @@ async def _limit(tx: Transaction, snapshot: Snapshot, rule: LimitRule, now_s: in
         cap="hard" if rule.beyond == "deny" else "soft",
         period_start=start_s,
         period_end=end_s,
-        status=standing(rule, used, shadow=snapshot.shadow),
+        status=status,
     )
+
+
+async def _grace_over(tx: Transaction, tenant: str, rule: LimitRule, span: tuple[int, int], now_s: int) -> bool:
+    """Whether the grace is surely over; it began somewhere in the hour that brought the first excess."""
+    start_s, end_s = span
+    used = 0
+    for row in sorted(await usage.counters(tx, tenant, start_s // 3600), key=lambda row: row.hour):
+        if row.metric != rule.metric or row.hour * 3600 >= end_s or not _of(rule, row.scope):
+            continue
+        if rule.period == "billing" and row.period_s != start_s:
+            continue
+        used += row.amount
+        if rule.included is not None and used > rule.included:
+            return now_s >= (row.hour + 1) * 3600 + rule.grace_s
+    return False
 
 
 async def _used(tx: Transaction, snapshot: Snapshot, rule: LimitRule, start_s: int, end_s: int) -> int:

@@ -75,6 +75,7 @@ async def test_periods_end_and_graces_run_out_when_the_clock_moves_on(dev: Sidec
         dev.advance_clock("23h")
         assert (await of_billed.decided()).status == 429
         assert (await of_overspent.decided()).mark == "grace"
+        assert [limit["status"] for limit in dev.usage(overspent)["limits"]] == ["grace"]
         assert (await of_trial.decided()).status == 200
 
         dev.advance_clock("2h")
@@ -84,6 +85,7 @@ async def test_periods_end_and_graces_run_out_when_the_clock_moves_on(dev: Sidec
         dev.advance_clock("12h")
         assert [(await of_billed.decided()).status for _ in range(11)] == [200] * 10 + [429]
         assert (await of_overspent.decided()).reason == "grace_over"
+        assert [limit["status"] for limit in dev.usage(overspent)["limits"]] == ["denied"]
         assert (await of_lifelong.decided()).reason == "limit_reached"
         assert ((await of_trial.decided()).status, (await of_past_due.decided()).status) == (402, 402)
 
