@@ -1,7 +1,8 @@
 """Has a tenant's usage sent by the process that sends usage, where it is another one than the one that needs it sent.
 
 Guarantees: whoever asks hears how many deltas Stripe does not have after that, or NobodyFlushes: never that all is sent
-            when nobody looked. A request whose taker died is taken by the next; one whose asker is gone is forgotten.
+            when nobody looked. A request whose taker died is taken by the next; one that nobody waits for any more by
+            nobody, since a flush in the middle of the next change could date usage before what bills it.
 Gives up:   speed: both sides look a few times a second, which works behind PgBouncer, as notifications would not.
 """
 
@@ -19,6 +20,7 @@ from sidecar.logs import Transition, fields
 ASK_EVERY_S = 0.1
 LOOK_EVERY_S = 0.5
 TAKEN_WITHIN_S = 5.0
+TAKEN_AGAIN_S = 25  # a flush of one tenant gives up sooner
 ANSWERED_WITHIN_S = 60
 AT_ONCE = 2
 
@@ -87,7 +89,7 @@ class Answering:
     async def answer(self) -> bool:
         """Answer the request that waits longest; whether there was one."""
         async with self._ledger.transaction() as tx:
-            row = await tx.row("take_flush", ANSWERED_WITHIN_S)
+            row = await tx.row("take_flush", TAKEN_AGAIN_S, ANSWERED_WITHIN_S)
         if row is None:
             return False
         request, tenant = row

@@ -72,9 +72,17 @@ async def test_a_request_whose_taker_died_is_taken_by_the_next(place: Forwarding
     await place.sql("update flush_requests set taken = now()")
     answering = Answering(place.ledger, place.forwarder().flush_tenant)
     assert not await answering.answer()
-    await place.sql("update flush_requests set taken = now() - interval '61 seconds'")
+    await place.sql("update flush_requests set taken = now() - interval '26 seconds'")
     assert await answering.answer()
     assert await asking == 0
+
+
+async def test_a_request_that_nobody_waits_for_any_more_is_left_alone(place: Forwarding) -> None:
+    await place.tenants(["a"])
+    await place.count("a", 7)
+    await place.sql("insert into flush_requests (tenant, asked) values ('a', now() - interval '61 seconds')")
+    assert not await Answering(place.ledger, place.forwarder().flush_tenant).answer()
+    assert place.at_stripe() == {}
 
 
 async def test_several_answer_and_each_request_once(place: Forwarding) -> None:

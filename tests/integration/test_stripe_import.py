@@ -121,6 +121,18 @@ async def test_a_tenant_keeps_its_customer_whatever_others_say(mirror: Mirror) -
     assert await links(mirror) == {"acme": first}
 
 
+async def test_of_a_tenant_and_its_parent_one_is_adopted_and_the_others_go_on(mirror: Mirror) -> None:
+    async with mirror.ledger.transaction() as tx:
+        await tenants.put(tx, "firm", plan="free", actor="test")
+        await tenants.put(tx, "team", plan="free", parent="firm", actor="test")
+    made = [await customer(mirror, name) for name in ("other", "team", "firm")]
+    found = await adopted(mirror)
+    refused = [row for row in found.values() if row.action == "conflict"]
+    assert [row.tenant in ("firm", "team") for row in refused] == [True]
+    assert "paid twice" in refused[0].reason
+    assert [found[one].action for one in made].count("link") == 2
+
+
 async def test_prices_of_an_older_shop_are_told_by_the_mapping(mirror: Mirror) -> None:
     params: Any = {
         "currency": "usd",

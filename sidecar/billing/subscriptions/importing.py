@@ -25,7 +25,7 @@ from sidecar.billing.objects import StripeObject
 from sidecar.billing.stripe_api import errors
 from sidecar.billing.subscriptions.mirror import Mirror
 from sidecar.catalogue.model import Catalogue
-from sidecar.errors import SidecarError, StripeRefused
+from sidecar.errors import Conflict, SidecarError, StripeRefused
 from sidecar.ledger import tenants
 
 ENDED = ("canceled", "incomplete_expired")
@@ -193,8 +193,11 @@ async def _adopted(
     row = structs.replace(row, creates=not exists)
     if not dry_run:
         if row.action == "link":
-            async with customers.one_change(mirror.ledger, row.tenant):
-                await customers.adopt(mirror.ledger, mirror.api, row.tenant, row.customer, actor=actor)
+            try:
+                async with customers.one_change(mirror.ledger, row.tenant):
+                    await customers.adopt(mirror.ledger, mirror.api, row.tenant, row.customer, actor=actor)
+            except Conflict as error:
+                return structs.replace(row, action="conflict", reason=str(error))
         await mirror.adopt_subscriptions(row.customer)
     return row
 

@@ -48,11 +48,12 @@ with old as (
 insert into flush_requests (tenant) values ($1) returning id;
 
 -- name: take_flush
--- Takes the request that waits longest; whoever does not answer in time loses it to the next.
+-- Takes the request that waits longest; whoever does not answer in time loses it to the next. Nobody waits for older ones.
 update flush_requests set taken = now()
 where id = (
     select id from flush_requests
     where remaining is null and (taken is null or taken < now() - make_interval(secs => $1::int))
+        and asked > now() - make_interval(secs => $2::int)
     order by asked limit 1
     for update skip locked
 )
