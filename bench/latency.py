@@ -30,7 +30,6 @@ from bench import listener, open_loop, place, report
 from tests.servers.sidecar_dev import SidecarDev
 
 HOT = 100
-KNOWN_PER_S = 4_000
 SCRAPE_S = 0.5
 RELOAD_AT_S = 0.5
 SETTLE_S = 2.0
@@ -82,7 +81,7 @@ def measure(seconds: float, tenants: int, rate: int) -> dict[str, Any]:
         names = place.add_tenants(dev, tenants)
         hot = names[:HOT]
         # Every tenant is in the worker's memory from here on.
-        open_loop.loaded(dev.authz_port, KNOWN_PER_S, tenants / KNOWN_PER_S, names)
+        open_loop.warm(dev.authz_port, names)
         if not rate:
             script = listener.headers({**listener.HEADERS, "x-tenant-id": hot[0]}).replace(
                 "x-request-id", "x-request-no"

@@ -67,6 +67,8 @@ class ShardExchange:
         self.redis_hour = 0  # the same by Redis' clock, at the last reply
         self.freed_hour = 0  # windows of hours up to this one may have been freed and must not be opened again
         self.closing = False
+        self.ample = False  # of everything in the last message Redis has plenty, so the next one can wait
+        self.spaced = False  # and does, as whoever drives this has decided
         self.backlogged = False
         self.composed_ms = 0
         self.stale: list[Account] = []
@@ -245,7 +247,8 @@ class ShardExchange:
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         terms = self.terms
-        return state.report(now_ms, terms.lease_seconds, terms.lease_units_max, renewing=renewing and not self.closing)
+        renewing = renewing and not self.closing
+        return state.report(now_ms, terms.lease_seconds, terms.lease_units_max, renewing=renewing, spaced=self.spaced)
 
     def apply(self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int) -> None:
         """Take over a reply. ``sent_ms``: when the message was sent (monotonic)."""
@@ -265,12 +268,14 @@ class ShardExchange:
             self._replied_ms = now_ms
             self.valid_until_ms = sent_ms + self.terms.lease_ttl_ms
             self.gone_after_ms = sent_ms + self.terms.reclaim_after_ms
+        self.ample = renewed and reply.granting
         for one, part in zip(sent, reply.parts, strict=True):
             if part.revision != one.revision:
                 # A newer snapshot is there, or Redis does not know the tenant any more: a look-up brings it.
                 self.stale.append(one.account)
             if part.revision > one.revision or one.account.snapshot.rev != one.revision:
                 # Without effect, or from before a snapshot that came meanwhile and may have lowered a cap.
+                self.ample = False
                 self._reject(one)
                 self._refused(one.account, sent_ms, now_ms)
             else:
@@ -296,6 +301,7 @@ class ShardExchange:
             window.dirty = window.value != value
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
             state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
+            self.ample = self.ample and state.ample
         if any(window.dirty for window, _ in one.windows) or any(
             state.refused or not state.known for state, _, _ in one.limits
         ):
@@ -310,6 +316,7 @@ class ShardExchange:
 
     def undo(self, sent: list[Sent]) -> None:
         """The message may or may not have arrived: everything it said is to be said again."""
+        self.ample = False
         for one in sent:
             self._reject(one)
 

@@ -23,6 +23,8 @@ IDLE_AFTER_MS = 1_500
 FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
+AMPLE_LEASES = 8
+SPACED_TIMES = 3
 UNBOUNDED = 1 << 63
 
 
@@ -31,7 +33,7 @@ class LimitState:
 
     A limit without ``stop``, or in shadow, is counted and never ``leased``. ``own`` counts this writer's spending in
     the period; ``known`` is False until Redis has confirmed the totals since the last change or failure, and ``heard``
-    until it has said them for the first time.
+    until it has said them for the first time. ``ample``: Redis has many more leases of this size to give.
 
     The fast path only adds to ``pending``, units that ``own``, ``used`` and ``left`` take in when they are looked at,
     and only up to ``calm``: until then it changes nothing but these numbers. Whoever changes one of them in another
@@ -42,6 +44,7 @@ class LimitState:
         "_left",
         "_own",
         "_used",
+        "ample",
         "billed_beyond",
         "calm",
         "carefree",
@@ -91,6 +94,7 @@ class LimitState:
         self.over_ms = 0
         self.known = False
         self.heard = False
+        self.ample = False
         self.in_flight = False
         self.need = 0
         self.least = 0
@@ -212,10 +216,13 @@ class LimitState:
         """Whether asking again for ``units`` is pointless for now: others hold them, and were asked a moment ago."""
         return now_ms < self.contended_until_ms and self.left < units
 
-    def report(self, now_ms: int, lease_seconds: int, lease_units_max: int, *, renewing: bool = True) -> LeaseReport:
+    def report(
+        self, now_ms: int, lease_seconds: int, lease_units_max: int, *, renewing: bool = True, spaced: bool = False
+    ) -> LeaseReport:
         """What a sync says of this limit. Gives an idle lease back: ``left`` is lowered first, reported after.
 
-        ``renewing`` False asks for nothing: the period is over, or the writer is about to stop.
+        ``renewing`` False asks for nothing: the period is over, or the writer is about to stop. ``spaced``: the next
+        sync comes later than usual, so the lease is larger, and filled up before it is half empty.
         """
         self.take_in()
         spent = self.own - self.own_reported
@@ -232,10 +239,11 @@ class LimitState:
             if not renewing or now_ms - self.own_changed_ms >= IDLE_AFTER_MS:
                 self.left = 0
             else:
-                self.target = min(max(self.rate_per_s * lease_seconds, self.first), lease_units_max)
+                seconds = lease_seconds * SPACED_TIMES if spaced and self.ample else lease_seconds
+                self.target = min(max(self.rate_per_s * seconds, self.first), lease_units_max)
                 want = max(0, self.target - self.left)
                 # A lease that is more than half full is not topped up: syncs would grow with the traffic.
-                if self.left * 2 > self.target:
+                if self.left * (4 if seconds == lease_seconds else 3) > self.target * 2:
                     want = 0
                 want = max(want, self.waiting - self.left)
         need = self._lacking()
@@ -268,6 +276,7 @@ class LimitState:
         self.in_flight = False
         since = self.own - own_sent
         self.used = reply.spent + since
+        self.ample = self.stop is None or self.stop - reply.spent - reply.held > AMPLE_LEASES * self.target
         self.over_ms = reply.over_ms
         self.known = self.heard = True
         if not self.leased:

@@ -1,6 +1,8 @@
 """Drives the exchanges of all shards, one call a shard at a time.
 
-A shard is synced at once when somebody waits or a lease runs low, else every ``interval_ms``.
+A shard is synced at once when somebody waits or a lease runs low, else every ``interval_ms``. A writer that decides
+more than BUSY_PER_S requests a second says the same in fewer, larger messages: shards in which no limit is near its end
+are then synced every SPACED_INTERVALS only, with leases to match.
 
 Guarantees: waiters for one shard share the first call sent after they joined; a failed call loses nothing.
 Gives up:   a sync while the breaker is open, but for the probe it lets through.
@@ -27,6 +29,8 @@ WATERMARK_POLL_MS = 5_000
 HOUR_MS = 3_600_000
 # A process in a thousand: a connection a shard for each would be more than Redis takes (docs/scale.md).
 PARTS = 4
+BUSY_PER_S = 4_000
+SPACED_INTERVALS = 5
 
 
 class Synchroniser:
@@ -71,20 +75,27 @@ class Synchroniser:
 
     async def run(self) -> None:
         """Sync changed shards every interval, and idle ones now and then for the ledger's watermark."""
-        pause_s = self._interval_ms / 1000 / PARTS
+        interval_s = self._interval_ms / 1000
+        decided = self._counters.snapshot_hits
         while True:
+            before, decided = decided, self._counters.snapshot_hits
+            busy = decided - before > BUSY_PER_S * interval_s
             for part in range(PARTS):
-                await asyncio.sleep(pause_s)
-                self.tick(part)
+                await asyncio.sleep(interval_s / PARTS)
+                self.tick(part, busy=busy)
 
-    def tick(self, part: int) -> None:
+    def tick(self, part: int, *, busy: bool = False) -> None:
         """Sync one of PARTS parts of the shards: all at once would take a connection for each of them."""
         now_ms = self._clock.monotonic_ms()
         hour = self._clock.wall_s() // 3600
+        # Half an interval less, since a tick may come a little early.
+        spaced_ms = self._interval_ms * SPACED_INTERVALS - self._interval_ms // 2
         for exchange in self._exchanges[part::PARTS]:
             exchange.hour = hour
-            due = exchange.pressing or (exchange.busy and now_ms - self._last_ms[exchange.shard] >= WATERMARK_POLL_MS)
-            if due:
+            exchange.spaced = busy and exchange.ample
+            since_ms = now_ms - self._last_ms[exchange.shard]
+            pressing = exchange.pressing and (not exchange.spaced or since_ms >= spaced_ms)
+            if pressing or (exchange.busy and since_ms >= WATERMARK_POLL_MS):
                 self._start(exchange)
 
     async def drain(self) -> bool:

@@ -142,6 +142,25 @@ def test_a_lease_more_than_half_full_is_not_topped_up() -> None:
     assert state.report(NOW_MS, 2, 1_000_000).want == 10
 
 
+def test_a_spaced_lease_is_larger_and_filled_up_earlier_if_there_is_plenty() -> None:
+    state = leased(reported_ms=NOW_MS - 1000, own=10, left=25, own_changed_ms=NOW_MS)
+    state.ample = True
+    assert state.report(NOW_MS, 2, 1_000_000, spaced=True).want == 35
+    state = leased(reported_ms=NOW_MS - 1000, own=10, left=46, own_changed_ms=NOW_MS)
+    state.ample = True
+    assert state.report(NOW_MS, 2, 1_000_000, spaced=True).want == 0
+    state = leased(reported_ms=NOW_MS - 1000, own=10, left=15, own_changed_ms=NOW_MS)
+    assert state.report(NOW_MS, 2, 1_000_000, spaced=True).want == 0
+
+
+@pytest.mark.parametrize(("spent", "held", "ample"), [(0, 20, True), (900, 20, False), (0, 900, False)])
+def test_a_limit_near_its_end_is_not_ample(spent: int, held: int, ample: bool) -> None:
+    state = leased(own_changed_ms=NOW_MS)
+    sent = state.report(NOW_MS, 2, 1_000_000)
+    state.settle(sent, state.own, LeaseReply(20, spent, held, 0, called=False), NOW_MS, renewed=True)
+    assert state.ample is ample
+
+
 def test_a_limit_whose_period_is_over_asks_for_nothing_and_has_nothing_left() -> None:
     state = leased(left=11, own_changed_ms=NOW_MS)
     sent = state.report(NOW_MS, 2, 1_000_000, renewing=False)
