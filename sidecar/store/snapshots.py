@@ -1,13 +1,25 @@
-"""A tenant's snapshot as it is kept in Redis: the document for sidecars, and its limits for the scripts."""
+"""A tenant's snapshot as it is kept in Redis: the document for sidecars, and its limits for the scripts.
+
+Guarantees: tenants of one plan share its limits and features in memory, which would be most of what a snapshot takes.
+"""
 
 from __future__ import annotations
 
-import msgspec
+from sys import intern
 
-from sidecar.catalogue.snapshot import Snapshot
+import msgspec
+from msgspec import structs
+
+from sidecar.catalogue.snapshot import LimitRule, Snapshot
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Snapshot)
+
+SHARED_MAX = 4_096
+
+Features = dict[str, str | int | bool]
+Shared = tuple[tuple[LimitRule, ...], Features, tuple[str, ...]]
+_shared: dict[tuple[object, ...], Shared] = {}
 
 ScriptLimit = tuple[str, str, str, bool, int, int]
 
@@ -34,7 +46,19 @@ def encode(snapshot: Snapshot) -> bytes:
 
 def decode(document: bytes) -> Snapshot:
     """Reverse of ``encode``; raises msgspec.DecodeError for anything else."""
-    return _DECODER.decode(document)
+    read = _DECODER.decode(document)
+    # A feature that is 1 is not one that is True, though they are equal.
+    kinds = tuple((name, type(value), value) for name, value in read.features.items())
+    key = (read.limits, kinds, read.forward)
+    found = _shared.get(key)
+    if found is None:
+        if len(_shared) >= SHARED_MAX:
+            _shared.clear()
+        found = _shared[key] = (read.limits, read.features, read.forward)
+    limits, features, forward = found
+    return structs.replace(
+        read, plan=intern(read.plan), status=intern(read.status), limits=limits, features=features, forward=forward
+    )
 
 
 def encode_limits(snapshot: Snapshot) -> bytes:
