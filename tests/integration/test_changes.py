@@ -14,6 +14,7 @@ import pytest
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.changes import ChangeReader, KeptCatalogue
 from sidecar.enforcement.directory import Directory
+from sidecar.ledger import keys
 from sidecar.telemetry import CoreCounters
 from tests.servers.installation import CATALOGUE, Installation, installation
 
@@ -67,6 +68,27 @@ async def test_one_projection_and_one_look_are_all_that_a_suspension_of_an_idle_
         async with asyncio.timeout(10):  # the snapshot is read again at once, in the background
             while (await inside.ask(core, "idle")).status != expected:
                 await asyncio.sleep(0)
+
+
+async def test_one_projection_and_one_look_are_all_that_a_revoked_key_takes(inside: Installation) -> None:
+    flusher = inside.flusher()
+    await inside.catalogue()
+    await flusher.flush()
+    core = await inside.core(changes_interval_ms=5_000)
+    await core.changes.catch_up()
+    directory = core.directory
+    await inside.tenant("t", "plus")
+    async with inside.ledger.transaction() as tx:
+        made = (await keys.create(tx, "t", actor="test")).row
+    await flusher.project()
+    assert await directory.load_key(made.sha256) == "t"
+    async with inside.ledger.transaction() as tx:
+        await keys.revoke(tx, made.sha256, actor="test")
+    await flusher.project()
+    assert directory.tenant_of(made.sha256) == (True, "t")  # not heard yet
+    await core.changes.catch_up()
+    assert directory.tenant_of(made.sha256) == (False, None)
+    assert await directory.load_key(made.sha256) is None
 
 
 async def test_one_projection_and_one_look_are_all_that_a_catalogue_takes(inside: Installation) -> None:
