@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 
+import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError
 
@@ -15,7 +15,6 @@ from sidecar.store.keys import Keyspace
 from tests.faults.chaos_place import FLUSHERS, Place
 
 POLL_S = 0.05
-UNREAD_S = 6.0  # both flushers may be hanging or cut off
 KEYS = Keyspace()
 _UNITS_LOST = re.compile(r"^sidecar_lease_units_lost_total (\S+)$", re.MULTILINE)
 
@@ -23,16 +22,20 @@ _UNITS_LOST = re.compile(r"^sidecar_lease_units_lost_total (\S+)$", re.MULTILINE
 class TakenBack:
     """Watches how many lease units Redis takes back from silent writers, by shard, over wipes and failovers.
 
-    ``unread``: those of the last moments before Redis lost its state, in which no flusher may have read them.
+    ``unread``: those that the ledger did not have yet when Redis lost them.
     """
 
     def __init__(self, place: Place, tell: Callable[[str], None]) -> None:
         self.by_shard = [0] * KEYS.shards
-        self.unread = 0
-        self._lately: list[tuple[float, int, int]] = []
+        self._owed = [0] * KEYS.shards
+        self._asking: set[asyncio.Task[None]] = set()
         self._tell = tell
         self._place = place
         self._last = [0] * KEYS.shards
+
+    @property
+    def unread(self) -> int:
+        return sum(self._owed)
 
     async def run(self) -> None:
         while True:
@@ -52,18 +55,26 @@ class TakenBack:
             for shard, (now, last) in enumerate(zip(found, self._last, strict=True)):
                 if now != last:
                     self._tell(f"  shard {shard}: {last} -> {now} units taken back")
-                if now > last:
-                    self.by_shard[shard] += now - last
-                    self._lately.append((time.monotonic(), shard, now - last))
-                elif now < last:
-                    self._lost(shard)
+                self.by_shard[shard] += max(0, now - last)
+            lost = [shard for shard in range(KEYS.shards) if found[shard] < self._last[shard]]
             self._last = found
+            if lost:
+                asking = asyncio.create_task(self._ask_ledger(lost))
+                self._asking.add(asking)
+                asking.add_done_callback(self._asking.discard)
             await asyncio.sleep(POLL_S)
 
-    def _lost(self, shard: int) -> None:
-        since = time.monotonic() - UNREAD_S
-        self.unread += sum(units for at, of, units in self._lately if of == shard and at >= since)
-        self._lately = [one for one in self._lately if one[1] != shard]
+    async def _ask_ledger(self, shards: list[int]) -> None:
+        """Note how far it is behind for good: what comes later it reads later."""
+        while True:
+            try:
+                counted = dict(await self._place.sql("select shard, lease_units_lost from shards"))
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                await asyncio.sleep(POLL_S)
+                continue
+            for shard in shards:
+                self._owed[shard] = self.by_shard[shard] - counted.get(shard, 0)
+            return
 
 
 async def in_ledger(place: Place) -> dict[str, int]:

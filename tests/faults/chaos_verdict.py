@@ -49,6 +49,7 @@ class Verdict(Struct, kw_only=True):
     excepted: int
     units_lost: int
     units_taken_back: int
+    units_unread: int
     caps_reached: int
     by_kind: dict[str, int]
     answers: dict[str, int]
@@ -93,6 +94,7 @@ def judge(clients: Sequence[Client], found: Numbers) -> Verdict:
         excepted=excepted,
         units_lost=found.units_lost,
         units_taken_back=seen,
+        units_unread=found.unread,
         caps_reached=sum(1 for page in found.book.values() if page.answers["429 limit_reached"]),
         by_kind=dict(sorted(found.faults.items())),
         answers=dict(answers.most_common()),
