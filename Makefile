@@ -87,11 +87,12 @@ define MEASURE
 	@$(BIN)/python bench/gateways.py $(1) || true
 	@$(BIN)/python bench/cost.py $(3) || true
 	@$(BIN)/python bench/start.py $(4) || true
-	@$(BIN)/python bench/picture.py
 endef
 
 bench: install-dev
-	$(call MEASURE,--seconds 1 --rounds 2,--seconds 3,--tenants 10000 --seconds 4,--rounds 3 --cells 200000)
+	$(call MEASURE,--seconds 1 --rounds 2,--seconds 2 --tenants 4000,--tenants 4000 --seconds 4,--rounds 3 --cells 200000)
+	@$(BIN)/python bench/flusher.py --tenants 5000 --rounds 1 || true
+	@$(BIN)/python bench/picture.py
 	@$(BIN)/python -m bench.scale --quick || true
 
 bench-full: install-dev

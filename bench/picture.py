@@ -1,4 +1,4 @@
-"""Draws the results as a picture for the README: each number beside the bound it is held to.
+"""Draws the results as a picture for the README, each number beside its bound, and prints them as a table.
 
 python bench/picture.py     (reads bench/results/latest.json, writes bench/results/latest.svg)
 """
@@ -42,6 +42,17 @@ ROWS = (
     Row("flusher", "rows_per_s", "windows a second into Postgres", 50_000, least=True),
 )
 
+# The benchmark that measures a part, where it is not named like it.
+COMMANDS = {
+    ("decision", "p99_us"): "latency",
+    ("decision", "p999_us"): "latency",
+    ("outage", ""): "latency",
+    ("envoy", ""): "gateways",
+    ("nginx", ""): "gateways",
+    ("redis", ""): "cost",
+    ("memory", ""): "cost",
+}
+
 
 def drawn(results: dict[str, Any]) -> str:
     """The picture; a bar's line is the bound, and what was not measured is left out."""
@@ -71,14 +82,27 @@ def drawn(results: dict[str, Any]) -> str:
     return "\n".join((*lines, "</svg>\n"))
 
 
+def table(results: dict[str, Any]) -> str:
+    """The same as rows of Markdown, with the command that measures each."""
+    lines = ["| number | measured | bound | command |", "| --- | --- | --- | --- |"]
+    for row in ROWS:
+        if row.key in results.get(row.part, {}):
+            bound = f"{'at least' if row.least else 'at most'} {row.bound:,g}{row.unit}"
+            measured = f"{results[row.part][row.key]:,}{row.unit}"
+            command = COMMANDS.get((row.part, row.key), COMMANDS.get((row.part, ""), row.part))
+            lines.append(f"| {row.says} | {measured} | {bound} | `bench/{command}.py` |")
+    return "\n".join(lines)
+
+
 def _machine(on: dict[str, Any]) -> str:
     return f"{on.get('cores', '?')} cores, {on.get('cpu', '?')}, Python {on.get('python', '?')}; make bench"
 
 
 def main() -> None:
     picture = RESULTS.with_suffix(".svg")
-    picture.write_text(drawn(json.loads(RESULTS.read_text())))
-    print(picture)
+    results = json.loads(RESULTS.read_text())
+    picture.write_text(drawn(results))
+    print(f"{table(results)}\n{picture}")
 
 
 if __name__ == "__main__":
