@@ -59,9 +59,14 @@ def _too_late(row: Row, work: Work, close_delay_s: int) -> Step | None:
         return Step("doubt", row, "no answer within the time in which Stripe remembers an identifier")
     if closing or old:
         return Step("doubt", row, "no answer before its period was closed") if row.first_sent_s else Step("move", row)
-    if not row.first_sent_s and row.at_s < work.items_since_s:
+    if row.at_s < work.items_since_s:
         where = place(row.window, terms, work.now_s)
         if where is None:
             return Step("idle", pause_ms=AHEAD_PAUSE_MS)
-        return None if where.from_s <= row.at_s <= where.to_s and not where.unbillable else Step("move", row)
+        if where.from_s <= row.at_s <= where.to_s and not where.unbillable:
+            return None
+        # Sent now it would count for nobody: those items are gone, and the new ones do not look back.
+        return (
+            Step("doubt", row, "no answer before its items were exchanged") if row.first_sent_s else Step("move", row)
+        )
     return None
