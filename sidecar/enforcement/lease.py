@@ -86,6 +86,7 @@ class LimitState:
         self.start_s = start_s
         self.end_s = end_s
         self.small = rule.period in ("second", "minute")
+        self.leased = leased
         self.pending = self._left = self._used = self._own = 0
         self.follow(rule, leased=leased)
         self.own_reported = 0
@@ -117,7 +118,7 @@ class LimitState:
         ``carefree``: a counted limit that denies nothing, or not for long, so that it need not be heard of first.
         """
         included = rule.included
-        self.calm = 0
+        self.take_in()
         self.rule = rule
         self.stop = rule.stop
         self.leased = leased
@@ -151,8 +152,8 @@ class LimitState:
 
     @property
     def left(self) -> int:
-        """Units of the lease that may still be spent."""
-        return self._left - self.pending
+        """Units of the lease that may still be spent; none where nothing is leased."""
+        return self._left - self.pending if self.leased else 0
 
     @left.setter
     def left(self, units: int) -> None:
@@ -164,7 +165,7 @@ class LimitState:
         pending = self.pending
         self._own += pending
         self._used += pending
-        self._left -= pending
+        self._left = self._left - pending if self.leased else 0
         self.pending = self.calm = 0
 
     @property
@@ -190,8 +191,10 @@ class LimitState:
 
     def spend_unleased(self, units: int) -> None:
         """Count ``units`` that no lease covers: a counted limit, or one that its outage policy lets through."""
+        if self.leased:
+            self._left += units
         self.pending += units
-        self.left += units
+        self.take_in()
 
     def wait_for(self, units: int) -> None:
         """A request waits for ``units``: the next report needs the most that one wants, and wants what all do."""
