@@ -112,6 +112,10 @@ def add_tenants(dev: SidecarDev, count: int, plan: str = "standard", prefix: str
     return names
 
 
+class NotReady(Exception):
+    """The sidecar did not become ready."""
+
+
 class Serving:
     """A `sidecar serve --role authz` beside an installation, as it stands in a pod: it knows only its Redis."""
 
@@ -136,6 +140,12 @@ class Serving:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Process id of the supervisor."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
     def worker(self) -> int:
         """Process id of the worker."""
         assert self.process is not None
@@ -148,7 +158,8 @@ class Serving:
         self.process = subprocess.Popen(command, env=self.env, stderr=subprocess.DEVNULL)
         while not self._ready():
             if self.process.poll() is not None or time.perf_counter() - began > READY_S:
-                raise SystemExit("the sidecar did not become ready")
+                self.kill()
+                raise NotReady
             time.sleep(LOOK_S)
         return (time.perf_counter() - began) * 1_000
 
