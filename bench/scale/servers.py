@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from redis.asyncio import Redis
 
 from sidecar.embedded import EmbeddedRedis
 from tests.servers.redis_cluster import RedisCluster
+
+OTHER_FILES = 500  # of a Redis beside its clients
 
 
 class Servers:
@@ -45,12 +48,18 @@ class Used:
         return Used(self.cpu_s - before.cpu_s, self.calls - before.calls, self.script_us - before.script_us)
 
 
+async def roomy(client: Redis) -> None:
+    """Let a server take as many clients as it has files; a thousand writers are more than it takes by default."""
+    await client.config_set("maxclients", resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)
+
+
 @asynccontextmanager
 async def one_server(directory: Path) -> AsyncIterator[Servers]:
     server = EmbeddedRedis(directory / "redis")
     await server.start()
     try:
         async with Redis.from_url(server.url, protocol=2) as client:
+            await roomy(client)
             yield Servers(server.url, [client])
     finally:
         await server.stop()
@@ -61,6 +70,8 @@ async def cluster(directory: Path) -> AsyncIterator[Servers]:
     async with RedisCluster(directory / "cluster", replicas=False) as running:
         clients = [node.client() for node in running.nodes]
         try:
+            for client in clients:
+                await roomy(client)
             yield Servers(running.url, clients)
         finally:
             for client in clients:

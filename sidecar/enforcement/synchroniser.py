@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REFRESH_PAUSE_S = 0.02
 WATERMARK_POLL_MS = 5_000
 HOUR_MS = 3_600_000
-# A process in a thousand: a connection a shard for each would be more than Redis takes (docs/scale.md).
+# With a connection a shard for each, a thousand workers would be more than Redis takes (docs/scale.md).
 PARTS = 4
 BUSY_PER_S = 4_000
 SPACED_INTERVALS = 5
