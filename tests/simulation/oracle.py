@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
 AWARE_WITHIN_MS = 6_000  # of a lower cap: a lease, a report that is refused, another lease_ttl
 LOST_AWARE_WITHIN_MS = 16_000  # where a server may have the plan of before
+RECORDS_KEPT_MS = 39 * 86_400_000  # what Redis knows of a writer expires
 NEVER_MS = -(10**12)
 
 
@@ -134,9 +135,10 @@ class Oracle:
 
     def accepted(self, tag: str, writer: str, generation: str, sequence: int) -> None:
         """A server took a message of a writer for a sign of life."""
+        lately = self._now_ms() - self.heard_ms(tag, writer) < RECORDS_KEPT_MS
         self._accepted[tag, writer] = self._now_ms()
         known = self._sequences.get((tag, writer, generation), 0)
-        if sequence <= known:
+        if sequence <= known and lately:
             self.violated("L2", f"{writer} shows life in {generation} by message {sequence} after {known}")
         self._sequences[tag, writer, generation] = max(known, sequence)
 
