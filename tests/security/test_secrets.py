@@ -29,7 +29,7 @@ from sidecar.store.keys import Keyspace
 from tests.unit.test_dialects import Recorder, gate_of
 
 PACKAGE = Path(__file__).parents[2] / "sidecar"
-SECRETS = tuple(f"secret-{secrets.token_hex(12)}" for _ in range(3))
+SECRETS = tuple(f"secret-number-{number}" for number in range(3))
 # Settings that say how a secret is used, and are none.
 NO_SECRETS = {"SIDECAR_REDIS_KEY_FILE", "SIDECAR_STRIPE_URL", "SIDECAR_KEYS_CACHED_MAX"}
 

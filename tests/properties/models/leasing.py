@@ -80,6 +80,7 @@ class Leasing:
         self.shard = Shard("{s}:", START_MS)
         self.terms = snapshot(1, stop, period)
         self.lives = 0
+        self.begun = 0  # names of generations are never given twice, whatever the clock says
         self.writers = [self.born() for _ in range(writers)]
         self.calls: list[tuple[Writer, Call]] = []
         self.replies: list[tuple[Writer, Call, list[Any]]] = []
@@ -222,7 +223,8 @@ class Leasing:
         self.restored = generation
 
     def begin(self) -> None:
-        self.shard.begin(f"g{self.now}-{self.epoch}-{self.lives}")
+        self.begun += 1
+        self.shard.begin(f"g{self.begun}")
 
     def quiet(self, ms: int = 75_000) -> None:
         """Everything on its way is lost, nobody spends, and time goes by with syncs and passes."""
