@@ -25,6 +25,7 @@ STOP_MS = 8_000
 TRIES_MAX = 120
 DENIALS = 4
 USED_UP_S = 10
+PERIODS = {limit.name: limit.period for plan in catalogue(TEXTS[0]).plans.values() for limit in plan.limits}
 
 
 def heal(world: World) -> None:
@@ -73,8 +74,10 @@ def _settled(world: World) -> bool:
     if any(path.stem not in writers for machine in world.machines for path in machine.journals.glob("*.journal")):
         return False
     for shard in range(SHARDS):
-        about = world.redis.command(b"HMGET", (world.keys.epoch(shard), "gen", "state", "open_at", "skew"))
-        generation, state, open_at, skew = about
+        about = world.redis.command(b"HMGET", (world.keys.epoch(shard), "gen", "state", "open_at", "skew", "replid"))
+        generation, state, open_at, skew, replid = about
+        if replid != world.redis.replid.encode():
+            return False  # no script has seen this server yet: a new generation is about to begin
         known = tables.shards.get(shard, (0, ""))[1]
         if state != b"open" or world.redis.clock() - int(skew or 0) < int(open_at) or known != generation.decode():
             return False
@@ -272,10 +275,11 @@ def check_metric(world: World) -> None:
 def _over(world: World, key: bytes) -> bool:
     """Whether the period of a limit is over: nobody can spend from such leases, they expire with their key."""
     tenant, limit_id, start = parts(key)
-    snapshot = world.oracle.snapshots[tenant]
-    rule = next((rule for rule in snapshot.limits if rule.name == limit_id.partition(":")[0]), None)
+    name = limit_id.partition(":")[0]
+    rule = next((rule for rule in world.oracle.snapshots[tenant].limits if rule.name == name), None)
+    period = rule.period if rule is not None else PERIODS[name]  # of a plan that the tenant had before
     now_s = (world.start_ms + world.loop.elapsed_ms + world.redis_wrong_ms) // 1000
-    return rule is not None and now_s >= bounds(rule.period, int(start))[1]
+    return now_s >= bounds(period, int(start))[1]
 
 
 def check_journals_gone(world: World) -> None:

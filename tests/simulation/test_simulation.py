@@ -11,7 +11,7 @@ from tests.simulation.run import simulate
 # Seeds that once showed a fault of the program; what it was is in docs/simulation.md.
 REGRESSIONS = (
     11, 28, 106, 145, 157, 158, 191, 337, 405, 473, 557, 591, 758, 1035, 1253, 1587, 1898, 1955, 2350, 9146,
-    10365, 10911, 21745, 30362,
+    10365, 10911, 21745, 30362, 43243, 44322, 45254, 46418,
 )  # fmt: skip
 BATCH = 25
 REPLAY = ".venv/bin/python -m tests.simulation.run --verbose"

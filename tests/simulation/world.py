@@ -160,7 +160,9 @@ class World:
                 if revision >= 0:
                     self.oracle.published(server, snapshots.decode(document))
         elif script == "retire" and not int(arguments[3]) and not self.lost_state:
-            self.oracle.retired(server, arguments[1])
+            # A worker that stops may still count for who waited, and leaves its journal to a successor then.
+            if not any(worker.core.writer == arguments[1] and worker.process.alive for worker in self.workers()):
+                self.oracle.retired(server, arguments[1])
         elif script == "sync":
             self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))
 
