@@ -336,7 +336,7 @@ class World:
     def _rushed(self, process: Process, tenant: str, draw: Random) -> None:
         others = [one for machine in self.machines for one in machine.alive() if one.process is not process]
         awake = [one for one in others if not one.process.paused]
-        if awake and process.alive:
+        if awake and process.alive and process.paused:
             self.send(draw.choice(awake), tenant, draw.choice(catalogue(TEXTS[0]).routes), "u1")
 
     def crowd(self, draw: Random) -> None:
