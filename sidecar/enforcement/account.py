@@ -254,7 +254,7 @@ class Account:
     def _depart(self, limit_id: str) -> None:
         state = self.limits.pop(limit_id)
         self.drop_charges()
-        state.forfeit()
+        state.depart()
         if state.small and state.own:
             self._remember_small(state)
         self.departed.append(state)

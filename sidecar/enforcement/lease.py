@@ -224,8 +224,8 @@ class LimitState:
     ) -> LeaseReport:
         """What a sync says of this limit. Gives an idle lease back: ``left`` is lowered first, reported after.
 
-        ``renewing`` False asks for nothing: the period is over, or the writer is about to stop. ``spaced``: the next
-        sync comes later than usual, so the lease is larger, and filled up before it is half empty.
+        ``renewing`` False asks for no more than somebody waits for: the limit departed, or the writer is about to stop.
+        ``spaced``: the next sync comes later than usual, so the lease is larger, and filled up before it is half empty.
         """
         self.take_in()
         spent = self.own - self.own_reported
@@ -314,3 +314,8 @@ class LimitState:
         self.left = 0
         self.renew_at = 0
         self.known = False
+
+    def depart(self) -> None:
+        """Forfeit for good: who waited asks the limit that follows, so units granted for it would be nobody's."""
+        self.forfeit()
+        self.need = self.least = self.waiting = 0

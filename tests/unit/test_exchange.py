@@ -208,6 +208,16 @@ def test_a_departed_limit_is_reported_until_redis_has_heard_it() -> None:
     assert state not in owner.limits.values()
 
 
+def test_a_limit_that_departed_asks_for_nothing_even_if_somebody_waited() -> None:
+    """Units granted for it would stay aside: nothing is reported of it once Redis has heard that it departed."""
+    shard = exchange()
+    owner, state, _ = granted(shard)
+    state.wait_for(state.left + 1)
+    owner.charge(ONE, "", "", NOON_S + 86_400)
+    report = shard.compose(NOW_MS)[0].parts[0].leases[0]
+    assert (report.start, report.left, report.need, report.want) == (state.start_s, 0, 0, 0)
+
+
 def test_an_idle_lease_is_given_back() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
