@@ -137,13 +137,23 @@ class Following(Servers):
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 return await client.execute_command(*words)  # type: ignore[no-untyped-call]
         finally:
-            await client.aclose()
+            await _closed(client)
 
     def _nobody(self, what: str) -> RedisConnectionError:
         cause = f": {type(self._cause).__name__}: {self._cause}" if self._cause is not None else ""
         nobody = RedisConnectionError(f"{what}{cause}")
         nobody.__cause__ = self._cause
         return nobody
+
+
+async def _closed(client: Redis) -> None:
+    """Close a client to the end, also when whoever asked is cancelled meanwhile: half closed, it would stay open."""
+    closing = asyncio.ensure_future(client.aclose())
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await closing
+        raise
 
 
 def sample(urls: Collection[str], most: int) -> list[str]:

@@ -97,7 +97,8 @@ class Job:
         shared = {name: value for name, value in self._environment.items() if name not in LEDGERS}
         for roles, own in self._parts.items():
             apart = {
-                "SIDECAR_STATE_DIR": f"{self._environment['SIDECAR_STATE_DIR']}-{roles}",
+                # Short, for sockets lie inside it and their paths have a bound.
+                "SIDECAR_STATE_DIR": f"{self._environment['SIDECAR_STATE_DIR']}{len(self.children)}",
                 "SIDECAR_OPS_LISTEN": f"127.0.0.1:{free_port()}",
             }
             # Commands find workers in their state directory, and readiness at their address.
