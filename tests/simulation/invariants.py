@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.decision import Decision
+from sidecar.enforcement.lease import IDLE_AFTER_MS
 from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
 from tests.simulation.catalogues import TEXTS, catalogue
 from tests.simulation.oracle import parts
-from tests.simulation.worker import SHARDS, TERMS, Worker
+from tests.simulation.worker import SHARDS, STORE_TIMEOUT_MS, SYNC_INTERVAL_MS, TERMS, Worker
 from tests.simulation.world import TENANTS, World
 
 SETTLED_MS = TERMS.reclaim_after_ms * 2 + 4_000
@@ -23,7 +24,8 @@ IDLE_MS = 6_000
 TAKEN_BACK_MS = TERMS.reclaim_after_ms * 3 // 2 + 2_000  # the flusher looks that often, and its pass takes a moment
 STOP_MS = 8_000
 TRIES_MAX = 120
-DENIALS = 4
+# One report tells of the last use, one just before IDLE_AFTER_MS is over keeps the rest, and the next gives it back.
+UNUSED_MS = IDLE_AFTER_MS + 2 * (SYNC_INTERVAL_MS + STORE_TIMEOUT_MS)
 USED_UP_S = 10
 PERIODS = {limit.name: limit.period for plan in catalogue(TEXTS[0]).plans.values() for limit in plan.limits}
 
@@ -189,17 +191,19 @@ def check_caps_usable(world: World) -> None:
 
 
 def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decision | None:
-    """Ask until nothing more is allowed for two seconds; the last denial."""
-    denials = 0
+    """Ask until nothing is allowed even after every lease that others do not use came back; the last denial."""
+    allowed_ms = world.loop.now_ms
     for _ in range(TRIES_MAX):
         heard: list[Decision] = []
+        asked_ms = world.loop.now_ms
         for _ in range(5):
-            world.loop.at(world.loop.now_ms, world.send, worker, tenant, route, "u1", heard)
-        world.loop.run_until(world.loop.now_ms + 60)
-        denials = 0 if any(decision.allow for decision in heard) else denials + 1
-        if denials:
-            world.loop.run_until(world.loop.now_ms + 400)
-        if denials > DENIALS:
+            world.loop.at(asked_ms, world.send, worker, tenant, route, "u1", heard)
+        world.loop.run_until(asked_ms + 60)
+        if any(decision.allow for decision in heard):
+            allowed_ms = world.loop.now_ms
+            continue
+        world.loop.run_until(world.loop.now_ms + 400)
+        if asked_ms - allowed_ms > UNUSED_MS:
             return heard[-1] if heard else None
     return None
 

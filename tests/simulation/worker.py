@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50)
 STORE_TIMEOUT_MS = 50
+SYNC_INTERVAL_MS = 500
 
 
 def settings(folder: Path) -> Any:
     return SimpleNamespace(
         state=folder,
         **TERMS._asdict(),
-        sync_interval_ms=500,
+        sync_interval_ms=SYNC_INTERVAL_MS,
         changes_interval_ms=2_000,
         request_repeat_s=0,
         tenants_cached_max=100,
