@@ -21,8 +21,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from sidecar.errors import LedgerRefused
 from sidecar.ledger.transaction import driver_errors
 
+OLDEST = 15
 PARTITIONS_AHEAD = 3
 WRITE_AUDIT = """
 insert into audit_log (actor, action, detail)
@@ -34,7 +36,10 @@ values (
 
 
 async def migrate(dsn: str, *, actor: str = "migrate") -> str:
-    """Bring the database to the newest revision and return it."""
+    """Bring the database to the newest revision and return it.
+
+    Raises LedgerRefused when the server is too old, or would give numbers of the audit log twice after a crash.
+    """
     engine = _engine(dsn)
     with driver_errors(), _unwrapped():
         async with engine.begin() as connection:
@@ -83,6 +88,7 @@ def _config() -> Config:
 
 
 def _upgrade(connection: Connection, actor: str) -> str:
+    _fit(connection)
     connection.execute(text("select pg_advisory_xact_lock(hashtext('sidecar migrate'))"))
     before = _revision(connection)
     config = _config()
@@ -94,6 +100,16 @@ def _upgrade(connection: Connection, actor: str) -> str:
         connection.execute(text(WRITE_AUDIT), detail)
     connection.execute(text("select ensure_partitions(:ahead, ledger_now())"), {"ahead": PARTITIONS_AHEAD})
     return after
+
+
+def _fit(connection: Connection) -> None:
+    setting = "select current_setting(:name)"
+    major = int(connection.execute(text(setting), {"name": "server_version_num"}).scalar_one()) // 10_000
+    if major < OLDEST:
+        raise LedgerRefused(f"this is Postgres {major}; use {OLDEST} or newer")
+    # A sequence that was made and used in one transaction would go back when such a server is killed.
+    if connection.execute(text(setting), {"name": "wal_level"}).scalar_one() == "minimal":
+        raise LedgerRefused("Postgres runs with wal_level = minimal; set wal_level = replica and restart it")
 
 
 def _revision(connection: Connection) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from sidecar.embedded import postgres
 from sidecar.errors import LedgerRefused, LedgerUnavailable
 from sidecar.ledger import migrate as migrations
 from sidecar.ledger.connection import Ledger
@@ -99,6 +100,27 @@ async def test_a_server_that_is_away_or_refuses_says_which(postgres_server_dsn: 
         await migrate("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(LedgerRefused, match="does not exist"):
         await migrate(postgres_server_dsn.rpartition("/")[0] + "/no_such_database")
+
+
+async def test_a_server_that_may_give_numbers_of_the_audit_log_twice_is_refused(
+    servers_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(postgres.SETTINGS, "wal_level", "minimal")
+    server = postgres.EmbeddedPostgres(servers_directory / "minimal", durable=False)
+    await server.start()
+    try:
+        with pytest.raises(LedgerRefused, match="set wal_level = replica"):
+            await migrate(server.dsn)
+        assert await current(server.dsn) == ""
+    finally:
+        await server.stop()
+
+
+async def test_a_server_that_is_too_old_is_refused(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "OLDEST", 1_000)
+    with pytest.raises(LedgerRefused, match="use 1000 or newer"):
+        await migrate(empty_database)
+    assert await current(empty_database) == ""
 
 
 @pytest.fixture
