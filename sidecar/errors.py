@@ -28,6 +28,10 @@ class CatalogueInvalid(SidecarError):
         self.problems = problems
 
 
+class JsonInvalid(SidecarError):
+    """The JSON is not what is expected; send the documented fields."""
+
+
 class StoreUnavailable(SidecarError):
     """Redis did not answer in time; apply the limit's outage policy and try again later."""
 

@@ -19,7 +19,8 @@ from msgspec import Struct
 from sidecar import address, child, exposition
 from sidecar.child import Component, Unanswered
 from sidecar.clock import Clock
-from sidecar.errors import SettingsInvalid
+from sidecar.errors import JsonInvalid, SettingsInvalid
+from sidecar.json_text import decoded
 from sidecar.problems import problems
 from sidecar.telemetry import Reading
 
@@ -109,9 +110,9 @@ class Ops:
 
     async def _move_clock(self, request: web.Request) -> web.Response:
         try:
-            wanted = msgspec.json.decode(await request.read(), type=_Advance)
+            wanted = decoded(await request.read(), _Advance)
             advance_ms = duration_ms(wanted.advance)
-        except (msgspec.DecodeError, UnicodeDecodeError, SettingsInvalid) as error:
+        except (JsonInvalid, SettingsInvalid) as error:
             return _json({"error": f'{error}; send {{"advance": "36h"}}'}, status=400)
         offset_ms = self._clock.advance(advance_ms)
         if self._clock_moved is not None:

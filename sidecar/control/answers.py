@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import msgspec
 from aiohttp import web
 
 from sidecar.control.report import ENCODER
@@ -18,6 +17,7 @@ from sidecar.errors import (
     StripeRefused,
     StripeUnavailable,
 )
+from sidecar.json_text import decoded
 
 TENANT_BYTES_MAX = 128
 RETRY_AFTER_S = 2
@@ -38,8 +38,8 @@ Body = TypeVar("Body")
 
 
 async def body_of(request: web.Request, kind: type[Body]) -> Body:
-    """The body as a structure; an empty one is an empty object."""
-    return msgspec.json.decode(await request.read() or b"{}", type=kind)
+    """The body as a structure, an empty one as an empty object; JsonInvalid for anything else."""
+    return decoded(await request.read() or b"{}", kind)
 
 
 def tenant_of(request: web.Request) -> str:

@@ -27,7 +27,7 @@ from sidecar.control.billing import Desk
 from sidecar.control.catalogues import TEXT_BYTES_MAX, Catalogues
 from sidecar.control.report import usage_report
 from sidecar.control.webhooks import Receiver
-from sidecar.errors import CatalogueInvalid, SidecarError
+from sidecar.errors import CatalogueInvalid, JsonInvalid, SidecarError
 from sidecar.ledger import keys, tenants
 from sidecar.ledger.connection import Ledger
 
@@ -165,7 +165,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refused
     except web.HTTPException as error:
         return problem(error.status, error.reason, error.text or error.reason)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.ValidationError, JsonInvalid) as error:
         return problem(400, "malformed body", f"{error}; send JSON with the documented fields")
     except CatalogueInvalid as error:
         return problem(422, "invalid", str(error), problems=error.problems)

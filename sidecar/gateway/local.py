@@ -14,9 +14,11 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from sidecar.enforcement.decision import Decision, Identity
+from sidecar.errors import JsonInvalid
 from sidecar.gateway.headers import FAULT, HeaderIndex
 from sidecar.gateway.identity import CONFLICT, ID_BYTES_MAX, Found, acceptable
 from sidecar.gateway.problem import plain
+from sidecar.json_text import decoded
 from sidecar.problems import problems
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ def local_app(enforcer: Enforcer) -> web.Application:
 
     async def explain(request: web.Request) -> web.Response:
         try:
-            body = msgspec.json.decode(await request.read(), type=Explain)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            body = decoded(await request.read(), Explain)
+        except JsonInvalid as error:
             return _problem(
                 400,
                 f"the body is not what is expected: {error}; send method, host, path, and headers or tenant, key, user",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from sidecar.clock import Clock
@@ -41,4 +42,34 @@ async def test_a_method_that_a_path_does_not_take_is_told_which_it_takes() -> No
             assert answer.status == 405
             assert answer.headers["allow"] == "GET, HEAD, PUT"
             assert "GET, HEAD, PUT" in (await answer.json())["detail"]
+    await ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/api/v1/tenants/acme"),
+        ("POST", "/api/v1/tenants/acme/keys"),
+    ],
+)
+@pytest.mark.parametrize(
+    "body", [b"\xff\xfe", b'{"plan": "\xff"}', b"{", b"[]", b'{"overrides": {"a": ' + b"[" * 2_000]
+)
+async def test_a_body_that_is_no_json_is_refused_with_what_would_be_right(method: str, path: str, body: bytes) -> None:
+    ledger = await Ledger.open(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", timeout_s=2)
+    async with TestClient(TestServer(control_app(ledger, (TOKEN,), Clock()))) as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with client.request(method, path, data=body, headers=headers) as answer:
+            assert answer.status == 400
+            assert (await answer.json())["detail"].endswith("send JSON with the documented fields")
+    await ledger.close()
+
+
+async def test_a_catalogue_that_is_no_utf_8_is_refused_with_its_place() -> None:
+    ledger = await Ledger.open(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", timeout_s=2)
+    async with TestClient(TestServer(control_app(ledger, (TOKEN,), Clock()))) as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with client.put("/api/v1/catalogue", data=b"plans: \xff", headers=headers) as answer:
+            assert answer.status == 422
+            assert "byte 7 is no UTF-8" in (await answer.json())["detail"]
     await ledger.close()

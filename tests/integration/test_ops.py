@@ -75,8 +75,20 @@ async def test_the_clock_moves_in_development(tmp_path: Path) -> None:
         assert clock.wall_ms() - before >= 36 * 3_600_000
 
 
-@pytest.mark.parametrize("body", ["", "{}", '{"advance": 5}', '{"advance": "-1h"}', '{"advance": "1h", "x": 1}', "[]"])
-async def test_a_bad_move_of_the_clock_is_refused_with_what_would_be_right(tmp_path: Path, body: str) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"advance": 5}',
+        b'{"advance": "-1h"}',
+        b'{"advance": "1h", "x": 1}',
+        b"[]",
+        b'{"advance": "\xff"}',
+        b'{"advance": ' + b"[" * 2_000,
+    ],
+)
+async def test_a_bad_move_of_the_clock_is_refused_with_what_would_be_right(tmp_path: Path, body: bytes) -> None:
     clock = Clock(tmp_path / "clock")
     async with serving(clock) as (session, url), session.post(f"{url}/dev/clock", data=body) as answer:
         assert answer.status == 400

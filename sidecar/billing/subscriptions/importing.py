@@ -17,7 +17,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct, structs
 
 from sidecar.billing import customers, objects
@@ -25,7 +24,8 @@ from sidecar.billing.objects import StripeObject
 from sidecar.billing.stripe_api import errors
 from sidecar.billing.subscriptions.mirror import Mirror
 from sidecar.catalogue.model import Catalogue
-from sidecar.errors import Conflict, SidecarError, StripeRefused
+from sidecar.errors import Conflict, JsonInvalid, SidecarError, StripeRefused
+from sidecar.json_text import decoded
 from sidecar.ledger import tenants
 
 ENDED = ("canceled", "incomplete_expired")
@@ -75,8 +75,8 @@ def mapping_of(text: str, name: str) -> AccountMapping:
     """A mapping file: JSON with ``customers`` and ``prices``, or CSV of ``cus_...,tenant`` and ``price_...,plan``."""
     if text.lstrip().startswith("{"):
         try:
-            return msgspec.json.decode(text, type=AccountMapping)
-        except msgspec.MsgspecError as error:
+            return decoded(text, AccountMapping)
+        except JsonInvalid as error:
             raise MappingInvalid(f"{name}: {error}; write two objects, customers and prices") from error
     found: dict[str, dict[str, str]] = {"cus": {}, "price": {}}
     reader = csv.reader(io.StringIO(text))

@@ -14,12 +14,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import stripe
 from msgspec import Struct
 
 from sidecar.billing.subscriptions.subscriptions import named
-from sidecar.errors import SidecarError
+from sidecar.errors import JsonInvalid, SidecarError
+from sidecar.json_text import decoded
 from sidecar.ledger.connection import Ledger
 from sidecar.telemetry import Reading
 
@@ -157,8 +157,8 @@ def verify(body: bytes, header: str, secrets: Sequence[str], now_s: int) -> None
 def read(body: bytes) -> Received:
     """The envelope of a body whose signature is good; EventRefused when it is none."""
     try:
-        envelope = msgspec.json.decode(body, type=_Envelope)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        envelope = decoded(body, _Envelope)
+    except JsonInvalid as error:
         raise EventRefused("the body is no event") from error
     thin = envelope.object == "v2.core.event"
     if not thin and envelope.object != "event":
