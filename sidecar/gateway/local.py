@@ -2,7 +2,7 @@
 
 Guarantees: nothing here spends anything. Bad bodies are refused with the field that is wrong. Amounts are exact
             decimals in whole units, as JSON numbers.
-Gives up:   speed: this is aiohttp, and no gateway waits for it.
+Gives up:   speed: no gateway waits for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-from aiohttp import web
 from msgspec import Meta, Struct
 
 from sidecar.enforcement.decision import Decision, Identity
@@ -19,7 +18,8 @@ from sidecar.gateway.headers import FAULT, HeaderIndex
 from sidecar.gateway.identity import CONFLICT, ID_BYTES_MAX, Found, acceptable
 from sidecar.gateway.problem import plain
 from sidecar.json_text import decoded
-from sidecar.problems import problems
+from sidecar.plain_http.messages import Answer, Request
+from sidecar.plain_http.server import Server
 
 if TYPE_CHECKING:
     from sidecar.enforcement.enforcer import Enforcer
@@ -44,13 +44,12 @@ class Explain(Struct, forbid_unknown_fields=True):
     user: str = ""
 
 
-def local_app(enforcer: Enforcer) -> web.Application:
-    """The application of port 9001."""
-    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[problems])
+def local_server(enforcer: Enforcer) -> Server:
+    """The server of port 9001."""
 
-    async def explain(request: web.Request) -> web.Response:
+    async def explain(request: Request) -> Answer:
         try:
-            body = decoded(await request.read(), Explain)
+            body = decoded(request.body, Explain)
         except JsonInvalid as error:
             return _problem(
                 400,
@@ -69,22 +68,20 @@ def local_app(enforcer: Enforcer) -> web.Application:
             return _json({"allow": False, "status": 401, "reason": "identity_conflict", "route": route.name})
         return _json(await enforcer.explain(identity, route))
 
-    async def limits(request: web.Request) -> web.Response:
-        tenant = request.match_info["tenant"]
+    async def limits(request: Request) -> Answer:
+        tenant = request.named["tenant"]
         if not acceptable(tenant):
             return _problem(404, f"a tenant has at most {ID_BYTES_MAX} bytes, and only what prints")
         found = await enforcer.limits(tenant)
         if not isinstance(found, Decision):
             return _json(found)
         if found.status == 503:  # noqa: PLR2004 - HTTP
-            away = _problem(503, "Redis cannot say who this tenant is right now; try again")
-            away.headers["retry-after"] = str(found.retry_after_s)
-            return away
+            later = ("retry-after", str(found.retry_after_s))
+            return _problem(503, "Redis cannot say who this tenant is right now; try again", later)
         return _problem(404, f"nobody knows the tenant {tenant!r}")
 
-    app.router.add_post("/v1/explain", explain)
-    app.router.add_get("/v1/limits/{tenant}", limits)
-    return app
+    routes = {("POST", "/v1/explain"): explain, ("GET", "/v1/limits/{tenant}"): limits}
+    return Server(routes, body_bytes_max=BODY_BYTES_MAX)
 
 
 def _identify(enforcer: Enforcer, headers: dict[str, str]) -> Identity | None:
@@ -102,9 +99,9 @@ def _identify(enforcer: Enforcer, headers: dict[str, str]) -> Identity | None:
     return None if identity is CONFLICT or FAULT in found else identity
 
 
-def _json(value: object) -> web.Response:
-    return web.Response(body=ENCODER.encode(value), content_type="application/json")
+def _json(value: object) -> Answer:
+    return Answer(200, ENCODER.encode(value))
 
 
-def _problem(status: int, detail: str) -> web.Response:
-    return web.Response(status=status, text=plain(status, detail), content_type="application/problem+json")
+def _problem(status: int, detail: str, *headers: tuple[str, str]) -> Answer:
+    return Answer(status, plain(status, detail).encode(), "application/problem+json", headers)

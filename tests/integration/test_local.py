@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientSession
+from yarl import URL
 
+from sidecar import address
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.core import Core
-from sidecar.gateway.local import BODY_BYTES_MAX, local_app
+from sidecar.gateway.local import BODY_BYTES_MAX, local_server
 from tests.servers.installation import Installation, installation
 
 CATALOGUE = """
@@ -48,7 +50,7 @@ KEY = hashlib.sha256(b"secret").hexdigest()
 class Local:
     """The local listener of one worker, and its decisions."""
 
-    def __init__(self, inside: Installation, core: Core, client: TestClient[Any, Any]) -> None:
+    def __init__(self, inside: Installation, core: Core, client: ClientSession) -> None:
         self.inside = inside
         self.core = core
         self._client = client
@@ -65,7 +67,7 @@ class Local:
         return answer.status, json.loads(await answer.text())
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
-        answer = await self._client.request(method, path)
+        answer = await self._client.request(method, URL(path, encoded=True))
         return answer.status, json.loads(await answer.text(), parse_float=Decimal)
 
     async def tenant(self, name: str, plan: str, **more: Any) -> None:
@@ -83,8 +85,11 @@ async def local(
         await inside.catalogue(CATALOGUE)
         await inside.flusher().flush()
         core = await inside.core()
-        async with TestClient(TestServer(local_app(core.enforcer))) as client:
+        serving, listener = local_server(core.enforcer), address.listen("127.0.0.1:0")
+        await serving.start(listener)
+        async with ClientSession(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
             yield Local(inside, core, client), server
+        await serving.stop()
         await core.abandon()
 
 
