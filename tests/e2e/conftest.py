@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.gateways import GATEWAYS, Gateway
-from tests.e2e.scripted import ScriptedSidecar
+from tests.e2e.scripted import Script, ScriptedSidecar
 from tests.servers.upstream import Upstream
 
 
@@ -31,15 +31,31 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
+@pytest.fixture(scope="module")
+def sidecar() -> Iterator[ScriptedSidecar]:
+    """A sidecar that follows a script."""
+    with ScriptedSidecar() as scripted:
+        yield scripted
+
+
 @pytest.fixture(scope="module", params=GATEWAYS)
-def scripted_gateway(
-    request: pytest.FixtureRequest, application: Upstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Gateway, ScriptedSidecar]]:
-    """Each gateway as shipped, in front of the application and of a sidecar that follows a script."""
-    with ScriptedSidecar() as sidecar:
-        started = GATEWAYS[request.param](
-            tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
-        )
-        started.start()
-        yield started, sidecar
-        started.stop()
+def gateway(
+    request: pytest.FixtureRequest,
+    sidecar: ScriptedSidecar,
+    application: Upstream,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    """Each gateway as shipped, in front of the application and of that sidecar."""
+    started = GATEWAYS[request.param](
+        tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
+    )
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def script(sidecar: ScriptedSidecar) -> Script:
+    """What that sidecar follows, with nothing asked yet."""
+    sidecar.script.reset()
+    return sidecar.script

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -12,33 +11,6 @@ import pytest
 from tests.e2e.gateways import GATEWAYS, Counts, Gateway
 from tests.e2e.scripted import Script, ScriptedSidecar
 from tests.servers.upstream import Upstream
-
-
-@pytest.fixture(scope="module")
-def sidecar() -> Iterator[ScriptedSidecar]:
-    with ScriptedSidecar() as scripted:
-        yield scripted
-
-
-@pytest.fixture(scope="module", params=GATEWAYS)
-def gateway(
-    request: pytest.FixtureRequest,
-    sidecar: ScriptedSidecar,
-    application: Upstream,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Gateway]:
-    started = GATEWAYS[request.param](
-        tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
-    )
-    started.start()
-    yield started
-    started.stop()
-
-
-@pytest.fixture
-def script(sidecar: ScriptedSidecar) -> Script:
-    sidecar.script.reset()
-    return sidecar.script
 
 
 async def test_an_allowed_request_tells_the_application_who_it_is_for(

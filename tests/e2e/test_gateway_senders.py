@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.e2e.gateways import Gateway
-from tests.e2e.scripted import ScriptedSidecar
+from tests.e2e.scripted import Script
 from tests.e2e.smuggling import get
 from tests.e2e.spoken import spoken
 from tests.servers.upstream import Upstream
@@ -15,14 +15,6 @@ from tests.servers.upstream import Upstream
 SLOW = 300
 GOOD = 40
 HUGE = 1 << 20
-
-
-@pytest.fixture
-def sidecar(scripted_gateway: tuple[Gateway, ScriptedSidecar], application: Upstream) -> ScriptedSidecar:
-    """Nothing asked and nothing received yet."""
-    scripted_gateway[1].script.reset()
-    application.received.clear()
-    return scripted_gateway[1]
 
 
 async def served(port: int, requests: int) -> None:
@@ -44,21 +36,19 @@ async def served(port: int, requests: int) -> None:
     ids=["value", "number", "target", "name"],
 )
 async def test_a_head_of_a_mebibyte_is_refused_before_anybody_is_asked(
-    scripted_gateway: tuple[Gateway, ScriptedSidecar], sidecar: ScriptedSidecar, application: Upstream, request_: bytes
+    gateway: Gateway, script: Script, upstream: Upstream, request_: bytes
 ) -> None:
-    port = scripted_gateway[0].port
+    port = gateway.port
     answers = await asyncio.gather(*(spoken(port, request_) for _ in range(8)))
     # The refusal, or nothing where the reset of a connection that still sends has overtaken it.
     assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 400", b"HTTP/1.1 414", b"HTTP/1.1 431", b""}
-    assert sidecar.script.asked == []
-    assert application.received == []
+    assert script.asked == []
+    assert upstream.received == []
     await served(port, 2)
 
 
-async def test_heads_that_never_end_hold_up_nobody(
-    scripted_gateway: tuple[Gateway, ScriptedSidecar], sidecar: ScriptedSidecar, application: Upstream
-) -> None:
-    port = scripted_gateway[0].port
+async def test_heads_that_never_end_hold_up_nobody(gateway: Gateway, script: Script, upstream: Upstream) -> None:
+    port = gateway.port
     slow = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(SLOW)))
 
     async def drip() -> None:
@@ -74,4 +64,4 @@ async def test_heads_that_never_end_hold_up_nobody(
         dripping.cancel()
         for _, writer in slow:
             writer.transport.abort()
-    assert len(sidecar.script.asked) == len(application.received) == GOOD
+    assert len(script.asked) == len(upstream.received) == GOOD

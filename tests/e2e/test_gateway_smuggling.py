@@ -54,9 +54,9 @@ def dear(target: str) -> bool:
 
 @pytest.mark.parametrize("name", CORPUS)
 async def test_what_reaches_the_application_was_checked_as_it_is(
-    scripted_gateway: tuple[Gateway, ScriptedSidecar], application: Upstream, name: str
+    gateway: Gateway, sidecar: ScriptedSidecar, application: Upstream, name: str
 ) -> None:
-    found = await outcome(*scripted_gateway, application, CORPUS[name])
+    found = await outcome(gateway, sidecar, application, CORPUS[name])
     assert len(found.received) <= found.checks, "more requests than checks"
     for received in found.received:
         request_id = received.header("x-request-id")
@@ -68,22 +68,22 @@ async def test_what_reaches_the_application_was_checked_as_it_is(
         plain = {known.replace("_", "-").replace(".", "-") for known in received.names()}
         assert not NEVER & plain
         # Nginx drops headers name by name, so it lets through what neither we nor the application ever asked for.
-        unknown = {"x-quota-anything-new"} if scripted_gateway[0].kind == "nginx" else set()
+        unknown = {"x-quota-anything-new"} if gateway.kind == "nginx" else set()
         assert {known for known in plain if known.startswith("x-quota-")} - unknown == SAID
         assert [received.header(known) for known in sorted(SAID)] == ["free", "grace", "acme"], "what the check said"
         # Nginx has no instructions under these names; Envoy writes its own after it has dropped the client's.
-        assert scripted_gateway[0].kind == "nginx" or not {"x-envoy-max-retries", "x-envoy-internal"} & plain
+        assert gateway.kind == "nginx" or not {"x-envoy-max-retries", "x-envoy-internal"} & plain
 
 
 async def test_afterwards_a_good_client_is_served(
-    scripted_gateway: tuple[Gateway, ScriptedSidecar], application: Upstream
+    gateway: Gateway, sidecar: ScriptedSidecar, application: Upstream
 ) -> None:
     """Many at once, ahead of and between good requests: nobody's connection to the application is left out of step."""
     sending = asyncio.Semaphore(AT_ONCE)
 
     async def send(raw: bytes) -> bytes:
         async with sending:
-            return await spoken(scripted_gateway[0].port, raw)
+            return await spoken(gateway.port, raw)
 
     good = get("/v1/cheap/good")
     answers = await asyncio.gather(*(send(raw) for bad in CORPUS.values() for raw in (bad, good)))

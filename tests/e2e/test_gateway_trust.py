@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -29,33 +28,6 @@ SECRET_LINES = {
         "quota-server.conf",
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def sidecar() -> Iterator[ScriptedSidecar]:
-    with ScriptedSidecar() as scripted:
-        yield scripted
-
-
-@pytest.fixture(scope="module", params=GATEWAYS)
-def gateway(
-    request: pytest.FixtureRequest,
-    sidecar: ScriptedSidecar,
-    application: Upstream,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Gateway]:
-    started = GATEWAYS[request.param](
-        tmp_path_factory.mktemp(request.param), authz_port=sidecar.port, upstream_port=application.port
-    )
-    started.start()
-    yield started
-    started.stop()
-
-
-@pytest.fixture
-def script(sidecar: ScriptedSidecar) -> Script:
-    sidecar.script.reset()
-    return sidecar.script
 
 
 @pytest.mark.parametrize(

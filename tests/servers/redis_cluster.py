@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
@@ -15,11 +14,8 @@ from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode, eventually, port_with_bus
 from tests.servers.redis_secured import (
     ADMINISTRATOR,
-    OTHERS_PASSWORD,
-    PASSWORDS,
-    administrator,
-    described_users,
-    shipped_users,
+    flusher_login,
+    server_users,
     tls,
     tls_login,
 )
@@ -47,8 +43,7 @@ class RedisCluster:
     def url(self) -> str:
         """How the program is told of it: two of the masters."""
         if self._certificates is not None:
-            login = f"quota-flusher:{quote(PASSWORDS['quota-flusher'], safe='')}"
-            return f"rediss+cluster://{login}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
+            return f"rediss+cluster://{flusher_login()}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
         return f"redis+cluster://:{PASSWORD}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
 
     async def owner(self, key: str) -> RedisNode:
@@ -147,11 +142,7 @@ class RedisCluster:
             *tls(self._certificates, port),
             "tls-cluster yes",
             "tls-replication yes",
-            *shipped_users(),
-            *described_users().values(),
-            administrator(),
-            "masteruser replica",
-            f"masterauth {OTHERS_PASSWORD}",
+            *server_users(),
         ]
 
     @property

@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -44,6 +45,17 @@ def described_users() -> dict[str, str]:
     """Users that docs/operations.md gives to replicas and sentinels, as lines of redis.conf with a password."""
     users = re.findall(r"^user (\w+) on #\.\.\. (.*)$", DESCRIBED.read_text(), re.MULTILINE)
     return {name: f"user {name} on >{OTHERS_PASSWORD} {rules}" for name, rules in users}
+
+
+def server_users() -> list[str]:
+    """Everybody whom a replicated server knows, as lines of redis.conf; its replicas and sentinels log in, too."""
+    others = described_users().values()
+    return [*shipped_users(), *others, administrator(), "masteruser replica", f"masterauth {OTHERS_PASSWORD}"]
+
+
+def flusher_login() -> str:
+    """User and password of the shipped flusher as a URL has them."""
+    return f"quota-flusher:{quote(PASSWORDS['quota-flusher'], safe='')}"
 
 
 def tls(certificates: Certificates, port: int) -> list[str]:

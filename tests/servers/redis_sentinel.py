@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 from sidecar.embedded.port import free_port
 from tests.servers.certificates import Certificates
@@ -14,10 +13,8 @@ from tests.servers.redis_node import RedisNode, eventually
 from tests.servers.redis_secured import (
     ADMINISTRATOR,
     OTHERS_PASSWORD,
-    PASSWORDS,
-    administrator,
-    described_users,
-    shipped_users,
+    flusher_login,
+    server_users,
     tls,
     tls_login,
 )
@@ -45,8 +42,7 @@ class RedisSentinel:
         """How the program is told of it."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         if self._certificates is not None:
-            login = f"quota-flusher:{quote(PASSWORDS['quota-flusher'], safe='')}"
-            return f"rediss+sentinel://{login}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
+            return f"rediss+sentinel://{flusher_login()}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
         return f"redis+sentinel://:{PASSWORD}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
 
     async def master(self) -> RedisNode:
@@ -113,8 +109,7 @@ class RedisSentinel:
     def _users(self) -> list[str]:
         if self._certificates is None:
             return [f"requirepass {PASSWORD}", f"masterauth {PASSWORD}"]
-        others = described_users().values()
-        return [*shipped_users(), *others, administrator(), "masteruser replica", f"masterauth {OTHERS_PASSWORD}"]
+        return server_users()
 
     def _sentinels_login(self) -> list[str]:
         if self._certificates is None:
