@@ -46,7 +46,7 @@ def measure(rounds: int, cells: int) -> dict[str, Any]:
     with place.installation(decision.catalogue()) as dev:
         for _ in range(rounds):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", "import sidecar.children, sidecar.worker"], check=True)
+            subprocess.run([sys.executable, "-c", "import sidecar.cli.children, sidecar.worker"], check=True)
             imports.append((time.perf_counter() - began) * 1_000)
             with place.folder() as directory:
                 made = place.Serving(dev.at.redis, directory / "state")

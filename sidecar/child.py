@@ -7,31 +7,26 @@ Gives up:   a clean shutdown when the supervisor itself is killed.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import resource
 import signal
-import socket
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from httptools import HttpParserError, HttpResponseParser
+from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
 from msgspec import Struct
 
-from sidecar import readings, settings
+from sidecar import exposition, settings
 from sidecar.errors import SidecarError
-from sidecar.plain_http.messages import Answer, Request, json, problem
-from sidecar.plain_http.server import Handler, Server
 from sidecar.settings import Settings
 from sidecar.telemetry import Reading
 
 READY = b"ready\n"
 DESCRIPTORS = 32_768  # more than a listener takes connections
-READ_BYTES = 65_536
-OK = 200
 _PR_SET_PDEATHSIG = 1
 _ready_fd: int | None = None
 
@@ -90,34 +85,30 @@ def report_ready() -> None:
 class OpsSocket:
     """Answers the supervisor and ``sidecar flush`` on a unix socket in the state directory."""
 
-    __slots__ = ("_path", "_server")
+    __slots__ = ("_path", "_runner")
 
     def __init__(self, path: Path, inside: Inside) -> None:
         self._path = path
-        self._server = Server(
-            {
-                ("GET", "/reading"): _reading(inside),
-                ("GET", "/components"): _components(inside),
-                ("POST", "/flush"): _flush(inside),
-            }
-        )
+        app = web.Application()
+        app.router.add_get("/reading", _reading(inside))
+        app.router.add_get("/components", _components(inside))
+        app.router.add_post("/flush", _flush(inside))
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
 
     async def start(self) -> None:
+        await self._runner.setup()
         self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.settimeout(0)
-        listener.bind(str(self._path))
+        await web.UnixSite(self._runner, str(self._path)).start()
         self._path.chmod(0o600)
-        await self._server.start(listener)
 
     async def stop(self) -> None:
-        await self._server.stop()
+        await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 
 
 async def reading(path: Path, timeout_s: float = 1.0) -> Reading:
     """Read what a child has counted; raises Unanswered."""
-    return readings.decode(await _call(path, "GET", "/reading", timeout_s))
+    return exposition.decode(await _call(path, "GET", "/reading", timeout_s))
 
 
 async def components(path: Path, timeout_s: float = 1.0) -> dict[str, Component]:
@@ -131,64 +122,43 @@ async def flush(path: Path, timeout_s: float) -> None:
 
 
 async def _call(path: Path, method: str, target: str, timeout_s: float) -> bytes:
-    request = f"{method} {target} HTTP/1.1\r\nHost: child\r\nConnection: close\r\n\r\n"
-    answer = _Answer()
-    parser = HttpResponseParser(answer)
+    timeout = ClientTimeout(total=timeout_s)
     try:
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_unix_connection(path)
-            try:
-                writer.write(request.encode())
-                while not answer.whole:
-                    data = await reader.read(READ_BYTES)
-                    if not data:
-                        raise ConnectionResetError("it hung up")
-                    parser.feed_data(data)
-            finally:
-                writer.close()
-    except (HttpParserError, OSError) as error:
+        async with (
+            ClientSession(connector=UnixConnector(str(path)), timeout=timeout) as session,
+            session.request(method, f"http://child{target}") as response,
+        ):
+            body = await response.read()
+            if response.status != web.HTTPOk.status_code:
+                raise Unanswered(f"{path.name}: {body.decode(errors='replace')}")
+            return body
+    except (ClientError, OSError) as error:
         raise Unanswered(f"{path.name} did not answer: {str(error) or type(error).__name__}") from error
-    if parser.get_status_code() != OK:
-        raise Unanswered(f"{path.name}: {answer.body.decode(errors='replace')}")
-    return bytes(answer.body)
 
 
-class _Answer:
-    """What the parser of an answer calls."""
-
-    __slots__ = ("body", "whole")
-
-    def __init__(self) -> None:
-        self.body = bytearray()
-        self.whole = False
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        self.whole = True
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 def _reading(inside: Inside) -> Handler:
-    async def handle(_: Request) -> Answer:
-        return Answer(200, readings.encode(inside.reading()), "application/msgpack")
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=exposition.encode(inside.reading()))
 
     return handle
 
 
 def _components(inside: Inside) -> Handler:
-    async def handle(_: Request) -> Answer:
-        return json(inside.components())
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(inside.components()), content_type="application/json")
 
     return handle
 
 
 def _flush(inside: Inside) -> Handler:
-    async def handle(_: Request) -> Answer:
+    async def handle(_: web.Request) -> web.Response:
         try:
             await inside.flush()
         except SidecarError as error:
-            return problem(503, str(error))
-        return json("flushed")
+            return web.Response(status=503, text=str(error))
+        return web.Response(text="flushed")
 
     return handle

@@ -12,15 +12,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+from aiohttp import web
 from msgspec import Struct
 
-from sidecar import address, child, readings
+from sidecar import address, child, exposition
 from sidecar.child import Component, Unanswered
 from sidecar.clock import Clock
 from sidecar.errors import JsonInvalid, SettingsInvalid
 from sidecar.json_text import decoded
-from sidecar.plain_http.messages import Answer, Request, json
-from sidecar.plain_http.server import Handler, Server
+from sidecar.problems import problems
 from sidecar.telemetry import Reading
 
 ADVANCE_MS_MAX = 10 * 366 * 86_400_000
@@ -58,46 +59,44 @@ class _Advance(Struct, forbid_unknown_fields=True):
 class Ops:
     """Serves /healthz, /readyz and /metrics, and in development /dev/clock."""
 
-    __slots__ = ("_clock", "_clock_moved", "_fleet", "_listen", "_server", "_totals")
+    __slots__ = ("_clock", "_clock_moved", "_fleet", "_listen", "_runner", "_totals")
 
     def __init__(self, listen: str, fleet: Fleet, clock: Clock, clock_moved: ClockMoved | None = None) -> None:
         self._listen = listen
         self._fleet = fleet
         self._clock = clock
         self._clock_moved = clock_moved
-        self._totals = readings.Totals()
-        routes: dict[tuple[str, str], Handler] = {
-            ("GET", "/healthz"): self._healthz,
-            ("GET", "/readyz"): self._readyz,
-            ("GET", "/metrics"): self._metrics,
-        }
+        self._totals = exposition.Totals()
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[problems])
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
         if clock.movable:
-            routes["POST", "/dev/clock"] = self._move_clock
-        self._server = Server(routes, body_bytes_max=BODY_BYTES_MAX)
+            app.router.add_post("/dev/clock", self._move_clock)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
 
     async def start(self) -> None:
-        await self._server.start(address.listen(self._listen))
+        await self._runner.setup()
+        await web.SockSite(self._runner, address.listen(self._listen)).start()
 
     async def stop(self) -> None:
-        await self._server.stop()
+        await self._runner.cleanup()
 
-    async def _healthz(self, _: Request) -> Answer:
-        return json({"status": "ok"})
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _json({"status": "ok"})
 
-    async def _readyz(self, _: Request) -> Answer:
+    async def _readyz(self, _: web.Request) -> web.Response:
         members = self._fleet.members()
         told = await asyncio.gather(*(_components(member) for member in members))
         supervisor = (Member("supervisor", "supervisor", 0, Path()), self._fleet.components())
         ready, parts = readiness([supervisor, *zip(members, told, strict=True)])
-        return json({"ready": ready, "components": parts}, status=200 if ready else 503)
+        return _json({"ready": ready, "components": parts}, status=200 if ready else 503)
 
-    async def _metrics(self, _: Request) -> Answer:
+    async def _metrics(self, _: web.Request) -> web.Response:
         members = self._fleet.members()
-        from sidecar import exposition  # noqa: PLC0415 - a third of this process' memory, and nobody may ever scrape it
-
-        told = await asyncio.gather(*(_reading(member) for member in members))
+        readings = await asyncio.gather(*(_reading(member) for member in members))
         answered: dict[str, Member] = {}
-        for member, reading in zip(members, told, strict=True):
+        for member, reading in zip(members, readings, strict=True):
             if reading is not None:
                 answered[member.name] = member
                 self._totals.seen(member.name, member.pid, reading)
@@ -106,19 +105,19 @@ class Ops:
             "sidecar_processes": {(kind,): [sum(m.kind == kind for m in answered.values())] for kind in kinds},
             "sidecar_restarts_total": {(kind,): [count] for kind, count in self._fleet.restarts().items()},
         }
-        body = exposition.render(self._totals.total(set(answered), readings.merge([own, self._fleet.reading()])))
-        return Answer(200, body, exposition.CONTENT_TYPE)
+        body = exposition.render(self._totals.total(set(answered), exposition.merge([own, self._fleet.reading()])))
+        return web.Response(body=body, headers={"content-type": exposition.CONTENT_TYPE})
 
-    async def _move_clock(self, request: Request) -> Answer:
+    async def _move_clock(self, request: web.Request) -> web.Response:
         try:
-            wanted = decoded(request.body, _Advance)
+            wanted = decoded(await request.read(), _Advance)
             advance_ms = duration_ms(wanted.advance)
         except (JsonInvalid, SettingsInvalid) as error:
-            return json({"error": f'{error}; send {{"advance": "36h"}}'}, status=400)
+            return _json({"error": f'{error}; send {{"advance": "36h"}}'}, status=400)
         offset_ms = self._clock.advance(advance_ms)
         if self._clock_moved is not None:
             await self._clock_moved(offset_ms)
-        return json({"offset_ms": offset_ms, "now_ms": self._clock.wall_ms()})
+        return _json({"offset_ms": offset_ms, "now_ms": self._clock.wall_ms()})
 
 
 def duration_ms(text: str) -> int:
@@ -163,3 +162,7 @@ async def _reading(member: Member) -> Reading | None:
         return await child.reading(member.socket) if member.pid else None
     except Unanswered:
         return None
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")

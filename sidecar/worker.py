@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvloop
+from aiohttp import web
 
 from sidecar import address, child, memory
 from sidecar.child import Component, OpsSocket
@@ -21,7 +22,7 @@ from sidecar.clock import Clock
 from sidecar.enforcement.core import Core
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.gateway.listener import DecisionListener
-from sidecar.gateway.local import local_server
+from sidecar.gateway.local import local_app
 from sidecar.logs import fields
 from sidecar.settings import Settings
 from sidecar.signals import Stop, end
@@ -33,7 +34,6 @@ from sidecar.telemetry import CoreCounters, Reading
 log = logging.getLogger(__name__)
 
 STORE_CHECK_RETRY_S = 0.5
-LOCAL_GRACE_S = 2.0
 
 
 class Worker:
@@ -89,7 +89,7 @@ async def _worker(settings: Settings, index: int) -> None:
                 async with ops_socket(settings, str(index), worker):
                     if not await stop.unless(worker.core.start()):
                         return
-                    async with _local(worker, settings.local_listen):
+                    async with site(local_app(worker.core.enforcer), settings.local_listen):
                         await worker.listener.start(settings.authz_listen, reuse_port=True)
                         memory.settle()
                         child.report_ready()
@@ -163,10 +163,11 @@ async def ops_socket(settings: Settings, process: str, inside: child.Inside) -> 
 
 
 @contextlib.asynccontextmanager
-async def _local(worker: Worker, where: str) -> AsyncIterator[None]:
-    server = local_server(worker.core.enforcer)
-    await server.start(address.listen(where))
+async def site(app: web.Application, where: str) -> AsyncIterator[None]:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
+    await runner.setup()
     try:
+        await web.SockSite(runner, address.listen(where)).start()
         yield
     finally:
-        await server.stop(LOCAL_GRACE_S)
+        await runner.cleanup()

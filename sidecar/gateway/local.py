@@ -2,7 +2,7 @@
 
 Guarantees: nothing here spends anything. Bad bodies are refused with the field that is wrong. Amounts are exact
             decimals in whole units, as JSON numbers.
-Gives up:   speed: no gateway waits for it.
+Gives up:   speed: this is aiohttp, and no gateway waits for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from aiohttp import web
 from msgspec import Meta, Struct
 
 from sidecar.enforcement.decision import Decision, Identity
@@ -18,8 +19,7 @@ from sidecar.gateway.headers import FAULT, HeaderIndex
 from sidecar.gateway.identity import CONFLICT, ID_BYTES_MAX, Found, acceptable
 from sidecar.gateway.problem import plain
 from sidecar.json_text import decoded
-from sidecar.plain_http.messages import Answer, Request
-from sidecar.plain_http.server import Server
+from sidecar.problems import problems
 
 if TYPE_CHECKING:
     from sidecar.enforcement.enforcer import Enforcer
@@ -44,12 +44,13 @@ class Explain(Struct, forbid_unknown_fields=True):
     user: str = ""
 
 
-def local_server(enforcer: Enforcer) -> Server:
-    """The server of port 9001."""
+def local_app(enforcer: Enforcer) -> web.Application:
+    """The application of port 9001."""
+    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[problems])
 
-    async def explain(request: Request) -> Answer:
+    async def explain(request: web.Request) -> web.Response:
         try:
-            body = decoded(request.body, Explain)
+            body = decoded(await request.read(), Explain)
         except JsonInvalid as error:
             return _problem(
                 400,
@@ -68,20 +69,22 @@ def local_server(enforcer: Enforcer) -> Server:
             return _json({"allow": False, "status": 401, "reason": "identity_conflict", "route": route.name})
         return _json(await enforcer.explain(identity, route))
 
-    async def limits(request: Request) -> Answer:
-        tenant = request.named["tenant"]
+    async def limits(request: web.Request) -> web.Response:
+        tenant = request.match_info["tenant"]
         if not acceptable(tenant):
             return _problem(404, f"a tenant has at most {ID_BYTES_MAX} bytes, and only what prints")
         found = await enforcer.limits(tenant)
         if not isinstance(found, Decision):
             return _json(found)
         if found.status == 503:  # noqa: PLR2004 - HTTP
-            later = ("retry-after", str(found.retry_after_s))
-            return _problem(503, "Redis cannot say who this tenant is right now; try again", later)
+            away = _problem(503, "Redis cannot say who this tenant is right now; try again")
+            away.headers["retry-after"] = str(found.retry_after_s)
+            return away
         return _problem(404, f"nobody knows the tenant {tenant!r}")
 
-    routes = {("POST", "/v1/explain"): explain, ("GET", "/v1/limits/{tenant}"): limits}
-    return Server(routes, body_bytes_max=BODY_BYTES_MAX)
+    app.router.add_post("/v1/explain", explain)
+    app.router.add_get("/v1/limits/{tenant}", limits)
+    return app
 
 
 def _identify(enforcer: Enforcer, headers: dict[str, str]) -> Identity | None:
@@ -99,9 +102,9 @@ def _identify(enforcer: Enforcer, headers: dict[str, str]) -> Identity | None:
     return None if identity is CONFLICT or FAULT in found else identity
 
 
-def _json(value: object) -> Answer:
-    return Answer(200, ENCODER.encode(value))
+def _json(value: object) -> web.Response:
+    return web.Response(body=ENCODER.encode(value), content_type="application/json")
 
 
-def _problem(status: int, detail: str, *headers: tuple[str, str]) -> Answer:
-    return Answer(status, plain(status, detail).encode(), "application/problem+json", headers)
+def _problem(status: int, detail: str) -> web.Response:
+    return web.Response(status=status, text=plain(status, detail), content_type="application/problem+json")

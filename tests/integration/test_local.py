@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
-from yarl import URL
+from aiohttp.test_utils import TestClient, TestServer
 
-from sidecar import address
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.core import Core
-from sidecar.gateway.local import BODY_BYTES_MAX, local_server
+from sidecar.gateway.local import BODY_BYTES_MAX, local_app
 from tests.servers.installation import Installation, installation
 
 CATALOGUE = """
@@ -50,7 +48,7 @@ KEY = hashlib.sha256(b"secret").hexdigest()
 class Local:
     """The local listener of one worker, and its decisions."""
 
-    def __init__(self, inside: Installation, core: Core, client: ClientSession) -> None:
+    def __init__(self, inside: Installation, core: Core, client: TestClient[Any, Any]) -> None:
         self.inside = inside
         self.core = core
         self._client = client
@@ -67,7 +65,7 @@ class Local:
         return answer.status, json.loads(await answer.text())
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
-        answer = await self._client.request(method, URL(path, encoded=True))
+        answer = await self._client.request(method, path)
         return answer.status, json.loads(await answer.text(), parse_float=Decimal)
 
     async def tenant(self, name: str, plan: str, **more: Any) -> None:
@@ -85,11 +83,8 @@ async def local(
         await inside.catalogue(CATALOGUE)
         await inside.flusher().flush()
         core = await inside.core()
-        serving, listener = local_server(core.enforcer), address.listen("127.0.0.1:0")
-        await serving.start(listener)
-        async with ClientSession(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+        async with TestClient(TestServer(local_app(core.enforcer))) as client:
             yield Local(inside, core, client), server
-        await serving.stop()
         await core.abandon()
 
 
