@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
 from sidecar.enforcement.lease import LimitState
+from sidecar.memo import remember, shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.usage.window import Window, WindowKey
 
-CHARGES_MAX = 256
+CHARGES_MAX = 512
+FEATURES_MAX = 1_024
 ANCESTORS_MAX = 16
 HOUR_MS = 3_600_000
 # Redis keeps a second's or a minute's limit for a minute after its end.
 SMALL_KEPT_S = 180
-SMALL_KEPT_MAX = 512
+SMALL_KEPT_LEAST = 8
 SWEEP_LEAST = 256
+
+Features = tuple[tuple[str, str], ...]
+_features: dict[Features, Features] = {}
 
 
 class Charge:
@@ -74,7 +79,6 @@ class Account:
     __slots__ = (
         "_small_own",
         "_sweep_at",
-        "charges",
         "departed",
         "edition",
         "exchange",
@@ -106,22 +110,20 @@ class Account:
         self.refused_since_ms = 0
         self.has_children = False
         self.limits: dict[str, LimitState] = {}
-        self.departed: list[LimitState] = []
+        self.departed: tuple[LimitState, ...] = ()
         self._sweep_at = SWEEP_LEAST
-        self._small_own: dict[tuple[str, int], int] = {}
+        self._small_own: dict[tuple[str, int], int] | None = None
         self.windows: dict[WindowKey, Window] = {}
-        self.charges: dict[tuple[str, str, str], Charge] = {}
         self.snapshot = snapshot
-        self.features: tuple[tuple[str, str], ...] = ()
+        self.features: Features = ()
         self.adopt(snapshot)
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
         self.snapshot = snapshot
         self.stale = False
-        self.features = tuple(
-            (name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features
-        )
+        features = ((name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features)
+        self.features = shared(_features, tuple(features), FEATURES_MAX)
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
         for limit_id, state in list(self.limits.items()):
@@ -140,18 +142,19 @@ class Account:
 
     def drop_charges(self) -> None:
         """Work every charge out anew, those of child tenants too: limits or windows they refer to are gone."""
-        self.charges.clear()
         self.edition += 1
         self.turn += 1
 
     def charge(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge:
-        """What a request on ``route`` costs at ``now_s`` (unix s, wall), from the cache or worked out anew."""
-        cache_key = (route.name, key_id, user)
-        found = self.charges.get(cache_key)
+        """What a request on ``route`` costs at ``now_s`` (unix s, wall), from the shard's memo or worked out anew."""
+        memo = self.exchange.charges
+        key = (self, route.name, key_id, user)
+        found = memo.get(key)
         # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
         edition = sum(one.edition for one in self._ancestors())
         if (
             found is not None
+            and found.edition == self.edition
             and found.since_ms <= now_s * 1000 < found.until_ms  # the wall clock may step back
             and found.parent_edition == edition
             and (found.route is route or found.route == route)
@@ -164,10 +167,7 @@ class Account:
             one._add(charge, route, "", "", now_s)  # noqa: SLF001 - another account of this class
         charge.edition = self.edition
         charge.spends = tuple((state, units) for _, state, units in charge.limits)
-        if len(self.charges) >= CHARGES_MAX:
-            self.charges.clear()
-        self.charges[cache_key] = charge
-        return charge
+        return remember(memo, key, charge, CHARGES_MAX)
 
     def _ancestors(self) -> Iterator[Account]:
         """Parent, its parent and so on; the ledger keeps families without cycles."""
@@ -221,7 +221,8 @@ class Account:
         if state is not None:
             fresh.outage_used = state.outage_used  # an outage does not end with a period
             self._depart(limit_id)
-        fresh.own = fresh.own_reported = self._small_own.get((limit_id, start_s), 0)
+        if self._small_own:
+            fresh.own = fresh.own_reported = self._small_own.get((limit_id, start_s), 0)
         if len(self.limits) >= self._sweep_at:
             self._sweep()
         self.limits[limit_id] = fresh
@@ -257,7 +258,7 @@ class Account:
         state.depart()
         if state.small and state.own:
             self._remember_small(state)
-        self.departed.append(state)
+        self.departed = (*self.departed, state)
         self.exchange.touch(self)
 
     def _remember_small(self, state: LimitState) -> None:
@@ -265,10 +266,12 @@ class Account:
 
         Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
         """
-        if len(self._small_own) >= SMALL_KEPT_MAX:
-            newest_s = max(start_s for _, start_s in self._small_own)
-            self._small_own = {key: own for key, own in self._small_own.items() if newest_s - key[1] < SMALL_KEPT_S}
-        self._small_own[state.id, state.start_s] = state.own
+        kept = self._small_own = self._small_own or {}
+        kept[state.id, state.start_s] = state.own
+        # Looked through each time that it has doubled, so that a tenant of a week keeps no more than one of minutes.
+        if len(kept) >= SMALL_KEPT_LEAST and not len(kept) & (len(kept) - 1):
+            newest_s = max(start_s for _, start_s in kept)
+            self._small_own = {key: own for key, own in kept.items() if newest_s - key[1] < SMALL_KEPT_S}
 
 
 def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> str | None:

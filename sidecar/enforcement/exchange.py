@@ -16,7 +16,7 @@ from sidecar.usage.window import Window, WindowKey
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.lease import LimitState
     from sidecar.usage.journal import Journal
 
@@ -48,7 +48,7 @@ class Sent(NamedTuple):
     revision: int
     windows: list[tuple[Window, int]]
     limits: list[tuple[LimitState, LeaseReport, int]]
-    departed: list[LimitState]
+    departed: tuple[LimitState, ...]
 
 
 class ShardExchange:
@@ -72,6 +72,7 @@ class ShardExchange:
         self.backlogged = False
         self.composed_ms = 0
         self.stale: list[Account] = []
+        self.charges: dict[tuple[Account, str, str, str], Charge] = {}  # a memo of its accounts
         self.generation_changes = 0
         self.replies_unused = 0
         self._journal = journal
@@ -224,7 +225,7 @@ class ShardExchange:
             windows.sort(key=lambda window: "@" in window.key.series)  # the tenant's own first: few, and they feed most
             omitted = frozenset(window.key.series for window in windows[windows_max:])
             del windows[windows_max:]
-        leaving, account.departed = account.departed, []
+        leaving, account.departed = account.departed, ()
         departed: list[LimitState] = []
         limits: list[tuple[LimitState, LeaseReport, int]] = []
         for position, state in enumerate((*leaving, *account.limits.values())):
@@ -234,7 +235,7 @@ class ShardExchange:
             if len(limits) >= limits_max or state.series in omitted:
                 omitted |= {state.series}
                 if gone:
-                    account.departed.append(state)
+                    account.departed = (*account.departed, state)
                 continue
             if gone:
                 departed.append(state)
@@ -243,7 +244,8 @@ class ShardExchange:
             account.rotate(windows, [state for state, _, _ in limits])
             self.backlogged = True
             self.touch(account)
-        return Sent(account, account.snapshot.rev, [(window, window.value) for window in windows], limits, departed)
+        values = [(window, window.value) for window in windows]
+        return Sent(account, account.snapshot.rev, values, limits, tuple(departed))
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         terms = self.terms

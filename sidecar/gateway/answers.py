@@ -22,7 +22,7 @@ from msgspec import Struct
 from sidecar.enforcement.decision import Decision, LimitView
 from sidecar.enforcement.fast_path import Allowance
 from sidecar.gateway import fields, problem
-from sidecar.gateway.memo import remember
+from sidecar.memo import remember
 
 TEMPLATES_MAX = 8_192
 REQUEST_ID_BYTES_MAX = 128

@@ -27,7 +27,7 @@ from sidecar.gateway.dialects import BY_PATH, ENVOY, HOST, NGINX, NGINX_PATH, Di
 from sidecar.gateway.headers import FAULT, REQUEST_ID, SECRET, HeaderIndex, faulty
 from sidecar.gateway.heads import METHODS, PATH, Head, Heads, scope_of
 from sidecar.gateway.identity import CONFLICT, Found
-from sidecar.gateway.memo import remember
+from sidecar.memo import remember
 
 SAMPLED = 16
 ROUTES_MAX = 16_384

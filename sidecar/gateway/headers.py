@@ -9,7 +9,7 @@ from __future__ import annotations
 from sidecar.catalogue.model import Catalogue
 from sidecar.gateway.dialects import ORIGINAL_HEADERS, Improper
 from sidecar.gateway.identity import Found, IdentityReader, alias_of
-from sidecar.gateway.memo import remember
+from sidecar.memo import remember
 
 REQUEST_ID = b"x-request-id"
 SECRET = b"x-quota-secret"

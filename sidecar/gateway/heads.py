@@ -19,7 +19,7 @@ from sidecar.enforcement.fast_path import Check
 from sidecar.gateway.answers import REQUEST_ID_BYTES_MAX
 from sidecar.gateway.dialects import FORWARD, NGINX
 from sidecar.gateway.headers import REQUEST_ID
-from sidecar.gateway.memo import remember
+from sidecar.memo import remember
 
 if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from sidecar.catalogue.model import Catalogue, IdentityRule
 from sidecar.enforcement.decision import Identity
 from sidecar.gateway import certificate, token
-from sidecar.gateway.memo import remember
+from sidecar.memo import remember
 
 ID_BYTES_MAX = 128
 MEMO_ENTRIES_MAX = 8_192

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.catalogue.model import RouteRule
-from sidecar.enforcement.account import CHARGES_MAX, SWEEP_LEAST, scope_value
+from sidecar.enforcement.account import CHARGES_MAX, SMALL_KEPT_LEAST, SWEEP_LEAST, scope_value
 from sidecar.enforcement.lease import FORGET_AFTER_MS
 from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, plan
 
@@ -154,7 +154,7 @@ def test_a_limit_of_another_kind_departs_and_gives_its_lease_back(change: dict[s
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.left = 30
     owner.adopt(plan(limit(HARD, **change), rev=2))
-    assert (owner.limits, owner.departed, state.left) == ({}, [state], 0)
+    assert (owner.limits, owner.departed, state.left) == ({}, (state,), 0)
     assert owner.touched
 
 
@@ -171,7 +171,7 @@ def test_a_new_period_starts_a_new_limit_and_gives_the_old_lease_back() -> None:
     [(_, old, _)] = owner.charge(ONE, "", "", NOON_S).limits
     old.left, old.outage_used = 30, 4
     [(_, new, _)] = owner.charge(ONE, "", "", NOON_S + DAY_S).limits
-    assert (new.left, new.known, owner.departed, old.left) == (0, False, [old], 0)
+    assert (new.left, new.known, owner.departed, old.left) == (0, False, (old,), 0)
     assert new.outage_used == 4  # an outage does not end with a period
 
 
@@ -186,6 +186,22 @@ def test_what_was_spent_of_a_minute_is_known_when_it_comes_back() -> None:
     assert again.own == 7
 
 
+def test_minutes_that_are_long_over_take_no_memory() -> None:
+    owner = account(plan(PER_MINUTE))
+    for minute in range(1_000):
+        [(_, state, _)] = owner.charge(ONE, "", "", NOON_S + minute * 60).limits
+        state.spend_unleased(7)
+    assert len(owner._small_own or ()) <= 2 * SMALL_KEPT_LEAST
+    [(_, again, _)] = owner.charge(ONE, "", "", NOON_S + 998 * 60).limits
+    assert again.own == 7
+
+
+def test_tenants_with_the_same_features_share_them() -> None:
+    features = {"a": True, "b": 3}
+    one, other = (account(plan(tenant=name, features=dict(features), forward=("a", "b"))) for name in ("one", "other"))
+    assert one.features is other.features
+
+
 def test_features_are_passed_on_as_text() -> None:
     owner = account(plan(features={"a": True, "b": 3, "c": "x", "d": "kept"}, forward=("a", "b", "c", "gone")))
     assert owner.features == (("a", "true"), ("b", "3"), ("c", "x"))
@@ -195,7 +211,7 @@ def test_charges_are_bounded() -> None:
     owner = account()
     for number in range(CHARGES_MAX + 5):
         owner.charge(ONE, "", f"u{number}", NOON_S)
-    assert len(owner.charges) <= CHARGES_MAX
+    assert len(owner.exchange.charges) <= CHARGES_MAX
 
 
 def test_limits_of_users_who_left_are_forgotten() -> None:

@@ -204,7 +204,7 @@ def test_a_departed_limit_is_reported_until_redis_has_heard_it() -> None:
         shard.undo(sent)
     message, sent = shard.compose(NOW_MS)
     shard.apply(message, sent, reply(message, lease(0), revision=2), NOW_MS, NOW_MS)
-    assert owner.departed == []
+    assert owner.departed == ()
     assert state not in owner.limits.values()
 
 
@@ -282,15 +282,18 @@ def settled(shard: ShardExchange, window: Window, watermark: int) -> None:
 def test_a_cell_is_kept_until_the_ledger_has_it_and_its_hours_are_over() -> None:
     shard = exchange()
     owner, _, window = touched(shard)
+    charge = owner.charge(ONE, "", "", NOON_S)
     exchanged(shard, NOW_MS, lease(0))
     exchanged(shard, NOW_MS, lease(0))
     settled(shard, window, watermark=1)
     assert shard.kept == 1
+    assert owner.charge(ONE, "", "", NOON_S) is charge
     shard.hour += 2
     settled(shard, window, watermark=0)
     assert shard.kept == 1
     settled(shard, window, watermark=1)
-    assert (shard.kept, owner.windows, owner.charges) == (0, {}, {})
+    assert (shard.kept, owner.windows) == (0, {})
+    assert owner.charge(ONE, "", "", NOON_S) is not charge
     assert shard.freed_hour == HOUR
 
 

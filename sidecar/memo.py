@@ -1,4 +1,4 @@
-"""Bounded memory of what was worked out from bytes that came over the wire.
+"""Bounded memory of what was worked out before.
 
 Guarantees: a memo never grows beyond its bound, whatever a client sends; the oldest eighth leaves when it is full.
 Gives up:   keeping what is used most: a flood of new keys drives out hot ones, which are then worked out again.
@@ -21,3 +21,9 @@ def remember(memo: dict[K, V], key: K, value: V, entries_max: int) -> V:
             del memo[oldest]
     memo[key] = value
     return value
+
+
+def shared(memo: dict[V, V], value: V, entries_max: int) -> V:
+    """The first of all equal values, so that whoever needs such a value for long refers to the same object."""
+    found = memo.get(value)
+    return remember(memo, value, value, entries_max) if found is None else found
