@@ -27,6 +27,8 @@ HOUR_MS = 3_600_000
 SMALL_KEPT_S = 180
 SMALL_KEPT_LEAST = 8
 SWEEP_LEAST = 256
+# Limits of users and keys that Redis has not confirmed; beyond it units may stay set aside until the period ends.
+UNCONFIRMED_MAX = 4096
 
 Features = tuple[tuple[str, str], ...]
 _features: dict[Features, Features] = {}
@@ -230,9 +232,17 @@ class Account:
 
     def _sweep(self) -> None:
         """Forget scoped limits that nobody used for a while: users and keys come and go, a month is long."""
+        now_ms = self.exchange.composed_ms
+        unconfirmed = []
         for state in list(self.limits.values()):
-            if state.rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
+            if state.rule.scope == "tenant" or not state.unused(now_ms):
+                continue
+            if state.forgettable(now_ms):
                 self._forget(state)
+            else:
+                unconfirmed.append(state)
+        for state in unconfirmed[: max(0, len(unconfirmed) - UNCONFIRMED_MAX)]:
+            self._forget(state)
         self._sweep_at = max(SWEEP_LEAST, 2 * len(self.limits))
         self.drop_charges()
 

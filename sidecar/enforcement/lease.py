@@ -181,6 +181,13 @@ class LimitState:
 
     def forgettable(self, now_ms: int) -> bool:
         """Whether nothing is lost with it: nobody spent lately, Redis knows all, and it holds nothing."""
+        return self.unused(now_ms) and (self.known or not self.reported_ms)
+
+    def unused(self, now_ms: int) -> bool:
+        """Whether nobody spent lately, and it holds nothing here.
+
+        As long as Redis has not confirmed the report that said so, it may still set units aside for this writer.
+        """
         if self.left or self.need or self.in_flight or self.watched or self.own != self.own_reported:
             return False
         return now_ms - self.own_changed_ms >= FORGET_AFTER_MS

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from sidecar.catalogue.model import RouteRule
-from sidecar.enforcement.account import CHARGES_MAX, SMALL_KEPT_LEAST, SWEEP_LEAST, scope_value
-from sidecar.enforcement.lease import FORGET_AFTER_MS
+from sidecar.enforcement.account import (
+    CHARGES_MAX,
+    SMALL_KEPT_LEAST,
+    SWEEP_LEAST,
+    UNCONFIRMED_MAX,
+    Account,
+    scope_value,
+)
+from sidecar.enforcement.lease import FORGET_AFTER_MS, LimitState
 from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, plan
 
 DAY_S = 86_400
@@ -224,6 +231,35 @@ def test_limits_of_users_who_left_are_forgotten() -> None:
     busy.left = 1
     owner.charge(ONE, "", "new", NOON_S)
     assert set(owner.limits) == {"calls", "per_user:u3", "per_user:new"}
+
+
+def unconfirmed(owner: Account, user: str) -> LimitState:
+    """The limit of a user whose lease was given back by a message that nobody answered."""
+    state = owner.charge(ONE, "", user, NOON_S).limits[1][1]
+    state.report(1, 2, 1_000)
+    state.in_flight = state.known = False
+    return state
+
+
+def test_a_limit_is_kept_until_redis_has_confirmed_that_its_lease_came_back() -> None:
+    """Redis would set the units aside for a writer that speaks of them no more."""
+    owner = account(plan(HARD, PER_USER))
+    state = unconfirmed(owner, "u1")
+    owner.exchange.composed_ms = FORGET_AFTER_MS + 1
+    owner.adopt(plan(HARD, PER_USER, rev=2))
+    assert owner.limits["per_user:u1"] is state
+    owner.limits["per_user:u1"].known = True
+    owner.adopt(plan(HARD, PER_USER, rev=3))
+    assert "per_user:u1" not in owner.limits
+
+
+def test_an_outage_with_many_users_keeps_a_bounded_number_of_unconfirmed_limits() -> None:
+    owner = account(plan(HARD, PER_USER))
+    for number in range(4 * UNCONFIRMED_MAX):
+        unconfirmed(owner, f"u{number}")
+        owner.exchange.composed_ms = FORGET_AFTER_MS + 1
+    assert len(owner.limits) <= 2 * UNCONFIRMED_MAX + 2
+    assert f"per_user:u{4 * UNCONFIRMED_MAX - 1}" in owner.limits
 
 
 def test_a_soft_limit_is_not_leased() -> None:
