@@ -145,10 +145,12 @@ def loaded(
     connections: int = CONNECTIONS,
     zipf: bool = False,
     beside: Any = None,
+    real_time: bool = True,
 ) -> dict[str, Any]:
     """Run this program on the last core. ``beside`` is called meanwhile with the time (s) since the start."""
     command = [sys.executable, __file__, "--port", str(port), "--rate", str(rate), "--seconds", str(seconds)]
     command += ["--connections", str(connections), *(["--zipf"] if zipf else [])]
+    command += [] if real_time else ["--plain-priority"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     process.stdin.write("\n".join(tenants))
@@ -179,12 +181,14 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--tenants", type=Path, help="one name a line; else from standard input")
     parser.add_argument("--zipf", action="store_true")
+    parser.add_argument("--plain-priority", action="store_true", help="latencies mean little then")
     given = parser.parse_args()
     names = (given.tenants.read_text() if given.tenants else sys.stdin.read()).split()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    priority = True
+    priority = not given.plain_priority
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        if priority:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except PermissionError:
         priority = False
     requests = [request(name) for name in names]

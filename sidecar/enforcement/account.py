@@ -212,6 +212,15 @@ class Account:
         snapshot = self.snapshot
         return bounds("billing", now_s, snapshot.anchor_s, snapshot.interval_months)[0]
 
+    def roll(self, now_s: int) -> None:
+        """Go on, in the current period, with limits of seconds and minutes that had a lease when theirs ended.
+
+        So one message asks for the leases of all tenants in it, before each of them has to wait for its own.
+        """
+        ended = [state for state in self.limits.values() if state.small and state.left and state.end_s <= now_s]
+        for state in ended:
+            self._limit(state.rule, state.id.partition(":")[2], now_s)
+
     def _limit(self, rule: LimitRule, value: str, now_s: int) -> LimitState:
         limit_id = f"{rule.name}:{value}" if value else rule.name
         snapshot = self.snapshot
@@ -221,7 +230,7 @@ class Account:
             return state
         fresh = LimitState(rule, limit_id, start_s, end_s, leased=self._leased(rule))
         if state is not None:
-            fresh.outage_used = state.outage_used  # an outage does not end with a period
+            fresh.succeed(state, self.exchange.composed_ms)
             self._depart(limit_id)
         if self._small_own:
             fresh.own = fresh.own_reported = self._small_own.get((limit_id, start_s), 0)

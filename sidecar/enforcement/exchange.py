@@ -64,6 +64,7 @@ class ShardExchange:
         self.gone_after_ms = 0
         self.watermark = 0
         self.hour = 0  # the current hour (unix s // 3600, wall), set by whoever drives this
+        self.wall_s = 0  # the wall clock (unix s), likewise; limits whose period ended by it go on in the next one
         self.redis_hour = 0  # the same by Redis' clock, at the last reply
         self.freed_hour = 0  # windows of hours up to this one may have been freed and must not be opened again
         self.closing = False
@@ -212,6 +213,7 @@ class ShardExchange:
 
         A limit is never reported without the windows that feed it, or spent units would look unspent.
         """
+        account.roll(self.wall_s)
         account.touched = False
         self._touched.pop(account, None)
         # Rotate, so that holders beyond one message get their turn. It stays a holder meanwhile: what it holds may have
@@ -317,10 +319,15 @@ class ShardExchange:
             self.touch(account)
 
     def undo(self, sent: list[Sent]) -> None:
-        """The message may or may not have arrived: everything it said is to be said again."""
+        """The message may or may not have arrived: everything it said is to be said again.
+
+        Not at once, however low a lease is, unless somebody waits: a Redis that is late would get a call a request.
+        """
         self.ample = False
         for one in sent:
             self._reject(one)
+            for state, _, _ in one.limits:
+                state.renewing = state.leased
 
     def _reject(self, one: Sent) -> None:
         for state, _, _ in one.limits:

@@ -110,6 +110,13 @@ class LimitState:
         self.refused = False  # its outage policy denied something since Redis last answered for it
         self.watched = False  # its total matters although this writer does not spend from it
 
+    def succeed(self, former: LimitState, now_ms: int) -> None:
+        """Go on after a period that ended: requests come as before, and an outage does not end with a period."""
+        self.outage_used = former.outage_used
+        self.rate_per_s = former.rate_per_s
+        self.own_changed_ms = now_ms if former.own != former.own_reported else former.own_changed_ms
+        self.ample = former.ample
+
     def follow(self, rule: LimitRule, *, leased: bool) -> None:
         """Go by a rule, and work out what every request would have to.
 
@@ -250,7 +257,10 @@ class LimitState:
                 self.left = 0
             else:
                 seconds = lease_seconds * SPACED_TIMES if spaced and self.ample else lease_seconds
-                self.target = min(max(self.rate_per_s * seconds, self.first), lease_units_max)
+                rate = self.rate_per_s * seconds
+                if not self.reported_ms and self.stop is not None:
+                    rate = min(rate, self.stop // FIRST_PART)  # as it was in the period before
+                self.target = min(max(rate, self.first), lease_units_max)
                 want = max(0, self.target - self.left)
                 # A lease that is more than half full is not topped up: syncs would grow with the traffic.
                 if self.left * (4 if seconds == lease_seconds else 3) > self.target * 2:

@@ -142,6 +142,7 @@ class Synchroniser:
     async def _call(self, exchange: ShardExchange) -> bool:
         sent_ms = self._clock.monotonic_ms()
         self._last_ms[exchange.shard] = sent_ms
+        exchange.wall_s = self._clock.wall_s()
         message, sent = exchange.compose(sent_ms)
         counters = self._counters
         try:

@@ -266,3 +266,23 @@ def test_a_soft_limit_is_not_leased() -> None:
     owner = account(plan(SOFT))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     assert not state.leased
+
+
+def test_a_lease_of_a_minute_that_ended_goes_on_in_the_next_at_the_rate_it_had() -> None:
+    owner = account(plan(limit(PER_MINUTE, included=8_000, stop=8_000)))
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.left, state.rate_per_s = 5, 100
+    owner.roll(NOON_S + 59)
+    assert owner.limits["burst"] is state
+    state.spend(1)
+    owner.roll(NOON_S + 60)
+    fresh = owner.limits["burst"]
+    assert (list(owner.departed), state.left, fresh.start_s) == ([state], 0, NOON_S + 60)
+    assert fresh.report(owner.exchange.composed_ms, 2, 1_000_000).want == 200
+
+
+def test_a_lease_that_was_used_up_in_its_minute_is_not_asked_for_in_the_next() -> None:
+    owner = account(plan(PER_MINUTE))
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    owner.roll(NOON_S + 60)
+    assert owner.limits["burst"] is state

@@ -350,3 +350,29 @@ def test_a_soft_limit_is_counted_without_a_lease() -> None:
     shard.touch(owner)
     [report] = shard.compose(NOW_MS)[0].parts[0].leases
     assert (report.left, report.need, report.want, report.cumulative) == (0, 0, 0, 0)
+
+
+def test_a_failed_renewal_is_tried_again_with_the_next_report_and_not_with_each_request() -> None:
+    shard = exchange()
+    _, state, _ = granted(shard)
+    message, sent = shard.compose(NOW_MS)
+    shard.undo(sent)
+    assert state.renewing
+    assert exchanged(shard, NOW_MS + 1, lease(50)).sequence > message.sequence
+    assert not state.renewing
+
+
+def test_one_message_asks_for_the_next_minute_of_every_tenant_in_it() -> None:
+    shard = exchange()
+    owners = []
+    for name in ("a", "b"):
+        owner = Account(plan(limit(period="minute", included=800, stop=800), tenant=name), shard)
+        [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+        state.left = 10
+        state.spend(1)
+        shard.touch(owner)
+        owners.append(owner)
+    shard.wall_s = NOON_S + 60
+    message, _ = shard.compose(NOW_MS)
+    begun = [[(report.start, report.want > 0) for report in part.leases] for part in message.parts]
+    assert begun == [[(NOON_S, False), (NOON_S + 60, True)]] * 2

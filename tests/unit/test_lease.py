@@ -12,6 +12,7 @@ from sidecar.enforcement.lease import (
     CALLED_RESERVE_MS,
     CONTENDED_FOR_MS,
     FIRST_LEASE_UNITS,
+    FIRST_PART,
     IDLE_AFTER_MS,
     LimitState,
 )
@@ -217,3 +218,18 @@ def test_a_forfeited_lease_is_said_again() -> None:
     state = leased(left=10, known=True, own_reported=0)
     state.forfeit()
     assert (state.left, state.to_report) == (0, True)
+
+
+def test_the_first_lease_of_a_period_is_no_more_than_a_part_of_its_cap() -> None:
+    """However busy the period before was: others begin with it, too."""
+    former = leased(rate_per_s=1_000, own=1)
+    state = leased()
+    state.succeed(former, NOW_MS)
+    assert state.report(NOW_MS, 2, 1_000_000).want == 1_000 // FIRST_PART
+
+
+def test_a_period_that_follows_one_in_which_nobody_asked_has_no_lease() -> None:
+    former = leased(rate_per_s=10)
+    state = leased()
+    state.succeed(former, NOW_MS)
+    assert state.report(NOW_MS, 2, 1_000_000).want == 0
