@@ -21,11 +21,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import statistics
 from typing import Any
 
-from bench import listener, place, report
+from bench import listener, place, report, wrk
 from tests.servers.sidecar_dev import SidecarDev
 
 # What is measured, and how its keys begin in the result.
@@ -77,7 +76,7 @@ def syncs(dev: SidecarDev) -> float:
     return float(found[1]) if found else 0
 
 
-def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
+def compare(seconds: float, rounds: int, connections: int) -> dict[str, Any]:
     """Medians of alternating rounds, and ratios to the floor."""
     rates: dict[str, list[float]] = {mode: [] for mode in PREFIXES}
     cpu: dict[str, list[float]] = {mode: [] for mode in PREFIXES}
@@ -86,16 +85,16 @@ def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
         dev.put_tenant(TENANT, "standard")
         dev.cli("flush")
         url, pid = f"{dev.at.authz}{listener.PATH}", place.worker(dev)
-        answered += listener.drive(url, listener.headers(HEADERS), 1, connections)[1]  # the first lease, a warm memo
+        answered += wrk.drive(url, wrk.headers(HEADERS), 1, connections)[1]  # the first lease, a warm memo
         syncs_before, answered_before = syncs(dev), answered
         for run in range(rounds):
             for mode in ("floor", "aiohttp", "constant"):
                 rate, used = listener.measure(mode, seconds, connections)
                 rates[mode].append(rate)
                 cpu[mode].append(used)
-            for mode, script in (("decision", listener.headers(HEADERS)), ("varied", varied(run))):
+            for mode, script in (("decision", wrk.headers(HEADERS)), ("varied", varied(run))):
                 used_us = place.cpu_us(pid)
-                rate, requests = listener.drive(url, script, seconds, connections)
+                rate, requests = wrk.drive(url, script, seconds, connections)
                 rates[mode].append(rate)
                 cpu[mode].append((place.cpu_us(pid) - used_us) / requests)
                 answered += requests
@@ -139,13 +138,11 @@ def text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    if not shutil.which("wrk") or not shutil.which("taskset"):
-        raise SystemExit("this benchmark needs wrk and taskset; install the Debian packages wrk and util-linux")
     found = compare(given.seconds, given.rounds, given.connections)
     report.publish("decision", found)
     print(json.dumps(found) if given.json else text(found))

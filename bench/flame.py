@@ -14,7 +14,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from bench import decision, listener, place
+from bench import decision, listener, place, wrk
 from bench.report import RESULTS
 
 RATE = 500
@@ -31,9 +31,9 @@ def main() -> None:
     with place.installation(decision.catalogue()) as dev:
         dev.put_tenant(decision.TENANT, "standard")
         dev.cli("flush")
-        script = listener.headers(decision.HEADERS)
+        script = wrk.headers(decision.HEADERS)
         url = f"{dev.at.authz}{listener.PATH}"
-        load = threading.Thread(target=listener.drive, args=(url, script, given.seconds + 3, 32))
+        load = threading.Thread(target=wrk.drive, args=(url, script, given.seconds + 3, 32))
         load.start()
         command = [spy, "record", "--pid", str(place.worker(dev)), "--duration", str(given.seconds)]
         subprocess.run([*command, "--rate", str(RATE), "--native", "--output", str(picture)], check=True)

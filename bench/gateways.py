@@ -2,9 +2,13 @@
 
 Real Envoy and real Nginx with the configurations of this repository (only ports are replaced), one thread each, alone
 on the first core. Each asks in turn a constant answer of the bare parser and a whole sidecar, over TCP and over a unix
-socket; application, sidecar, Redis and load share the last core. Rounds alternate, and the median counts.
+socket; application, sidecar, Redis and load share the last core.
 
-    python bench/gateways.py [--seconds 3] [--rounds 3] [--connections 32] [--json]
+Runs are short and come in pairs, one with the constant answer and one with decisions, each first in half of the pairs.
+A pair has one ratio, and the median of all counts: what changes slowly on a machine changes both runs of a pair. The
+spread is between the quartiles. ``cpu_ratio`` compares the gateway's own CPU time per request in the same way.
+
+    python bench/gateways.py [--seconds 0.5] [--pairs 9] [--connections 32] [--json]
 """
 
 from __future__ import annotations
@@ -14,83 +18,88 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench import decision, listener, place, report
+from bench import decision, listener, place, report, wrk
 from tests.e2e.gateways import GATEWAYS
 
 PATHS = ("tcp", "unix")
+WHO = ("constant", "sidecar")
 # A gateway waits 200 ms for an answer; on a machine with other work that may pass without anybody's fault.
 REFUSED_MAX = 0.02
 
 
-@contextlib.contextmanager
-def constant(*where: str) -> Iterator[list[str]]:
-    """Servers of a constant answer on the last core: their ports, or paths of sockets."""
-    command = [
-        "taskset",
-        "-c",
-        str(place.last_core()),
-        sys.executable,
-        str(Path(listener.__file__)),
-        "--serve",
-        "floor",
-    ]
-    servers = [subprocess.Popen([*command, "--at", one], stdout=subprocess.PIPE, text=True) for one in where]
-    try:
-        yield [server.stdout.readline().strip() for server in servers if server.stdout is not None]
-    finally:
-        for server in servers:
-            server.terminate()
-            server.wait()
+class Asked(NamedTuple):
+    """A gateway as it was started: where it answers, and its processes."""
+
+    url: str
+    pids: list[int]
+
+    def run(self, script: str, seconds: float, connections: int) -> tuple[float, float]:
+        """Requests a second, and microseconds of the gateway's CPU a request."""
+        used_us = sum(map(place.cpu_us, self.pids))
+        rate, requests = wrk.drive(self.url, script, seconds, connections, refused_max=REFUSED_MAX)
+        return rate, (sum(map(place.cpu_us, self.pids)) - used_us) / requests
 
 
-def measure(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
-    """Requests a second of each gateway, by who answers and how it is asked."""
-    rates: dict[tuple[str, str, str], list[float]] = {}
+def measure(seconds: float, pairs: int, connections: int) -> dict[str, Any]:
+    """For each gateway and way of asking: rates, and the ratio of decisions to the constant answer."""
+    runs: dict[tuple[str, str], list[dict[str, tuple[float, float]]]] = {}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(place.folder())
         dev = stack.enter_context(place.installation(decision.catalogue()))
         _, key = dev.new_tenant("standard")
         sidecar = stack.enter_context(place.serving(dev))
         os.sched_setaffinity(sidecar.worker, {place.last_core()})
-        path = str(folder / "constant.sock")
-        floor_port, floor_path, upstream = stack.enter_context(constant("", path, ""))
-        urls = {}
+        floor, floor_unix, upstream = (
+            stack.enter_context(listener.serving("floor", core=place.last_core(), at=at))
+            for at in ("", str(folder / "constant.sock"), "")
+        )
+        asked: dict[tuple[str, str, str], Asked] = {}
         for kind, gateway in GATEWAYS.items():
             for who, port, socket in (
-                ("constant", int(floor_port), Path(floor_path)),
+                ("constant", int(floor.at), Path(floor_unix.at)),
                 ("sidecar", sidecar.port, sidecar.socket),
             ):
                 for way in PATHS:
                     place_of = folder / f"{kind}-{who}-{way}"
                     place_of.mkdir(mode=0o755)
-                    one = gateway(place_of, authz_port=port, upstream_port=int(upstream))
+                    one = gateway(place_of, authz_port=port, upstream_port=int(upstream.at))
                     one.start(socket_path=socket if way == "unix" else None)
                     stack.callback(one.stop)
                     assert one.child is not None
-                    for pid in (one.child.pid, *children(one.child.pid)):
+                    pids = [one.child.pid, *children(one.child.pid)]
+                    for pid in pids:
                         place.pin(pid)
-                    urls[kind, who, way] = f"{one.url}/v1/agents/42/run?mode=fast"
-        script = listener.headers({"authorization": f"Bearer {key}"})
-        for url in urls.values():
-            listener.drive(url, script, 1, connections, refused_max=REFUSED_MAX)
-        for _ in range(rounds):
-            for asked, url in urls.items():
-                rate, _ = listener.drive(url, script, seconds, connections, refused_max=REFUSED_MAX)
-                rates.setdefault(asked, []).append(rate)
+                    asked[kind, who, way] = Asked(f"{one.url}/v1/agents/42/run?mode=fast", pids)
+        script = wrk.headers({"authorization": f"Bearer {key}"})
+        for one_asked in asked.values():
+            one_asked.run(script, seconds, connections)
+        for turn in range(pairs):
+            for kind in GATEWAYS:
+                for way in PATHS:
+                    order = WHO[:: -1 if turn % 2 else 1]
+                    pair = {who: asked[kind, who, way].run(script, seconds, connections) for who in order}
+                    runs.setdefault((kind, way), []).append(pair)
     found: dict[str, Any] = {}
     for kind in GATEWAYS:
-        part: dict[str, Any] = {}
-        for way in PATHS:
-            constant_rps, rps = (statistics.median(rates[kind, who, way]) for who in ("constant", "sidecar"))
-            part[way] = {"constant_rps": round(constant_rps), "rps": round(rps), "ratio": round(rps / constant_rps, 3)}
+        part: dict[str, Any] = {way: compared(runs[kind, way]) for way in PATHS}
         found[kind] = part | {"ratio": min(part[way]["ratio"] for way in PATHS)}
     return found
+
+
+def compared(pairs: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+    """Medians over all pairs."""
+    ratios = sorted(pair["sidecar"][0] / pair["constant"][0] for pair in pairs)
+    cpu_ratio = statistics.median(pair["constant"][1] / pair["sidecar"][1] for pair in pairs)
+    return {
+        "constant_rps": round(statistics.median(pair["constant"][0] for pair in pairs)),
+        "rps": round(statistics.median(pair["sidecar"][0] for pair in pairs)),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+        "cpu_ratio": round(cpu_ratio, 3),
+    }
 
 
 def children(pid: int) -> list[int]:
@@ -100,12 +109,12 @@ def children(pid: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = measure(given.seconds, given.rounds, given.connections)
+    found = measure(given.seconds, given.pairs, given.connections)
     for kind, part in found.items():
         report.publish(kind, part)
     if given.json:
@@ -115,9 +124,10 @@ def main() -> None:
     for kind, part in found.items():
         for way in PATHS:
             told = part[way]
+            least, most = told["ratio_quartiles"]
             print(
                 f"{kind:6} {way:5} constant {told['constant_rps']:>7,} requests/s  sidecar {told['rps']:>7,} requests/s"
-                f"  ratio {told['ratio']:.2f}"
+                f"  ratio {told['ratio']:.2f} ({least:.2f} to {most:.2f}; CPU {told['cpu_ratio']:.2f})"
             )
 
 

@@ -1,35 +1,39 @@
 """How long the slowest decisions take at half of the maximum rate, while everything happens that happens in a day.
 
-Measures, from the time at which each request was due (see open_loop.py):
+steady.py brings the load, and open_loop.py samples it: a few thousand requests a second at random times, each latency
+counted from when the request was due. Measures:
 
 * ``floor``: the same load on a constant answer of the same parser: what the machine and the generator bring themselves;
-* ``quiet``: decisions over a hundred tenants, of ten thousand that the worker knows;
-* ``busy``: the same while metrics are scraped twice a second, leases are renewed, usage is reported and flushed, the
-  garbage is collected, and a changed catalogue is applied, which publishes all ten thousand tenants anew;
+* ``busy``: decisions over a hundred tenants, of ten thousand that the worker knows, while metrics are scraped twice a
+  second, leases are renewed, usage is reported and flushed, the garbage is collected, and a changed catalogue is
+  applied, which publishes all ten thousand tenants anew;
+* ``quiet``: the same when nothing but the load goes on;
 * ``outage``: the same after Redis was stopped and the breaker opened.
 
-Where more than one request in a hundred was refused or lost there are no numbers.
+Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the constant
+answer's server for 20 ms in every second instead: a measure of tails has to show that.
 
-    python bench/latency.py [--seconds 5] [--tenants 10000] [--rate 0] [--json]
+    python bench/latency.py [--seconds 5] [--tenants 10000] [--rate 0] [--stall] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bench import listener, open_loop, place, report
+from bench import listener, open_loop, place, report, steady, wrk
 from tests.servers.sidecar_dev import SidecarDev
 
 HOT = 100
+SAMPLES = 2_000
+STALL_S = 0.02
+STALLED_RATE = 40_000
 SCRAPE_S = 0.5
 RELOAD_AT_S = 0.5
 SETTLE_S = 2.0
@@ -74,62 +78,58 @@ class Day:
             (self._dev.state.parent / "catalogue.yaml").write_text(catalogue(1_100_000_000))
 
 
+def sampled(
+    port: int, rate: int, seconds: float, hot: list[str], beside: Callable[[float], None] | None = None
+) -> dict[str, Any]:
+    """Percentiles of the samples, which are part of the rate."""
+    with steady.load(port, rate - SAMPLES, hot):
+        told = open_loop.loaded(port, SAMPLES, seconds, hot, poisson=True, beside=beside)
+    open_loop.check(told)
+    return told
+
+
 def measure(seconds: float, tenants: int, rate: int) -> dict[str, Any]:
     """Percentiles of every mode, at ``rate`` or else half of what wrk reaches."""
     found: dict[str, Any] = {}
-    with place.installation(catalogue(1_000_000_000)) as dev:
+    with place.installation(catalogue(1_000_000_000)) as dev, place.on_last_core():
         names = place.add_tenants(dev, tenants)
         hot = names[:HOT]
         # Every tenant is in the worker's memory from here on.
         open_loop.warm(dev.authz_port, names)
         if not rate:
-            script = listener.headers({**listener.HEADERS, "x-tenant-id": hot[0]}).replace(
-                "x-request-id", "x-request-no"
-            )
-            most = listener.drive(f"{dev.at.authz}{listener.PATH}", script, 2, open_loop.CONNECTIONS)[0]
+            most, _ = wrk.drive(f"{dev.at.authz}/", steady.script(hot), 2, open_loop.CONNECTIONS)
             rate = int(most / 2)
         found["rate"] = rate
-
-        def run(port: int, beside: Callable[[float], None] | None = None) -> dict[str, Any]:
-            told = open_loop.loaded(port, rate, seconds, hot, beside=beside)
-            open_loop.check(told)
-            return told
-
-        found["floor"] = constant(run)
-        run(dev.authz_port)  # leases of the right size
-        found["quiet"] = run(dev.authz_port)
+        with listener.serving("floor") as server:
+            found["floor"] = sampled(int(server.at), rate, seconds, hot)
         day = Day(dev)
-        found["busy"] = run(dev.authz_port, day.goes_on)
-        found["healthy"] = run(dev.authz_port)
+        found["busy"] = sampled(dev.authz_port, rate, seconds, hot, day.goes_on)
+        found["quiet"] = sampled(dev.authz_port, rate, seconds, hot)
         dev.signal_redis(signal.SIGSTOP)
         try:
             time.sleep(SETTLE_S)  # the breaker opens
-            open_loop.loaded(dev.authz_port, rate, 1, hot)
-            found["outage"] = run(dev.authz_port)
+            found["outage"] = sampled(dev.authz_port, rate, seconds, hot)
         finally:
             dev.signal_redis(signal.SIGCONT)
     found["tenants"] = tenants
     return found
 
 
-def constant(run: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """The same load on the constant answer of listener.py."""
-    command = [
-        "taskset",
-        "-c",
-        str(place.first_core()),
-        sys.executable,
-        str(Path(listener.__file__)),
-        "--serve",
-        "floor",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    try:
-        return run(int(server.stdout.readline()))
-    finally:
-        server.terminate()
-        server.wait()
+def stalled(seconds: float, rate: int) -> dict[str, Any]:
+    """Percentiles of a constant answer whose server is stopped for STALL_S in every second."""
+    names = [f"t-{number}" for number in range(HOT)]
+    with place.on_last_core(), listener.serving("floor") as server:
+        stops = 0
+
+        def stall(elapsed_s: float) -> None:
+            nonlocal stops
+            if elapsed_s >= stops + 0.5:
+                stops += 1
+                os.kill(server.pid, signal.SIGSTOP)
+                time.sleep(STALL_S)
+                os.kill(server.pid, signal.SIGCONT)
+
+        return sampled(int(server.at), rate, seconds, names, stall)
 
 
 def main() -> None:
@@ -137,10 +137,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=0, help="requests/s [default: half of what wrk reaches]")
+    parser.add_argument("--stall", action="store_true", help="instead, show that a stalled server is seen")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.stall:
+        print(json.dumps(stalled(given.seconds, given.rate or STALLED_RATE)))
+        return
     found = measure(given.seconds, given.tenants, given.rate)
-    ratio = round(found["outage"]["p99_us"] / found["healthy"]["p99_us"], 2)
+    ratio = round(found["outage"]["p99_us"] / found["quiet"]["p99_us"], 2)
     report.publish("latency", found)
     report.publish("decision", {name: found["busy"][name] for name in ("p50_us", "p99_us", "p999_us")})
     report.publish("outage", {"p99_ratio": ratio, "p99_us": found["outage"]["p99_us"]})
@@ -150,7 +154,7 @@ def main() -> None:
     print(
         f"{report.headline()}\n{found['rate']:,} requests/s over {HOT} of {found['tenants']:,} tenants, from when due:"
     )
-    for mode in ("floor", "quiet", "busy", "healthy", "outage"):
+    for mode in ("floor", "busy", "quiet", "outage"):
         told = found[mode]
         print(
             f"{mode:8} p50 {told['p50_us']:8,.0f} us  p99 {told['p99_us']:8,.0f} us  p99.9 {told['p999_us']:8,.0f} us"

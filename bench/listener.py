@@ -18,26 +18,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
-import re
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 import uvloop
 from aiohttp import web
 
+from bench import place, wrk
 from sidecar.catalogue.model import Catalogue, IdentityRule, RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
@@ -132,20 +129,18 @@ async def aiohttp_constant(_: web.BaseRequest) -> web.Response:
 
 
 async def serve(mode: str, at: str) -> None:
-    """Serve on a free port, or on a unix socket ``at`` a path, until SIGTERM; then print the CPU time used since."""
+    """Serve on a free port, or on a unix socket ``at`` a path, and print where."""
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stopped.set)
     if mode in {"constant", "decision"}:
         listener = DecisionListener(Trivial())
         if mode == "constant":
             listener.gate.decide = lambda _index, _method, _url, _found: CONSTANT  # type: ignore[method-assign, assignment]
         await listener.start(["127.0.0.1:0"])
-        place = listener.addresses[0].rpartition(":")[2]
+        where = listener.addresses[0].rpartition(":")[2]
     elif at:
         await loop.create_unix_server(Floor, at)
         Path(at).chmod(0o777)
-        place = at
+        where = at
     else:
         makes: dict[str, Callable[[], asyncio.BaseProtocol]] = {
             "floor": Floor,
@@ -153,58 +148,42 @@ async def serve(mode: str, at: str) -> None:
             "aiohttp": web.Server(aiohttp_constant),
         }
         server = await loop.create_server(makes[mode], "127.0.0.1", 0)
-        place = str(server.sockets[0].getsockname()[1])
-    print(place, flush=True)
-    spent_ns = time.process_time_ns()
-    await stopped.wait()
-    print(time.process_time_ns() - spent_ns, flush=True)
+        where = str(server.sockets[0].getsockname()[1])
+    print(where, flush=True)
+    await asyncio.Event().wait()
 
 
-def measure(mode: str, seconds: int, connections: int) -> tuple[float, float]:
-    """Requests a second, and microseconds of server CPU a request."""
-    cpus = sorted(os.sched_getaffinity(0))
-    server = subprocess.Popen(
-        ["taskset", "-c", str(cpus[0]), sys.executable, __file__, "--serve", mode], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
+class Server(NamedTuple):
+    """A server of this file: its process, and its port or the path of its socket."""
+
+    pid: int
+    at: str
+
+
+@contextlib.contextmanager
+def serving(mode: str, *, core: int | None = None, at: str = "") -> Iterator[Server]:
+    """A server on one core (the first one, if none is named), on a free port or on a unix socket ``at`` a path."""
+    on = place.first_core() if core is None else core
+    command = ["taskset", "-c", str(on), sys.executable, __file__, "--serve", mode, "--at", at]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        rate, requests = drive(
-            f"http://127.0.0.1:{int(server.stdout.readline())}{PATH}", headers(), seconds, connections
-        )
+        yield Server(process.pid, process.stdout.readline().strip())
     finally:
-        server.terminate()
-        spent_ns = int(server.stdout.read())
-        server.wait()
-    return rate, spent_ns / requests / 1_000
+        process.kill()
+        process.wait()
 
 
-def headers(named: dict[str, str] = HEADERS) -> str:
-    """Headers of every request, as a script for wrk."""
-    return "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in named.items())
+def measure(mode: str, seconds: float, connections: int) -> tuple[float, float]:
+    """Requests a second, and microseconds of server CPU a request."""
+    with serving(mode) as server:
+        used_us = place.cpu_us(server.pid)
+        url = f"http://127.0.0.1:{server.at}{PATH}"
+        rate, requests = wrk.drive(url, wrk.headers(HEADERS), seconds, connections)
+        return rate, (place.cpu_us(server.pid) - used_us) / requests
 
 
-def drive(url: str, script: str, seconds: int, connections: int, *, refused_max: float = 0) -> tuple[float, int]:
-    """Load a server with wrk on the last core; requests a second, and requests in all.
-
-    Every answer must be a 2xx, but for a part of ``refused_max``.
-    """
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script)
-        file.flush()
-        load = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-s", file.name, url]
-        load = ["taskset", "-c", str(max(os.sched_getaffinity(0))), *load]
-        report = subprocess.run(load, capture_output=True, text=True, check=True).stdout
-    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", report)
-    requests = re.search(r"(\d+) requests in", report)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", report)
-    assert requests
-    assert rate
-    if "Socket errors" in report or (refused and int(refused[1]) > refused_max * int(requests[1])):
-        raise SystemExit(report)
-    return float(rate[1]), int(requests[1])
-
-
-def compare(seconds: int, rounds: int, connections: int) -> dict[str, Any]:
+def compare(seconds: float, rounds: int, connections: int) -> dict[str, Any]:
     """Medians of alternating rounds, and their ratios to the floor."""
     seen: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
     for _ in range(rounds):
@@ -235,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--at", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--json", action="store_true")
@@ -243,8 +222,6 @@ def main() -> None:
     if given.serve:
         uvloop.run(serve(given.serve, given.at))
         return
-    if not shutil.which("wrk") or not shutil.which("taskset"):
-        raise SystemExit("this benchmark needs wrk and taskset; install the Debian packages wrk and util-linux")
     result = compare(given.seconds, given.rounds, given.connections)
     if given.json:
         print(json.dumps(result))

@@ -1,13 +1,18 @@
-"""Load at a constant rate, whatever the answers take.
+"""Load at a given rate, whatever the answers take.
 
 A closed loop (wrk) sends the next request when the last one is answered: while the server stalls it sends nothing, so
 the requests that would have met the stall are never measured ("coordinated omission"). Here every request has a time
 at which it is due, and its latency is counted from that time, also when all connections are busy and it has to wait
-for one. A stall of 10 ms at 40,000 requests/s is then seen by the 400 requests that were due in it.
+for one.
 
-One process, blocking sockets, no event loop: the sending itself takes some microseconds. It asks for real-time
-priority, so that Redis and Postgres on the same core do not look like latency of the server; where it may not have it,
-the control beside each figure (the same load on a constant answer) tells how much of it is the generator's own.
+Requests are due at even distances, or at random ones (``poisson``: the times between them are exponential). Arrivals
+of a Poisson process see averages over time: however the load beside them comes and goes, the part of them that waits
+is the part of all times at which anybody who came would have waited. So a few thousand random requests a second are a
+fair sample of what a server under heavy load from elsewhere does (steady.py), and no generator has to send all of it.
+
+One process, blocking sockets, no event loop; it sleeps until the next request is due or an answer is there. It asks for
+real-time priority, so that what else runs on its core does not look like latency of the server; where it may not have
+it, the control beside each figure (the same load on a constant answer) tells how much of it is the generator's own.
 
     python bench/open_loop.py --port 9000 --rate 10000 --seconds 5 [--connections 32] [--tenants NAMES] [--zipf]
 """
@@ -27,19 +32,21 @@ import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CONNECTIONS = 32
-PAUSE_S = 0.000_02
-DRAIN_NS = 2_000_000_000
+DRAIN_S = 2.0
 PICKS = 1 << 18
 LOST_MAX = 0.01
 TRIES = 50
 RETRY_S = 0.05
 ZIPF = 1.0
+SECOND_NS = 1_000_000_000
 PATH = "/envoy/v1/agents/42/run?mode=fast"
+# In front of the steady load, which is in front of everything else.
+PRIORITY = 2
 
 
 def request(tenant: str, path: str = PATH) -> bytes:
@@ -59,47 +66,56 @@ def order(count: int, *, zipf: bool) -> Sequence[int]:
     return array("l", random.Random(1).choices(range(count), cum_weights=weights, k=PICKS))
 
 
+def times(rate: int, seconds: float, *, poisson: bool) -> Iterator[int]:
+    """When requests are due, in ns from the start."""
+    chance = random.Random(1)
+    now = 0.0
+    while now < seconds:
+        yield int(now * SECOND_NS)
+        now += chance.expovariate(rate) if poisson else 1 / rate
+
+
 def drive(
-    port: int, requests: Sequence[bytes], picks: Sequence[int], rate: int, seconds: float, connections: int
-) -> Any:
+    port: int, requests: Sequence[bytes], picks: Sequence[int], due_ns: Iterable[int], connections: int
+) -> tuple[array[float], int, int]:
     """Latencies in microseconds from when each request was due, answers that were no 200, and requests unanswered."""
     sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
-    poll = select.epoll()
     for one in sockets:
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        poll.register(one.fileno(), select.EPOLLIN)
-    by_fd = {one.fileno(): one for one in sockets}
-    free = deque(by_fd)
-    due_of: dict[int, int] = {}
-    total = int(rate * seconds)
-    step = 1_000_000_000 / rate
+    free = deque(one.fileno() for one in sockets)
+    asked: dict[int, int] = {}
     took = array("d")
     refused = sent = 0
-    clock = time.perf_counter_ns
+    clock, choose = time.perf_counter_ns, select.select
     gc.disable()
     began = clock() + 1_000_000
-    end = began + int(total * step) + DRAIN_NS
-    due = began
-    while (sent < total or due_of) and (now := clock()) < end:
-        while due <= now and free and sent < total:
+    coming = iter(due_ns)
+    due: int | None = began + next(coming)
+    while due is not None or asked:
+        now = clock()
+        while due is not None and due <= now and free:
             fd = free.popleft()
-            due_of[fd] = due
-            by_fd[fd].send(requests[picks[sent % len(picks)]])
+            asked[fd] = due
+            os.write(fd, requests[picks[sent % len(picks)]])
             sent += 1
-            due = began + int(sent * step)
-        events = poll.poll(0)
-        for fd, _ in events:
-            data = by_fd[fd].recv(65_536)
-            took.append((clock() - due_of.pop(fd)) / 1_000)
+            following = next(coming, None)
+            due = None if following is None else began + following
+            now = clock()
+        wait_s = DRAIN_S if due is None or not free else max(0.0, (due - now) / SECOND_NS)
+        answered, _, _ = choose(list(asked), (), (), wait_s)
+        if not answered and (due is None or not free):
+            break
+        for fd in answered:
+            data = os.read(fd, 4_096)
+            took.append((clock() - asked.pop(fd)) / 1_000)
             if data[9:12] != b"200":
                 refused += 1
             free.append(fd)
-        if not events and clock() < due:
-            time.sleep(PAUSE_S)
     gc.enable()
+    lost = len(asked) + (due is not None) + sum(1 for _ in coming)
     for one in sockets:
         one.close()
-    return took, refused, total - len(took)
+    return took, refused, lost
 
 
 def warm(port: int, tenants: Sequence[str], connections: int = 8) -> None:
@@ -144,13 +160,14 @@ def loaded(
     *,
     connections: int = CONNECTIONS,
     zipf: bool = False,
-    beside: Any = None,
+    poisson: bool = False,
     real_time: bool = True,
+    beside: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Run this program on the last core. ``beside`` is called meanwhile with the time (s) since the start."""
     command = [sys.executable, __file__, "--port", str(port), "--rate", str(rate), "--seconds", str(seconds)]
-    command += ["--connections", str(connections), *(["--zipf"] if zipf else [])]
-    command += [] if real_time else ["--plain-priority"]
+    options = {"--zipf": zipf, "--poisson": poisson, "--plain-priority": not real_time}
+    command += ["--connections", str(connections), *(option for option, given in options.items() if given)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     process.stdin.write("\n".join(tenants))
@@ -182,19 +199,19 @@ def main() -> None:
     parser.add_argument("--tenants", type=Path, help="one name a line; else from standard input")
     parser.add_argument("--zipf", action="store_true")
     parser.add_argument("--plain-priority", action="store_true", help="latencies mean little then")
+    parser.add_argument("--poisson", action="store_true")
     given = parser.parse_args()
     names = (given.tenants.read_text() if given.tenants else sys.stdin.read()).split()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     priority = not given.plain_priority
     try:
         if priority:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     except PermissionError:
         priority = False
     requests = [request(name) for name in names]
-    took, refused, lost = drive(
-        given.port, requests, order(len(names), zipf=given.zipf), given.rate, given.seconds, given.connections
-    )
+    due_ns = times(given.rate, given.seconds, poisson=given.poisson)
+    took, refused, lost = drive(given.port, requests, order(len(names), zipf=given.zipf), due_ns, given.connections)
     found = percentiles(took) | {"requests": len(took), "refused": refused, "lost": lost, "priority": priority}
     print(json.dumps(found))
 

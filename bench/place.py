@@ -32,25 +32,40 @@ READY_S = 30.0
 LOOK_S = 0.001
 
 
+CORES = sorted(os.sched_getaffinity(0))
+
+
 def first_core() -> int:
     """The core of what is measured."""
-    return min(os.sched_getaffinity(0))
+    return CORES[0]
 
 
 def last_core() -> int:
     """The core of everything else."""
-    return max(os.sched_getaffinity(0))
+    return CORES[-1]
 
 
 @contextlib.contextmanager
 def on_last_core() -> Iterator[None]:
-    """Children started meanwhile run on the last core."""
+    """Run on the last core, and children started meanwhile."""
     cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cpus)})
+    os.sched_setaffinity(0, {last_core()})
     try:
         yield
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+@contextlib.contextmanager
+def in_front(priority: int) -> Iterator[None]:
+    """Children started meanwhile have that real-time priority, if we may give it; 0 is none."""
+    if priority:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def pin(pid: int) -> None:

@@ -2,7 +2,7 @@
 
 Guarantees: a change is known within the poll interval; a gap in the stream drops what is cached; a catalogue that
             cannot be read is refused as a whole and the last good one stays; the last good one is kept on disk, so that
-            a sidecar starts while Redis is away.
+            a sidecar starts while Redis is away. However much was announced, decisions come between.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from sidecar.catalogue.compiled import decode
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
 from sidecar.errors import CatalogueInvalid, StoreRefused, StoreUnavailable
 from sidecar.logs import Transition, fields
+from sidecar.store.client import CHANGES_READ_MOST
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sidecar.catalogue.model import Catalogue
     from sidecar.enforcement.directory import Directory
     from sidecar.store.client import Store
     from sidecar.telemetry import CoreCounters
 
 log = logging.getLogger(__name__)
 
-ANNOUNCED_ALL = 500
+APPLIED_AT_ONCE = 128
 FIRST_CATALOGUE_POLL_S = 0.1
 FIRST_CATALOGUE_TOLD_S = 3
 
@@ -57,6 +60,7 @@ class ChangeReader:
         self._last_id = b""
         self._number = 0
         self._catalogue_due = True
+        self._all_due = self._plans_due = False  # accounts that have to be read again
         self._stream = Transition(log, "the stream of changes")
         self._polling = asyncio.Lock()
         self.problem = ""
@@ -94,20 +98,35 @@ class ChangeReader:
             await self._poll()
 
     async def _poll(self) -> None:
-        # What was read before the place in the stream was known may have changed since, unannounced to this reader.
-        first = not self._last_id
-        changes = await self._store.changes(self._last_id, self._number)
-        self._last_id, self._number = changes.last_id, changes.number
-        if first or changes.gap or len(changes.entries) >= ANNOUNCED_ALL:
-            self._catalogue_due = True
-            self._directory.changed_all()
-        for kind, name in changes.entries:
-            if kind == "catalogue":
-                self._catalogue_due = True
-            else:
-                self._directory.changed(kind, name)
+        while await self._read_on():
+            pass
+        if self._all_due:
+            await self._directory.changed_all()
+            self._all_due = False
         if self._catalogue_due:
             await self._read_catalogue()
+        if self._plans_due:
+            await self._directory.changed_plans()
+            self._plans_due = False
+
+    async def _read_on(self) -> bool:
+        """Take note of what was announced next; returns whether there may be more.
+
+        What this leads to is noted before the place in the stream moves on: whoever waits for it may give up.
+        """
+        changes = await self._store.changes(self._last_id, self._number)
+        # What was read before the place in the stream was known may have changed since, unannounced to this reader.
+        if not self._last_id or changes.gap:
+            self._catalogue_due = self._all_due = True
+        for first in range(0, len(changes.entries), APPLIED_AT_ONCE):
+            for kind, name in changes.entries[first : first + APPLIED_AT_ONCE]:
+                if kind == "catalogue":
+                    self._catalogue_due = True
+                else:
+                    self._directory.changed(kind, name)
+            await asyncio.sleep(0)  # a decision may come between
+        self._last_id, self._number = changes.last_id, changes.number
+        return len(changes.entries) == CHANGES_READ_MOST
 
     async def _read_catalogue(self) -> None:
         found = await self._store.catalogue()
@@ -116,10 +135,9 @@ class ChangeReader:
                 self._from_disk()
             return
         self._catalogue_due = False
-        revision, text = found
         policy = self._directory.policy
-        if policy is None or policy.revision != revision:
-            self._put_in_force(KeptCatalogue(revision, text), keep=True)
+        if policy is None or policy.revision != found.revision:
+            self._put_in_force(KeptCatalogue(found.revision, found.text), keep=True, compiled=decode(found.compiled))
 
     def _from_disk(self) -> None:
         try:
@@ -128,9 +146,9 @@ class ChangeReader:
             return
         self._put_in_force(kept, keep=False)
 
-    def _put_in_force(self, kept: KeptCatalogue, *, keep: bool) -> None:
+    def _put_in_force(self, kept: KeptCatalogue, *, keep: bool, compiled: Catalogue | None = None) -> None:
         try:
-            catalogue = parse(kept.text, f"revision {kept.revision}")
+            catalogue = compiled or parse(kept.text, f"revision {kept.revision}")
         except CatalogueInvalid as error:
             self.problem = str(error)
             self._counters.catalogue_reload_ok = 0
@@ -142,8 +160,7 @@ class ChangeReader:
         self._counters.catalogue_reload_ok = 1
         self._counters.catalogue_revision = kept.revision
         log.info("catalogue in force", extra=fields(revision=kept.revision))
-        if known:
-            self._directory.changed_all()
+        self._plans_due = known
         if keep:
             self._keep(kept)
 

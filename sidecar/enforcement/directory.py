@@ -24,7 +24,7 @@ from sidecar.logs import fields
 from sidecar.store import snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sidecar.catalogue.policy import Policy
     from sidecar.catalogue.snapshot import Snapshot
@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNKNOWN_KEPT_MS = 5_000
-REFRESHES_AT_ONCE = 16
+REFRESHES_AT_ONCE = 4  # each is some tenths of a millisecond, in which no request is decided
+LOOKED_THROUGH_AT_ONCE = 128
 REFRESH_PAUSE_S = 0.2
 EVICTION_LOOKS = 64
 
@@ -166,15 +167,25 @@ class Directory:
             if account is not None:
                 self.refresh(account)
 
-    def changed_all(self) -> None:
-        """Changes were missed, or the catalogue is new: read everything again as it is needed."""
+    async def changed_all(self) -> None:
+        """Changes were missed: read everything again as it is needed."""
         self._keys_edition += 1
         self._keys.clear()
         self._unknown_keys.clear()
+        await self._refresh_all(lambda _: True)
+
+    async def changed_plans(self) -> None:
+        """The catalogue is new: read tenants again that are not in the ledger; changes of the others are announced."""
+        await self._refresh_all(lambda account: account.snapshot.rev <= 0)
+
+    async def _refresh_all(self, concerned: Callable[[Account], bool]) -> None:
         self._unknown.clear()
         self._overtaken.update(self._loading)
-        for account in self.accounts.values():
-            self.refresh(account)
+        for position, account in enumerate(list(self.accounts.values())):
+            if concerned(account):
+                self.refresh(account)
+            if position % LOOKED_THROUGH_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a decision may come between
 
     async def run(self) -> None:
         """Refresh accounts, a few at a time."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from sidecar.catalogue import compiled
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import Snapshot
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from sidecar.catalogue.model import Catalogue
     from sidecar.clock import Clock
+    from sidecar.ledger.plans import PlanVersion
     from sidecar.ledger.shard import ShardTransaction
     from sidecar.ledger.tenants import TenantRow
     from sidecar.ledger.transaction import Transaction
@@ -59,9 +61,18 @@ class Projector:
         version = await plans.current(tx)
         if version is None:
             return []
-        await self._store.put_catalogue(version.revision, version.document)
+        await self._store.put_catalogue(version.revision, version.document, self._compiled(version))
         await plans.mark_projected(tx, version.revision)
         return [("catalogue", str(version.revision))]
+
+    def _compiled(self, version: PlanVersion) -> bytes:
+        """The same for sidecars of this version, which need not check it again; nothing if it cannot be read."""
+        try:
+            self._catalogue = parse(version.document, f"revision {version.revision}")
+        except CatalogueInvalid:
+            return b""
+        self._revision = version.revision
+        return compiled.encode(self._catalogue)
 
     async def newcomers(self, tx: Transaction) -> tuple[str, str]:
         """Plans of tenants that were counted before anybody put them: by default, and of requests without identity."""

@@ -26,6 +26,7 @@ from sidecar.store.messages import (
     Collected,
     Glance,
     Lookup,
+    StoredCatalogue,
     SyncMessage,
     SyncReply,
 )
@@ -205,17 +206,19 @@ class Store:
             flat = [part for change in changes[first : first + CHANGES_ANNOUNCED_AT_ONCE] for part in change]
             await self._call("announce", (self.keys.changes,), (CHANGES_KEPT, *flat))
 
-    async def put_catalogue(self, revision: int, text: str) -> None:
+    async def put_catalogue(self, revision: int, text: str, compiled: bytes = b"") -> None:
         """Store the catalogue that sidecars read, with the number of shards they must agree on."""
-        await self._command("HSET", self.keys.catalogue, "revision", revision, "text", text, "shards", self.keys.shards)
+        words = ("revision", revision, "text", text, "compiled", compiled, "shards", self.keys.shards)
+        await self._command("HSET", self.keys.catalogue, *words)
 
     async def catalogue_revision(self) -> int:
         """Revision of the catalogue that Redis has; 0 for none."""
         return int(await self._command("HGET", self.keys.catalogue, "revision") or 0)
 
-    async def catalogue(self) -> tuple[int, str] | None:
-        """Revision and text of the catalogue; StoreRefused when it was made for another number of shards."""
-        revision, text, shards = await self._command("HMGET", self.keys.catalogue, "revision", "text", "shards")
+    async def catalogue(self) -> StoredCatalogue | None:
+        """The catalogue in force; StoreRefused when it was made for another number of shards."""
+        words = ("revision", "text", "compiled", "shards")
+        revision, text, compiled, shards = await self._command("HMGET", self.keys.catalogue, *words)
         if revision is None:
             return None
         if int(shards) != self.keys.shards:
@@ -223,7 +226,7 @@ class Store:
                 f"Redis was set up with {int(shards)} shards, SIDECAR_SHARDS is {self.keys.shards}; use {int(shards)}"
             )
             raise StoreRefused(message)
-        return int(revision), text.decode()
+        return StoredCatalogue(int(revision), text.decode(), compiled or b"")
 
     async def collect(self, shard: int, ledger_epoch: int, most: int, reclaim_after_ms: int) -> Collected:
         """Windows not yet in the ledger, oldest change first; announces the ledger pass."""

@@ -148,6 +148,14 @@ class Changes(Struct, frozen=True):
     entries: list[tuple[str, str]]
 
 
+class StoredCatalogue(Struct, frozen=True):
+    """The catalogue in force as Redis has it; ``compiled`` (catalogue/compiled.py) may be missing."""
+
+    revision: int
+    text: str
+    compiled: bytes
+
+
 SYNC_REPLY = msgspec.msgpack.Decoder(SyncReply)
 COLLECTED = msgspec.msgpack.Decoder(Collected)
 ENCODER = msgspec.msgpack.Encoder()

@@ -10,6 +10,7 @@ from sidecar.clock import Clock
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
+from sidecar.store.messages import StoredCatalogue
 from tests.servers.certificates import Certificates
 from tests.servers.load_client import Tally
 from tests.servers.redis_node import eventually
@@ -78,7 +79,7 @@ async def test_over_tls_and_with_the_users_that_are_described_a_master_is_found_
                 return True
 
             await eventually(goes_on, 20, new.log)
-            assert await store.catalogue() == (2, "of the second")
+            assert await store.catalogue() == StoredCatalogue(2, "of the second", b"")
             denied = [entry for entry in await new.ask("ACL", "LOG") if b"auth" not in entry]
             assert denied == [], "a user that is described lacks a right"
         finally:

@@ -1,0 +1,51 @@
+"""A steady load from many connections, beside which open_loop.py samples latencies.
+
+wrk with think times: each of some hundred connections waits after an answer for 5 to 15 ms by chance, then asks again.
+Together they ask at a rate that a stall of the server hardly changes, and that a generator in C holds on one core
+together with Redis, Postgres and the rest. It asks for real-time priority, so that those do not make it come in bursts.
+
+Guarantees: the rate is nearly what was asked for, or the benchmark ends with a message.
+Gives up:   latencies of its own: those who wait do not ask meanwhile, so a stall of more than 5 ms is met by fewer of
+            them than were due. The samples beside it are due whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+
+from bench import open_loop, wrk
+
+THINK_MS = (5, 15)
+SETTLE_S = 1.0
+RATE_MIN = 0.9
+PRIORITY = 1
+SCRIPT = """
+local asked, number = {%s}, 0
+request = function()
+  number = number %% #asked + 1
+  return asked[number]
+end
+"""
+THINKING = "delay = function() return math.random(%d, %d) end\n"
+
+
+def script(tenants: Sequence[str], *, thinking: bool = False) -> str:
+    """For wrk: requests of these tenants in turn."""
+    asked = ",\n".join(json.dumps(open_loop.request(tenant).decode()) for tenant in tenants)
+    return SCRIPT % asked + (THINKING % THINK_MS if thinking else "")
+
+
+@contextlib.contextmanager
+def load(port: int, rate: int, tenants: Sequence[str]) -> Iterator[None]:
+    """Meanwhile the server gets that many requests a second."""
+    connections = round(rate * sum(THINK_MS) / 2 / 1_000)
+    asked = script(tenants, thinking=True)
+    with wrk.running(f"http://127.0.0.1:{port}/", asked, connections, priority=PRIORITY) as told:
+        time.sleep(SETTLE_S)
+        yield
+    told.check()
+    if told.rate < RATE_MIN * rate:
+        raise SystemExit(f"only {told.rate:,.0f} of {rate:,} requests/s were sent; is the machine busy?")
