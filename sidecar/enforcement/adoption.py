@@ -1,7 +1,8 @@
 """Adopts journals of dead writers: reports their windows, then their death, and deletes a file when the ledger has it.
 
 Guarantees: the old writer's id is never continued; its leases are freed after its windows are reported; a file goes
-            only when the ledger, not Redis, has all of it, in the generation in which it was reported.
+            only when the ledger, not Redis, has all of it, in the generation in which it was reported. A journal of any
+            size takes no memory to speak of, and decisions wait a few milliseconds at most.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.logs import fields
 from sidecar.store.messages import SyncMessage, TenantReport
-from sidecar.usage.recovery import DeadJournal, adopt
+from sidecar.usage.recovery import WINDOWS_AT_ONCE, adopt_slowly
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
     from pathlib import Path
 
     from sidecar.store.client import Store
     from sidecar.store.messages import SyncReply
     from sidecar.telemetry import CoreCounters
-    from sidecar.usage.recovery import CountedWindow
+    from sidecar.usage.recovery import CountedWindow, DeadJournal
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,19 @@ SCAN_INTERVAL_S = 2.0
 POLL_INTERVAL_S = 0.5
 # One script call has to end well within the store's timeout.
 WINDOWS_PER_MESSAGE = 250
+# Of tenants; one that is forgotten is refused once more and sent again.
+REVISIONS_MAX = 10_000
+
+# The generation in which a shard's windows were reported, and the version after which the ledger has them.
+Mark = tuple[str, int]
+
+
+class _Pass:
+    """What reporting a journal came to: the mark of each shard, and the revisions of tenants that Redis told."""
+
+    def __init__(self) -> None:
+        self.marks: dict[int, Mark] = {}
+        self.revisions: dict[str, int] = {}
 
 
 class Adoption:
@@ -43,78 +57,108 @@ class Adoption:
         self._store = store
         self._counters = counters
         self._reclaim_after_ms = reclaim_after_ms
-        self._held: list[DeadJournal] = []
+        self._scan: Generator[DeadJournal | None] | None = None
+        self._held: DeadJournal | None = None
 
     async def run(self) -> None:
         """Adopt what is there, and what dying siblings leave."""
         while True:
-            self._held += adopt(self._directory)
-            while self._held:
-                await self._finish(self._held[0])
-                self._held.pop(0)
+            self._scan = adopt_slowly(self._directory)
+            for journal in self._scan:
+                if journal is None:
+                    await asyncio.sleep(0)
+                    continue
+                self._held = journal
+                try:
+                    await self._finish(journal)
+                except OSError as error:
+                    log.warning("journal cannot be read", extra=fields(writer=journal.writer, cause=str(error)))
+                    journal.release()
+                self._held = None
             await asyncio.sleep(SCAN_INTERVAL_S)
 
     def close(self) -> None:
         """Let others adopt what is not finished."""
-        for journal in self._held:
-            journal.release()
-        self._held.clear()
+        if self._scan is not None:
+            self._scan.close()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     async def _finish(self, journal: DeadJournal) -> None:
-        log.info("journal adopted", extra=fields(writer=journal.writer, windows=len(journal.windows)))
-        shards: dict[int, dict[str, list[CountedWindow]]] = {}
-        for window in journal.windows:
-            shard = self._store.keys.shard_of(window.key.tenant)
-            shards.setdefault(shard, {}).setdefault(window.key.tenant, []).append(window)
-        reported = {
-            shard: await self._insist(self._report, shard, journal.writer, tenants) for shard, tenants in shards.items()
-        }
+        log.info("journal adopted", extra=fields(writer=journal.writer, windows=journal.count))
+        marks = await self._report(journal)
         for shard in range(self._store.keys.shards):
             while await self._insist(self._store.retire, shard, journal.writer):
                 pass
-        for shard, (generation, version) in reported.items():
-            await self._await_ledger(shard, journal.writer, shards[shard], generation, version)
+        for shard, mark in marks.items():
+            await self._await_ledger(journal, shard, mark)
         journal.delete()
         self._counters.journals_adopted += 1
         log.info("journal is in the ledger", extra=fields(writer=journal.writer))
 
-    async def _await_ledger(
-        self, shard: int, writer: str, tenants: dict[str, list[CountedWindow]], generation: str, version: int
-    ) -> None:
+    async def _await_ledger(self, journal: DeadJournal, shard: int, mark: Mark) -> None:
         while True:
-            reply: SyncReply = await self._insist(self._send, shard, writer, [])
+            reply: SyncReply = await self._insist(self._send, shard, journal.writer, [])
+            generation, version = mark
             if reply.generation != generation:
-                generation, version = await self._insist(self._report, shard, writer, tenants)
+                mark = (await self._report(journal, shard))[shard]
             elif reply.watermark >= version:
                 return
             await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _report(self, shard: int, writer: str, tenants: dict[str, list[CountedWindow]]) -> tuple[str, int]:
-        """Report all windows of a shard; returns the generation and the version after which the ledger has them."""
-        revisions: dict[str, int] = {}
-        waiting = [
-            (tenant, windows[first : first + WINDOWS_PER_MESSAGE])
-            for tenant, windows in tenants.items()
-            for first in range(0, len(windows), WINDOWS_PER_MESSAGE)
-        ]
-        generation, version = "", 0
+    async def _report(self, journal: DeadJournal, shard: int | None = None) -> dict[int, Mark]:
+        """Report all windows, or those of one shard, each shard's in one generation; returns what it came to."""
+        while True:
+            passed = _Pass()
+            if await self._pass(journal, shard, passed):
+                return passed.marks
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def _pass(self, journal: DeadJournal, only: int | None, passed: _Pass) -> bool:
+        """Report once; False when Redis lost its state meanwhile, and with it what was reported first."""
+        filling: dict[int, list[CountedWindow]] = {}
+        for number, window in enumerate(journal.windows(), 1):
+            if number % WINDOWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            shard = self._store.keys.shard_of(window.key.tenant)
+            if only not in (None, shard):
+                continue
+            batch = filling.setdefault(shard, [])
+            batch.append(window)
+            if len(batch) == WINDOWS_PER_MESSAGE:
+                del filling[shard]
+                if not await self._deliver(journal.writer, shard, batch, passed):
+                    return False
+        for shard, batch in filling.items():
+            if not await self._deliver(journal.writer, shard, batch, passed):
+                return False
+        return True
+
+    async def _deliver(self, writer: str, shard: int, batch: list[CountedWindow], passed: _Pass) -> bool:
+        """Report windows of a shard until Redis has taken them all; False when it is in another generation now."""
+        waiting: dict[str, list[CountedWindow]] = {}
+        for window in batch:
+            waiting.setdefault(window.key.tenant, []).append(window)
+        revisions = passed.revisions
+        if len(revisions) > REVISIONS_MAX:
+            revisions.clear()
         while waiting:
-            batch, waiting = _fitting(waiting)
             parts = [
                 TenantReport(tenant, revisions.get(tenant, 0), [(*w.key[1:], w.value) for w in windows], [])
-                for tenant, windows in batch
+                for tenant, windows in waiting.items()
             ]
-            reply = await self._send(shard, writer, parts)
-            if generation and reply.generation != generation:
-                raise StoreUnavailable("Redis lost its state during the report")
-            generation, version = reply.generation, reply.version
-            refused = []
-            for (tenant, windows), part in zip(batch, reply.parts, strict=True):
+            reply: SyncReply = await self._insist(self._send, shard, writer, parts)
+            if passed.marks.get(shard, (reply.generation, 0))[0] != reply.generation:
+                return False
+            passed.marks[shard] = (reply.generation, reply.version)
+            refused = {}
+            for (tenant, windows), part in zip(waiting.items(), reply.parts, strict=True):
                 if part.revision > revisions.get(tenant, 0):
                     revisions[tenant] = part.revision
-                    refused.append((tenant, windows))
-            waiting = refused + waiting
-        return generation, version
+                    refused[tenant] = windows
+            waiting = refused
+        return True
 
     async def _send(self, shard: int, writer: str, parts: list[TenantReport]) -> SyncReply:
         # Sequence 0 is never newer than a stored one: the message moves windows and is no sign of life.
@@ -127,16 +171,3 @@ class Adoption:
                 return await call(*args, **kwargs)
             except (StoreUnavailable, StoreRefused):
                 await asyncio.sleep(POLL_INTERVAL_S)
-
-
-Slice = tuple[str, "list[CountedWindow]"]
-
-
-def _fitting(waiting: list[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """Split what is waiting into one message's worth and the rest."""
-    room = WINDOWS_PER_MESSAGE
-    for position, (_, windows) in enumerate(waiting):
-        room -= len(windows)
-        if room < 0:
-            return waiting[:position], waiting[position:]
-    return waiting, []

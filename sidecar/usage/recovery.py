@@ -18,10 +18,11 @@ from sidecar.usage.journal import BLOCK_BYTES, HEADER, HEADER_BYTES, MAGIC, RECO
 from sidecar.usage.window import WindowKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
 
+WINDOWS_AT_ONCE = 500  # about a millisecond
 _WRITER = re.compile(r"[0-9a-f]{16}")
 
 
@@ -33,13 +34,17 @@ class CountedWindow(NamedTuple):
 
 
 class DeadJournal:
-    """A journal whose process is gone; holding this object holds the file's lock."""
+    """A journal whose process is gone; holding this object holds the file's lock. It was read to its end once."""
 
-    def __init__(self, path: Path, fd: int, writer: str, windows: list[CountedWindow]) -> None:
+    def __init__(self, path: Path, fd: int, writer: str, count: int) -> None:
         self.path = path
         self.writer = writer
-        self.windows = windows
+        self.count = count
         self._fd = fd
+
+    def windows(self) -> Iterator[CountedWindow]:
+        """Read them, as often as wanted: a million of them would be 300 MiB as objects. Raises OSError."""
+        return _windows(self.path, self._fd)
 
     def delete(self) -> None:
         """Delete the file: the ledger has everything in it."""
@@ -58,6 +63,11 @@ def adopt(directory: Path) -> Iterator[DeadJournal]:
 
     A file that is no journal is left where it is and skipped; ``inspect`` tells what is wrong with it.
     """
+    return (found for found in adopt_slowly(directory) if found is not None)
+
+
+def adopt_slowly(directory: Path) -> Generator[DeadJournal | None]:
+    """The same, with a None after every WINDOWS_AT_ONCE windows, for those who have something else to do meanwhile."""
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -69,11 +79,18 @@ def adopt(directory: Path) -> Iterator[DeadJournal]:
             if os.fstat(fd).st_nlink == 0:
                 os.close(fd)
                 continue
-            writer, windows = _read(path, fd)
+            writer, count = _writer(path, fd), 0
+            for _ in _windows(path, fd):
+                count += 1
+                if count % WINDOWS_AT_ONCE == 0:
+                    yield None
         except (OSError, JournalUnusable):
             os.close(fd)
             continue
-        yield DeadJournal(path, fd, writer, windows)
+        except GeneratorExit:
+            os.close(fd)
+            raise
+        yield DeadJournal(path, fd, writer, count)
 
 
 def inspect(path: Path) -> tuple[str, list[CountedWindow]]:
@@ -87,12 +104,12 @@ def inspect(path: Path) -> tuple[str, list[CountedWindow]]:
         message = f"{path}: {error.strerror}"
         raise JournalUnusable(message) from error
     try:
-        return _read(path, fd)
+        return _writer(path, fd), list(_windows(path, fd))
     finally:
         os.close(fd)
 
 
-def _read(path: Path, fd: int) -> tuple[str, list[CountedWindow]]:
+def _writer(path: Path, fd: int) -> str:
     header = os.pread(fd, HEADER.size, 0)
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         if header.strip(b"\0"):
@@ -104,16 +121,18 @@ def _read(path: Path, fd: int) -> tuple[str, list[CountedWindow]]:
     if not _WRITER.fullmatch(writer):
         message = f"{path}: neither its header nor its name says whose journal it is"
         raise JournalUnusable(message)
-    windows: list[CountedWindow] = []
+    return writer
+
+
+def _windows(path: Path, fd: int) -> Iterator[CountedWindow]:
     position = HEADER_BYTES
     try:
         while block := os.pread(fd, BLOCK_BYTES, position):
-            windows.extend(_records(block))
+            yield from _records(block)
             position += BLOCK_BYTES
     except ValueError as error:
         message = f"{path}: a whole record has a key that no version known here writes"
         raise JournalUnusable(message) from error
-    return writer, windows
 
 
 def _records(block: bytes) -> Iterator[CountedWindow]:

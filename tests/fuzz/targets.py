@@ -161,9 +161,10 @@ def journal(data: bytes) -> None:
         with suppress(JournalUnusable):
             read = inspect(path)
         adopted = list(adopt(Path(folder)))
+        found = [(one.writer, list(one.windows())) for one in adopted]
         for one in adopted:
             one.release()
-        assert [(one.writer, one.windows) for one in adopted] == ([read] if read else [])
+        assert found == ([read] if read else [])
         if read is None:
             return
         writer, windows = read

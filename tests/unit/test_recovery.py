@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.errors import JournalUnusable
 from sidecar.usage.journal import HEADER_BYTES, Journal
-from sidecar.usage.recovery import adopt, inspect
+from sidecar.usage.recovery import WINDOWS_AT_ONCE, adopt, adopt_slowly, inspect
 from sidecar.usage.window import WindowKey
 
 WRITER = "00000000000000bb"
@@ -25,7 +25,7 @@ def dead(directory: Path, units: int = 3, writer: str = WRITER) -> Path:
 def test_a_dead_writers_journal_is_adopted_once_and_deleted_when_done(tmp_path: Path) -> None:
     path = dead(tmp_path)
     [found] = list(adopt(tmp_path))
-    assert (found.writer, found.windows) == (WRITER, [(WindowKey("acme", "api", 0, 7), 3)])
+    assert (found.writer, list(found.windows())) == (WRITER, [(WindowKey("acme", "api", 0, 7), 3)])
     assert not list(adopt(tmp_path))
     found.delete()
     found.release()
@@ -35,9 +35,10 @@ def test_a_dead_writers_journal_is_adopted_once_and_deleted_when_done(tmp_path: 
 def test_a_released_journal_may_be_adopted_by_another(tmp_path: Path) -> None:
     dead(tmp_path)
     [found] = list(adopt(tmp_path))
+    windows = list(found.windows())
     found.release()
     [again] = list(adopt(tmp_path))
-    assert again.windows == found.windows
+    assert list(again.windows()) == windows
     again.release()
 
 
@@ -98,7 +99,7 @@ def test_counts_survive_a_header_that_was_lost_with_the_power(tmp_path: Path) ->
 def test_an_empty_file_is_a_journal_without_counts(tmp_path: Path) -> None:
     (tmp_path / f"{WRITER}.journal").write_bytes(b"")
     [found] = list(adopt(tmp_path))
-    assert (found.writer, found.windows) == (WRITER, [])
+    assert (found.writer, list(found.windows())) == (WRITER, [])
     found.delete()
 
 
@@ -134,3 +135,20 @@ def test_a_journal_of_nobody_is_left_alone(tmp_path: Path) -> None:
     Journal(tmp_path / f"{WRITER}.journal", "no writer\0\0\0\0\0\0\0").close(delete=False)
     with pytest.raises(JournalUnusable, match="whose journal"):
         inspect(tmp_path / f"{WRITER}.journal")
+
+
+def test_a_large_journal_is_read_in_pieces_and_let_go_when_nobody_waits_for_its_end(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / f"{WRITER}.journal", WRITER)
+    for hour in range(2 * WINDOWS_AT_ONCE + 1):
+        cell = journal.cell(WindowKey("acme", "api", 0, hour).encode())
+        cell.view[cell.index] = 1
+    journal.close(delete=False)
+    half_read = adopt_slowly(tmp_path)
+    assert next(half_read) is None
+    assert not list(adopt(tmp_path))
+    half_read.close()
+    first, second, found = adopt_slowly(tmp_path)
+    assert first is second is None
+    assert found is not None
+    assert found.count == len(list(found.windows())) == len(list(found.windows())) == 2 * WINDOWS_AT_ONCE + 1
+    found.release()
