@@ -81,27 +81,16 @@ test-fast: install-dev
 	@$(BIN)/pytest $(PYTEST_ARGS) -m "not slow"
 
 # A question that cannot be answered here (control groups, a missing gateway) does not keep the others from theirs.
-define MEASURE
-	@$(BIN)/python bench/decision.py $(1) || true
-	@$(BIN)/python bench/latency.py $(2) || true
-	@$(BIN)/python bench/gateways.py $(1) || true
-	@$(BIN)/python bench/cost.py $(3) || true
-	@$(BIN)/python bench/start.py $(4) || true
-endef
-
 bench: install-dev
-	$(call MEASURE,--seconds 1 --rounds 2,--seconds 2 --tenants 4000,--tenants 4000 --seconds 4,--rounds 3 --cells 200000)
+	@$(BIN)/python -m bench || true
 	@$(BIN)/python bench/flusher.py --tenants 5000 --rounds 1 || true
 	@$(BIN)/python bench/picture.py
 	@$(BIN)/python -m bench.scale --quick || true
 
 bench-full: install-dev
-	$(call MEASURE,--seconds 5 --rounds 5,--seconds 20,--tenants 100000 --seconds 20,--rounds 7)
-	@$(BIN)/python bench/confined.py || true
-	@$(BIN)/python bench/listener.py --seconds 3 || true
-	@$(BIN)/python bench/changes.py || true
-	@$(BIN)/python bench/forwarding.py || true
-	@for question in flusher restore; do [ ! -e bench/$$question.py ] || $(BIN)/python bench/$$question.py || true; done
+	@$(BIN)/python -m bench --full || true
+	@for question in confined "listener --seconds 3" changes forwarding flusher restore; do \
+		$(BIN)/python -m bench.$$question || true; done
 	@$(BIN)/python -m bench.scale --cluster || true
 	@$(BIN)/python bench/picture.py
 

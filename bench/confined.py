@@ -79,7 +79,7 @@ class Groups:
 
 def measure(cpu: float, mib: int) -> dict[str, Any]:
     """The rate that is sustained, and the memory in which it lives."""
-    with place.installation(decision.catalogue()) as dev:
+    with place.installation() as dev:
         dev.put_tenant(decision.TENANT, "standard")
         dev.cli("flush")
         for given in (mib, 2 * mib):

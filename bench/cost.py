@@ -23,7 +23,7 @@ import re
 import time
 from typing import Any
 
-from bench import latency, open_loop, place, report
+from bench import open_loop, place, report
 from tests.servers.sidecar_dev import SidecarDev
 
 HOT = 100
@@ -68,23 +68,22 @@ def counted(dev: SidecarDev, rate: int, seconds: float, names: list[str], *, zip
     return after.since(before[0])
 
 
-def measure(tenants: int, rate: int, seconds: float) -> dict[str, dict[str, Any]]:
+def measure(dev: SidecarDev, tenants: int, rate: int, seconds: float) -> dict[str, dict[str, Any]]:
     """Parts of the results: ``redis`` and ``memory``."""
-    with place.installation(latency.catalogue(1_000_000_000)) as dev:
-        pid = place.worker(dev)
-        start = place.memory_kib(pid)
-        names = place.add_tenants(dev, tenants)
-        open_loop.warm(dev.authz_port, names[:HOT])
-        hot = counted(dev, rate, seconds, names[:HOT], zipf=False)
-        before = place.memory_kib(pid)
-        open_loop.warm(dev.authz_port, names)
-        after = place.memory_kib(pid)
-        tail = counted(dev, rate // 2, seconds, names, zipf=True)
-        dev.cli("flush")
-        time.sleep(2)  # leases go back
-        used_us = place.cpu_us(pid)
-        time.sleep(IDLE_S)
-        idle = (place.cpu_us(pid) - used_us) / (IDLE_S * 10_000)
+    pid = place.worker(dev)
+    start = place.memory_kib(pid)
+    names = place.tenants(dev, tenants)
+    open_loop.warm(dev.authz_port, names[:HOT])
+    hot = counted(dev, rate, seconds, names[:HOT], zipf=False)
+    before = place.memory_kib(pid)
+    open_loop.warm(dev.authz_port, names)
+    after = place.memory_kib(pid)
+    tail = counted(dev, rate // 2, seconds, names, zipf=True)
+    dev.cli("flush")
+    time.sleep(2)  # leases go back
+    used_us = place.cpu_us(pid)
+    time.sleep(IDLE_S)
+    idle = (place.cpu_us(pid) - used_us) / (IDLE_S * 10_000)
     return {
         "redis": {
             "calls_per_1000": hot["per_1000"],
@@ -107,6 +106,32 @@ def measure(tenants: int, rate: int, seconds: float) -> dict[str, dict[str, Any]
     }
 
 
+def publish(found: dict[str, dict[str, Any]]) -> None:
+    """Keep the numbers."""
+    for part, numbers in found.items():
+        report.publish(part, numbers)
+
+
+def text(found: dict[str, dict[str, Any]]) -> str:
+    """The same for people."""
+    redis, memory = found["redis"], found["memory"]
+    lines = []
+    for name, rate, over in (
+        ("", "rate", f"{HOT} tenants"),
+        ("_tail", "rate_tail", f"{redis['tenants_tail']:,} by Zipf's law"),
+    ):
+        made = f"{redis['calls' + name]}, {redis['failed' + name]} of them not answered in time"
+        lines.append(
+            f"{redis['calls_per_1000' + name]} calls of Redis per 1,000 at {redis[rate]:,}/s over {over}: {made}"
+        )
+    lines += [
+        f"{memory['start_mib']} MiB resident at start ({memory['start_anonymous_mib']} MiB of it its own)",
+        f"{memory['bytes_per_key']} bytes per active tenant and metric ({memory['keys']:,} of them)",
+        f"{memory['idle_percent']} % of a core while nobody asks",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tenants", type=int, default=10_000)
@@ -114,23 +139,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = measure(given.tenants, given.rate, given.seconds)
-    for part, numbers in found.items():
-        report.publish(part, numbers)
-    if given.json:
-        print(json.dumps(found))
-        return
-    redis, memory = found["redis"], found["memory"]
-    print(report.headline())
-    for name, rate, over in (
-        ("", "rate", f"{HOT} tenants"),
-        ("_tail", "rate_tail", f"{given.tenants:,} by Zipf's law"),
-    ):
-        print(f"{redis['calls_per_1000' + name]} calls of Redis per 1,000 at {redis[rate]:,}/s over {over}", end=": ")
-        print(f"{redis['calls' + name]}, {redis['failed' + name]} of them not answered in time")
-    print(f"{memory['start_mib']} MiB resident at start ({memory['start_anonymous_mib']} MiB of it its own)")
-    print(f"{memory['bytes_per_key']} bytes per active tenant and metric ({memory['keys']:,} of them)")
-    print(f"{memory['idle_percent']} % of a core while nobody asks")
+    with place.installation() as dev:
+        found = measure(dev, given.tenants, given.rate, given.seconds)
+    publish(found)
+    print(json.dumps(found) if given.json else f"{report.headline()}\n{text(found)}")
 
 
 if __name__ == "__main__":

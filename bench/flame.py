@@ -28,7 +28,7 @@ def main() -> None:
     if spy is None:
         raise SystemExit("this needs py-spy: .venv/bin/pip install py-spy")
     picture = RESULTS.parent / "flame.svg"
-    with place.installation(decision.catalogue()) as dev:
+    with place.installation() as dev:
         dev.put_tenant(decision.TENANT, "standard")
         dev.cli("flush")
         script = wrk.headers(decision.HEADERS)

@@ -21,8 +21,9 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import decision, listener, place, report, wrk
+from bench import listener, place, report, wrk
 from tests.e2e.gateways import GATEWAYS
+from tests.servers.sidecar_dev import SidecarDev
 
 PATHS = ("tcp", "unix")
 WHO = ("constant", "sidecar")
@@ -43,12 +44,11 @@ class Asked(NamedTuple):
         return rate, (sum(map(place.cpu_us, self.pids)) - used_us) / requests
 
 
-def measure(seconds: float, pairs: int, connections: int) -> dict[str, Any]:
+def measure(dev: SidecarDev, seconds: float, pairs: int, connections: int) -> dict[str, Any]:
     """For each gateway and way of asking: rates, and the ratio of decisions to the constant answer."""
     runs: dict[tuple[str, str], list[dict[str, tuple[float, float]]]] = {}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(place.folder())
-        dev = stack.enter_context(place.installation(decision.catalogue()))
         _, key = dev.new_tenant("standard")
         sidecar = stack.enter_context(place.serving(dev))
         os.sched_setaffinity(sidecar.worker, {place.last_core()})
@@ -107,6 +107,25 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def publish(found: dict[str, Any]) -> None:
+    """Keep the numbers."""
+    for kind, part in found.items():
+        report.publish(kind, part)
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = []
+    for kind, part in found.items():
+        for way in PATHS:
+            told = part[way]
+            least, most = told["ratio_quartiles"]
+            rates = f"constant {told['constant_rps']:>7,} requests/s  sidecar {told['rps']:>7,} requests/s"
+            ratio = f"{told['ratio']:.2f} ({least:.2f} to {most:.2f}; CPU {told['cpu_ratio']:.2f})"
+            lines.append(f"{kind:6} {way:5} {rates}  ratio {ratio}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.5)
@@ -114,21 +133,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = measure(given.seconds, given.pairs, given.connections)
-    for kind, part in found.items():
-        report.publish(kind, part)
-    if given.json:
-        print(json.dumps(found))
-        return
-    print(report.headline())
-    for kind, part in found.items():
-        for way in PATHS:
-            told = part[way]
-            least, most = told["ratio_quartiles"]
-            print(
-                f"{kind:6} {way:5} constant {told['constant_rps']:>7,} requests/s  sidecar {told['rps']:>7,} requests/s"
-                f"  ratio {told['ratio']:.2f} ({least:.2f} to {most:.2f}; CPU {told['cpu_ratio']:.2f})"
-            )
+    with place.installation() as dev:
+        found = measure(dev, given.seconds, given.pairs, given.connections)
+    publish(found)
+    print(json.dumps(found) if given.json else f"{report.headline()}\n{text(found)}")
 
 
 if __name__ == "__main__":

@@ -37,26 +37,6 @@ STALLED_RATE = 40_000
 SCRAPE_S = 0.5
 RELOAD_AT_S = 0.5
 SETTLE_S = 2.0
-CATALOGUE = """
-identity: [{{header: x-tenant-id}}]
-metrics: {{api_calls: {{}}}}
-plans:
-  standard:
-    limits:
-      api_calls: {{included: 1_000_000_000_000, period: month, cap: hard, on_outage: open}}
-      burst: {{metric: api_calls, included: {burst}, period: minute, cap: hard, on_outage: open}}
-      fair_use: {{metric: api_calls, included: 1_000_000_000_000, period: day, cap: soft}}
-    features: {{branding: custom, llm: large}}
-    forward: [branding, llm]
-routes:
-{rules}  - {{name: run, match: /v1/agents/*/run}}
-"""
-RULES = "".join(f"  - {{name: rule-{n}, match: GET /v1/things-{n}/*}}\n" for n in range(199))
-
-
-def catalogue(burst: int) -> str:
-    """Two hundred rules and three limits, of which one can be changed."""
-    return CATALOGUE.format(burst=burst, rules=RULES)
 
 
 class Day:
@@ -65,6 +45,7 @@ class Day:
     def __init__(self, dev: SidecarDev) -> None:
         self._dev = dev
         self._scrape_at_s = 0.0
+        self._burst = place.BURST + 1
         self.reloaded = False
 
     def goes_on(self, elapsed_s: float) -> None:
@@ -75,7 +56,7 @@ class Day:
                 answer.read()
         if elapsed_s >= RELOAD_AT_S and not self.reloaded:
             self.reloaded = True
-            (self._dev.state.parent / "catalogue.yaml").write_text(catalogue(1_100_000_000))
+            (self._dev.state.parent / "catalogue.yaml").write_text(place.catalogue(self._burst))
 
 
 def sampled(
@@ -88,11 +69,11 @@ def sampled(
     return told
 
 
-def measure(seconds: float, tenants: int, rate: int) -> dict[str, Any]:
+def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[str, Any]:
     """Percentiles of every mode, at ``rate`` or else half of what wrk reaches."""
     found: dict[str, Any] = {}
-    with place.installation(catalogue(1_000_000_000)) as dev, place.on_last_core():
-        names = place.add_tenants(dev, tenants)
+    with place.on_last_core():
+        names = place.tenants(dev, tenants)
         hot = names[:HOT]
         # Every tenant is in the worker's memory from here on.
         open_loop.warm(dev.authz_port, names)
@@ -111,8 +92,8 @@ def measure(seconds: float, tenants: int, rate: int) -> dict[str, Any]:
             found["outage"] = sampled(dev.authz_port, rate, seconds, hot)
         finally:
             dev.signal_redis(signal.SIGCONT)
-    found["tenants"] = tenants
-    return found
+    ratio = round(found["outage"]["p99_us"] / found["quiet"]["p99_us"], 2)
+    return found | {"tenants": tenants, "outage_ratio": ratio}
 
 
 def stalled(seconds: float, rate: int) -> dict[str, Any]:
@@ -132,6 +113,24 @@ def stalled(seconds: float, rate: int) -> dict[str, Any]:
         return sampled(int(server.at), rate, seconds, names, stall)
 
 
+def publish(found: dict[str, Any]) -> None:
+    """Keep the numbers."""
+    report.publish("latency", found)
+    report.publish("decision", {name: found["busy"][name] for name in ("p50_us", "p99_us", "p999_us")})
+    report.publish("outage", {"p99_ratio": found["outage_ratio"], "p99_us": found["outage"]["p99_us"]})
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"{found['rate']:,} requests/s over {HOT} of {found['tenants']:,} tenants, from when due:"]
+    for mode in ("floor", "busy", "quiet", "outage"):
+        told = found[mode]
+        p50, p99, p999 = (f"{told[name]:8,.0f} us" for name in ("p50_us", "p99_us", "p999_us"))
+        lines.append(f"{mode:8} p50 {p50}  p99 {p99}  p99.9 {p999}")
+    lines.append(f"p99 without Redis: {found['outage_ratio']} times the healthy one")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
@@ -143,23 +142,10 @@ def main() -> None:
     if given.stall:
         print(json.dumps(stalled(given.seconds, given.rate or STALLED_RATE)))
         return
-    found = measure(given.seconds, given.tenants, given.rate)
-    ratio = round(found["outage"]["p99_us"] / found["quiet"]["p99_us"], 2)
-    report.publish("latency", found)
-    report.publish("decision", {name: found["busy"][name] for name in ("p50_us", "p99_us", "p999_us")})
-    report.publish("outage", {"p99_ratio": ratio, "p99_us": found["outage"]["p99_us"]})
-    if given.json:
-        print(json.dumps(found))
-        return
-    print(
-        f"{report.headline()}\n{found['rate']:,} requests/s over {HOT} of {found['tenants']:,} tenants, from when due:"
-    )
-    for mode in ("floor", "busy", "quiet", "outage"):
-        told = found[mode]
-        print(
-            f"{mode:8} p50 {told['p50_us']:8,.0f} us  p99 {told['p99_us']:8,.0f} us  p99.9 {told['p999_us']:8,.0f} us"
-        )
-    print(f"p99 without Redis: {ratio} times the healthy one")
+    with place.installation() as dev:
+        found = measure(dev, given.seconds, given.tenants, given.rate)
+    publish(found)
+    print(json.dumps(found) if given.json else f"{report.headline()}\n{text(found)}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,29 @@ from sidecar.embedded.port import free_port
 from tests.servers.sidecar_dev import SidecarDev
 
 SHARDS = 16
+BURST = 1_000_000_000
+CATALOGUE = """
+identity: [{{header: x-tenant-id}}, {{api_key: authorization}}]
+metrics: {{api_calls: {{}}}}
+plans:
+  standard:
+    limits:
+      api_calls: {{included: 1_000_000_000_000, period: month, cap: hard, on_outage: open}}
+      burst: {{metric: api_calls, included: {burst}, period: minute, cap: hard, on_outage: open}}
+      fair_use: {{metric: api_calls, included: 1_000_000_000_000, period: day, cap: soft}}
+    features: {{branding: custom, llm: large}}
+    forward: [branding, llm]
+routes:
+{rules}  - {{name: run, match: /v1/agents/*/run}}
+"""
+RULES = "".join(f"  - {{name: rule-{n}, match: GET /v1/things-{n}/*}}\n" for n in range(199))
 READY_S = 30.0
 LOOK_S = 0.001
+
+
+def catalogue(burst: int = BURST) -> str:
+    """Two hundred rules, of which the last one fits, and three limits on what it costs; one of them can be changed."""
+    return CATALOGUE.format(burst=burst, rules=RULES)
 
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -86,10 +107,10 @@ def folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def installation(catalogue: str, env: Mapping[str, str] | None = None) -> Iterator[SidecarDev]:
+def installation(env: Mapping[str, str] | None = None) -> Iterator[SidecarDev]:
     """A `sidecar dev` with one worker, which is pinned to the first core."""
     with folder() as directory:
-        (directory / "catalogue.yaml").write_text(catalogue)
+        (directory / "catalogue.yaml").write_text(catalogue())
         dev = SidecarDev(directory / "dev", directory / "catalogue.yaml", env=env)
         with on_last_core():
             dev.start()
@@ -105,17 +126,18 @@ def worker(dev: SidecarDev) -> int:
     return int(dev.now().pids["authz"][0])
 
 
-def add_tenants(dev: SidecarDev, count: int, plan: str = "standard", prefix: str = "t") -> list[str]:
-    """Many tenants at once, and wait until Redis has them."""
-    names = [f"{prefix}-{number}" for number in range(count)]
+def tenants(dev: SidecarDev, count: int) -> list[str]:
+    """Have so many tenants, and wait until Redis has them; the same ones each time."""
+    names = [f"t-{number}" for number in range(count)]
 
     async def insert() -> None:
         connection = await asyncpg.connect(dev.at.postgres)
         try:
             await connection.execute(
-                "insert into tenants (id, plan, shard) select * from unnest($1::text[], $2::text[], $3::int[])",
+                "insert into tenants (id, plan, shard) select * from unnest($1::text[], $2::text[], $3::int[])"
+                " on conflict do nothing",
                 names,
-                [plan] * count,
+                ["standard"] * count,
                 [crc32(name.encode()) % SHARDS for name in names],
             )
             while await connection.fetchval("select count(*) from tenants where rev > projected_rev"):

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from bench import report
-from bench.latency import catalogue
+from bench.place import catalogue
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.resolve import resolve
