@@ -37,9 +37,10 @@ from sidecar.enforcement.account import Account
 from sidecar.enforcement.decision import Identity
 from sidecar.enforcement.directory import Directory
 from sidecar.enforcement.enforcer import Enforcer
-from sidecar.enforcement.exchange import ShardExchange, Terms
+from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.repeats import Repeats
 from sidecar.enforcement.synchroniser import Synchroniser
+from sidecar.enforcement.terms import Terms
 from sidecar.store import snapshots
 from sidecar.store.keys import Keyspace
 from sidecar.store.messages import SYNC_REPLY, LeaseReply, Lookup, SyncMessage, SyncReply, TenantReply

@@ -85,6 +85,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, _about("ms", "Silence after which Redis takes a writer's leases back.", 1_000, 600_000)
     ] = 60_000
     lease_seconds: Annotated[int, _about("s", "Size of a lease, in seconds of the rate seen.", 1, 60)] = 2
+    lease_rest_ms: Annotated[
+        int,
+        _about("ms", "How long a small lease of which Redis has plenty may stay unused with a worker.", 0, 3_600_000),
+    ] = 180_000
     lease_units_max: Annotated[int, _about("units", "Largest lease of one limit.", 1, 2**53)] = 1_000_000
     restore_hold: Annotated[
         str, _about("word", "After lost state: full waits reclaim_after_ms, reported only until all writers reported.")

@@ -142,6 +142,11 @@ class Account:
             state.contended_until_ms = 0
             state.known = False
 
+    def forfeit(self) -> None:
+        """Give up every lease."""
+        for state in self.limits.values():
+            state.forfeit()
+
     def drop_charges(self) -> None:
         """Work every charge out anew, those of child tenants too: limits or windows they refer to are gone."""
         self.edition += 1

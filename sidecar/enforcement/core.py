@@ -16,9 +16,10 @@ from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.changes import ChangeReader
 from sidecar.enforcement.directory import Directory
 from sidecar.enforcement.enforcer import Enforcer
-from sidecar.enforcement.exchange import ShardExchange, Terms
+from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.repeats import Repeats
 from sidecar.enforcement.synchroniser import Synchroniser
+from sidecar.enforcement.terms import Terms
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.logs import Transition, fields
 from sidecar.signals import end
@@ -44,7 +45,11 @@ class Core:
         folder = settings.state / "journals"
         self.journal = Journal(folder / f"{self.writer}{SUFFIX}", self.writer)
         terms = Terms(
-            settings.lease_ttl_ms, settings.reclaim_after_ms, settings.lease_seconds, settings.lease_units_max
+            settings.lease_ttl_ms,
+            settings.reclaim_after_ms,
+            settings.lease_seconds,
+            settings.lease_units_max,
+            settings.lease_rest_ms,
         )
         self.exchanges = [ShardExchange(shard, self.writer, self.journal, terms) for shard in range(store.keys.shards)]
         self.directory = Directory(

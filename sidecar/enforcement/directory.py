@@ -217,8 +217,7 @@ class Directory:
         """The tenant is gone from Redis: what it counted is still reported, its requests are looked up again."""
         account.withdrawn = True
         account.drop_charges()
-        for state in account.limits.values():
-            state.forfeit()
+        account.forfeit()
         account.exchange.touch(account)
 
     async def _load(self, tenant: str) -> Account | None:

@@ -8,8 +8,11 @@ Gives up:   nothing is awaited or timed here; the synchroniser drives it, and so
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.enforcement.rest import Resting
+from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
 from sidecar.usage.window import Window, WindowKey
 
@@ -25,20 +28,12 @@ TENANTS_PER_SYNC = 200
 WINDOWS_PER_SYNC = 250
 LIMITS_PER_SYNC = 250
 WINDOWS_EXAMINED = 256
+WOKEN_PER_SYNC = 100
 # A cell whose hour came back with a step of the clock would start from 0 again, below what Redis has.
 HOURS_KEPT = 1
 # A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
 HEARD_MS = 1_000
 ACKNOWLEDGED_KEPT_MS = 86_400_000
-
-
-class Terms(NamedTuple):
-    """Settings of the protocol; times in ms."""
-
-    lease_ttl_ms: int = 10_000
-    reclaim_after_ms: int = 60_000
-    lease_seconds: int = 2
-    lease_units_max: int = 1_000_000
 
 
 class Sent(NamedTuple):
@@ -83,12 +78,13 @@ class ShardExchange:
         self._heard_ms = -HEARD_MS
         self._touched: dict[Account, None] = {}
         self._holders: dict[Account, None] = {}
+        self.resting = Resting(terms.lease_rest_ms)  # holders that are not reported
         self._kept: deque[tuple[Account, Window]] = deque()
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to tell Redis or to hear from it."""
-        return bool(self._touched or self._holders or self._kept)
+        return bool(self._touched or self._holders or self.resting or self._kept)
 
     @property
     def pressing(self) -> bool:
@@ -132,16 +128,14 @@ class ShardExchange:
 
     def leases(self) -> tuple[int, int]:
         """Leases in hand and the units left in them."""
-        left = [state.left for account in self._holders for state in account.limits.values() if state.left > 0]
+        accounts = chain(self._holders, self.resting)
+        left = [state.left for account in accounts for state in account.limits.values() if state.left > 0]
         return len(left), sum(left)
 
     def return_leases(self) -> None:
         """Lower every lease to nothing and ask for no more; the next messages say so."""
         self.closing = True
-        for account in list(self._holders):
-            for state in account.limits.values():
-                state.forfeit()
-            self.touch(account)
+        self._forfeit()
 
     def touch(self, account: Account) -> None:
         """Something about the account changed since its last report."""
@@ -150,7 +144,9 @@ class ShardExchange:
 
     def forget(self, account: Account) -> bool:
         """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
-        if account.touched or account.windows or account.departed or account.has_children or account in self._holders:
+        if account.touched or account.windows or account.departed or account.has_children:
+            return False
+        if account in self._holders or account in self.resting:
             return False
         return all(state.left == 0 for state in account.limits.values())
 
@@ -168,10 +164,28 @@ class ShardExchange:
             return True
         if self.gone_after_ms and now_ms >= self.gone_after_ms:
             self.gone_after_ms = 0
-            for account in self._holders:
-                for state in account.limits.values():
-                    state.forfeit()
+            self._forfeit()
         return False
+
+    def _forfeit(self) -> None:
+        """Give up every lease."""
+        self._wake(self.resting.wake_all())
+        for account in self._holders:
+            account.forfeit()
+            self.touch(account)
+
+    def _wake(self, accounts: Iterable[Account]) -> None:
+        for account in accounts:
+            self._holders[account] = None
+            self.touch(account)
+
+    def _called(self, tenants: list[str]) -> None:
+        """Somebody is short of units of these: what is at rest here goes back with the next message."""
+        called = [account for tenant in tenants if (account := self.resting.wake(tenant)) is not None]
+        for account in called:
+            account.forfeit()
+        self._wake(called)
+        self.ample = self.ample and not called
 
     def compose(self, now_ms: int) -> tuple[SyncMessage, list[Sent]]:
         """The next message: touched tenants first, then holders of leases, as many as its bounds allow.
@@ -181,9 +195,10 @@ class ShardExchange:
         self.spendable(now_ms)
         self.composed_ms = now_ms
         self.backlogged = False
-        accounts = dict.fromkeys(_first(self._touched, TENANTS_PER_SYNC))
+        self._wake(self.resting.wake_due(now_ms, WOKEN_PER_SYNC))
+        accounts = dict.fromkeys(islice(self._touched, TENANTS_PER_SYNC))
         if len(accounts) < TENANTS_PER_SYNC:
-            accounts |= dict.fromkeys(_first(self._holders, TENANTS_PER_SYNC - len(accounts)))
+            accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
         sent: list[Sent] = []
         windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC
         for account in accounts:
@@ -216,6 +231,8 @@ class ShardExchange:
         account.roll(self.wall_s)
         account.touched = False
         self._touched.pop(account, None)
+        if self.resting.wake(account.tenant) is not None:
+            self._holders[account] = None
         # Rotate, so that holders beyond one message get their turn. It stays a holder meanwhile: what it holds may have
         # to be forfeited before the reply comes.
         if account in self._holders:
@@ -250,9 +267,8 @@ class ShardExchange:
         return Sent(account, account.snapshot.rev, values, limits, tuple(departed))
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
-        terms = self.terms
-        renewing = renewing and not self.closing
-        return state.report(now_ms, terms.lease_seconds, terms.lease_units_max, renewing=renewing, spaced=self.spaced)
+        bounds = self.terms.lease_seconds, self.terms.lease_units_max, self.terms.lease_rest_ms
+        return state.report(now_ms, *bounds, renewing=renewing and not self.closing, spaced=self.spaced)
 
     def apply(self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int) -> None:
         """Take over a reply. ``sent_ms``: when the message was sent (monotonic)."""
@@ -284,6 +300,9 @@ class ShardExchange:
                 self._refused(one.account, sent_ms, now_ms)
             else:
                 self._take_over(one, part, reply.version, now_ms, renewed=renewed)
+        self._called(reply.called)
+        if self.resting.overdue(now_ms):
+            self.ample = False  # more of them than one message had room for
         if reply.generation != self.generation:
             self._start_over(reply.generation)
         self._release_windows()
@@ -293,8 +312,7 @@ class ShardExchange:
         if not account.refused_since_ms:
             account.refused_since_ms = sent_ms
         elif now_ms - account.refused_since_ms >= self.terms.lease_ttl_ms:
-            for state in account.limits.values():
-                state.forfeit()
+            account.forfeit()
 
     def _take_over(self, one: Sent, part: TenantReply, version: int, now_ms: int, *, renewed: bool) -> None:
         account = one.account
@@ -310,7 +328,9 @@ class ShardExchange:
             state.refused or not state.known for state, _, _ in one.limits
         ):
             self.touch(account)
-        if any(state.left for state in account.limits.values()):
+        holding = any(state.left for state in account.limits.values())
+        resting = holding and renewed and self.granting and self.resting.lay(account, now_ms, self.wall_s)
+        if holding and not resting:
             self._holders[account] = None
         else:
             self._holders.pop(account, None)
@@ -350,6 +370,7 @@ class ShardExchange:
             window.version = 0
             window.dirty = True
             self.touch(account)
+        self._wake(self.resting.wake_all())
         for account in self._holders:
             self.touch(account)
         for account in self._touched:
@@ -375,12 +396,3 @@ class ShardExchange:
                 self._journal.free(window.cell)
             else:
                 self._kept.append((account, window))
-
-
-def _first(accounts: Iterable[Account], most: int) -> list[Account]:
-    found: list[Account] = []
-    for account in accounts:
-        if len(found) == most:
-            break
-        found.append(account)
-    return found

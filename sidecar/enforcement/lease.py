@@ -234,12 +234,20 @@ class LimitState:
         return now_ms < self.contended_until_ms and self.left < units
 
     def report(
-        self, now_ms: int, lease_seconds: int, lease_units_max: int, *, renewing: bool = True, spaced: bool = False
+        self,
+        now_ms: int,
+        lease_seconds: int,
+        lease_units_max: int,
+        rest_ms: int = 0,
+        *,
+        renewing: bool = True,
+        spaced: bool = False,
     ) -> LeaseReport:
         """What a sync says of this limit. Gives an idle lease back: ``left`` is lowered first, reported after.
 
         ``renewing`` False asks for no more than somebody waits for: the limit departed, or the writer is about to stop.
         ``spaced``: the next sync comes later than usual, so the lease is larger, and filled up before it is half empty.
+        ``rest_ms``: how long a small lease may stay unused of which Redis has plenty.
         """
         self.take_in()
         spent = self.own - self.own_reported
@@ -253,8 +261,14 @@ class LimitState:
             self.rate_per_s = max(rate, self.rate_per_s * 7 // 8 if elapsed_ms < IDLE_AFTER_MS else 0)
         want = 0
         if self.leased:
-            if not renewing or now_ms - self.own_changed_ms >= IDLE_AFTER_MS:
+            idle_ms = now_ms - self.own_changed_ms
+            if not renewing or (idle_ms >= IDLE_AFTER_MS and not (self._may_rest and idle_ms < rest_ms)):
                 self.left = 0
+            elif idle_ms >= IDLE_AFTER_MS:
+                self.target = self.first
+                if not self.reported_ms:  # it goes on in the next period
+                    want = self.first
+                self.left = min(self.left, self.first)
             else:
                 seconds = lease_seconds * SPACED_TIMES if spaced and self.ample else lease_seconds
                 rate = self.rate_per_s * seconds
@@ -278,6 +292,15 @@ class LimitState:
         return LeaseReport(
             rule.name, self.id, self.start_s, self.end_s * 1000, self.small, left, need, max(want, need), cumulative
         )
+
+    @property
+    def _may_rest(self) -> bool:
+        return self.ample and self.rule.scope == "tenant"
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether so little is left, and Redis has so much more, that nothing need be said of it for a while."""
+        return self._may_rest and self.left <= self.first and not self.need
 
     def settle(
         self,

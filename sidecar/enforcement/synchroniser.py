@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 REFRESH_PAUSE_S = 0.02
 WATERMARK_POLL_MS = 5_000
+# How soon a shard of which leases are at rest hears that somebody calls for them.
+RESTING_POLL_MS = 2_000
 HOUR_MS = 3_600_000
 # With a connection a shard for each, a thousand workers would be more than Redis takes (docs/scale.md).
 PARTS = 4
@@ -95,7 +97,8 @@ class Synchroniser:
             exchange.spaced = busy and exchange.ample
             since_ms = now_ms - self._last_ms[exchange.shard]
             pressing = exchange.pressing and (not exchange.spaced or since_ms >= spaced_ms)
-            if pressing or (exchange.busy and since_ms >= WATERMARK_POLL_MS):
+            poll_ms = RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS
+            if pressing or (exchange.busy and since_ms >= poll_ms):
                 self._start(exchange)
 
     async def drain(self) -> bool:

@@ -135,6 +135,7 @@ class Store:
                 keys.writer(shard, message.writer),
                 keys.held(shard, message.writer),
                 keys.dirty(shard),
+                keys.called(shard),
             ),
             (reclaim_after_ms, ENCODER.encode(message)),
         )

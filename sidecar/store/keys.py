@@ -45,6 +45,9 @@ class Keyspace:
     def dirty(self, shard: int) -> str:
         return self._tags[shard] + "dirty"
 
+    def called(self, shard: int) -> str:
+        return self._tags[shard] + "called"
+
     def writers(self, shard: int) -> str:
         return self._tags[shard] + "writers"
 

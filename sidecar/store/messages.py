@@ -64,7 +64,8 @@ class TenantReply(Struct, frozen=True, array_like=True):
 class SyncReply(Struct, frozen=True, array_like=True):
     """Answer to a sync. ``accepted``: the leases were renewed and the writer is known to be alive.
 
-    ``hour``: the hour it is by Redis' clock, unix seconds // 3600.
+    ``hour``: the hour it is by Redis' clock, unix seconds // 3600. ``called``: tenants of which some writer was short
+    lately, so that leases at rest are given back.
     """
 
     generation: str
@@ -74,6 +75,7 @@ class SyncReply(Struct, frozen=True, array_like=True):
     accepted: bool
     parts: list[TenantReply]
     hour: int
+    called: list[str] = []
 
 
 class DirtyWindow(Struct, frozen=True, array_like=True, gc=False):

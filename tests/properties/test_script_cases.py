@@ -58,6 +58,7 @@ class Redis:
     ) -> Any:
         self.sequences[writer] = self.sequences.get(writer, 0) + 1
         keys = [self.space.writers(0), self.space.writer(0, writer), self.space.held(0, writer), self.space.dirty(0)]
+        keys.append(self.space.called(0))
         message = [writer, self.sequences[writer], self.generation, 0, [[tenant, revision, windows, leases]]]
         return unpacked(self.call("sync", keys, RECLAIM_MS, message))
 

@@ -189,7 +189,7 @@ class ScriptMachine(RuleBasedStateMachine):
 
     def send(self, message: list[Any]) -> list[Any]:
         space, name = self.server.space, message[0]
-        keys = [space.writers(0), space.writer(0, name), space.held(0, name), space.dirty(0)]
+        keys = [space.writers(0), space.writer(0, name), space.held(0, name), space.dirty(0), space.called(0)]
         reply: list[Any] = unpacked(self.call("sync", keys, RECLAIM_MS, message))
         assert reply == self.shard.sync(RECLAIM_MS, message)
         return reply

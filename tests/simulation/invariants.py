@@ -9,6 +9,7 @@ from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.decision import Decision
 from sidecar.enforcement.lease import IDLE_AFTER_MS
+from sidecar.enforcement.synchroniser import RESTING_POLL_MS
 from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
@@ -20,12 +21,13 @@ from tests.simulation.world import TENANTS, World
 SETTLED_MS = TERMS.reclaim_after_ms * 2 + 4_000
 PATIENT = 0.1  # how many runs wait that long in any case: what is under way arrives within
 LOOK_MS = 500
-IDLE_MS = 6_000
+IDLE_MS = TERMS.lease_rest_ms + 6_000
 TAKEN_BACK_MS = TERMS.reclaim_after_ms * 3 // 2 + 2_000  # the flusher looks that often, and its pass takes a moment
 STOP_MS = 8_000
 TRIES_MAX = 120
-# One report tells of the last use, one just before IDLE_AFTER_MS is over keeps the rest, and the next gives it back.
-UNUSED_MS = IDLE_AFTER_MS + 2 * (SYNC_INTERVAL_MS + STORE_TIMEOUT_MS)
+# One report tells of the last use, one just before IDLE_AFTER_MS is over keeps the rest, and the next gives it back. Of
+# what is at rest one message tells that it is called for, and the next gives it back.
+UNUSED_MS = IDLE_AFTER_MS + RESTING_POLL_MS + 2 * (SYNC_INTERVAL_MS + STORE_TIMEOUT_MS)
 USED_UP_S = 10
 PERIODS = {limit.name: limit.period for plan in catalogue(TEXTS[0]).plans.values() for limit in plan.limits}
 

@@ -68,7 +68,7 @@ def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix
             lease = ["day", "day", start, (start + 86_400) * 1000, False, draw.randrange(9), draw.randrange(3), 9, 0]
             windows = [["calls", 0, hour, counted[writer]], ["calls@each:u", 0, hour - draw.randrange(60), 1]]
             message = [writer, sequences[writer], generation, 0, [["t", 1, windows, [lease]]]]
-            keys = ["epoch", "writers", f"writer:{writer}", f"held:{writer}", "dirty"]
+            keys = ["epoch", "writers", f"writer:{writer}", f"held:{writer}", "dirty", "called"]
             generation = msgspec.msgpack.decode(pair.script("sync", keys, 60_000, message))[0]
         elif kind == "pass":
             collected = msgspec.msgpack.decode(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
-from sidecar.enforcement.exchange import ShardExchange, Terms
+from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.synchroniser import Synchroniser
+from sidecar.enforcement.terms import Terms
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from sidecar.telemetry import CoreCounters
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sidecar.enforcement.account import Charge
     from sidecar.enforcement.lease import LimitState
 
-TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50)
+TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50, lease_rest_ms=8_000)
 STORE_TIMEOUT_MS = 50
 SYNC_INTERVAL_MS = 500
 

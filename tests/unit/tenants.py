@@ -10,7 +10,8 @@ import msgspec
 from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
-from sidecar.enforcement.exchange import ShardExchange, Terms
+from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReply, SyncMessage, SyncReply, TenantReply
 from sidecar.usage.journal import Journal
 

@@ -1,22 +1,26 @@
 -- sync: report a writer's windows and what is left of its leases; renew them (docs/protocol.md).
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}writers  KEYS[3] {tag}writer:<id>  KEYS[4] {tag}held:<id>  KEYS[5] {tag}dirty
+-- KEYS[6] {tag}called
 -- ARGV[2] reclaim_after in ms
 -- ARGV[3] msgpack {writer, sequence, generation, acknowledged, parts}
 --   part {tenant, revision, windows, leases}; window {series, period, hour, cumulative}
 --   lease {name, id, start, end_ms, small, left, need, want, cumulative}: want and need are units on top of left;
 --   `small` limits (seconds, minutes) carry the writer's cumulative spending of the period, others 0
--- Returns msgpack {generation, granting, watermark, version, accepted, parts, hour}
+-- Returns msgpack {generation, granting, watermark, version, accepted, parts, hour, called}
 --   part {revision, leases}; where the revision is newer than the writer's the part had no effect: look the tenant up
 --   lease {units, spent, held, over_ms, called}: `called` asks for units nobody spends
+--   called: tenants of which somebody was short within the last CALLED_TOLD_MS, for leases that are not in the message
 
 load_generation()
 local reclaim_after = tonumber(ARGV[2])
 local message = cmsgpack.unpack(ARGV[3])
 local writer, sequence, known_generation, acknowledged, parts =
   message[1], message[2], message[3], message[4], message[5]
-local writers_key, writer_key, held_key, dirty_key = KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local writers_key, writer_key, held_key, dirty_key, called_key = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local RECLAIM_MOST = 8
 local CALLED_MS = 1000
+local CALLED_TOLD_MS = 10000
+local CALLED_MOST = 100
 
 local stored = redis.call('HMGET', writer_key, 'gen', 'seq', 'dead')
 local stored_sequence = 0
@@ -87,7 +91,7 @@ local function room_of(key, stop)
 end
 
 -- At least the need if it fits, else a fair share: all that is asked when alone, half its part near the cap.
-local function grant(key, stop, current, need, want)
+local function grant(tenant, key, stop, current, need, want)
   -- While somebody is short nobody gets more than a request waits for: what comes back must reach who needs it.
   if (tonumber(redis.call('HGET', key, 'called')) or 0) > real - CALLED_MS then want = need end
   if want < need then want = need end
@@ -97,7 +101,12 @@ local function grant(key, stop, current, need, want)
     reclaim_silent(key)
     room = room_of(key, stop)
   end
-  if room < need and need > 0 then redis.call('HSET', key, 'called', integer(real)) end
+  if room < need and need > 0 then
+    redis.call('HSET', key, 'called', integer(real))
+    redis.call('ZREMRANGEBYSCORE', called_key, '-inf', '(' .. integer(real - CALLED_TOLD_MS))
+    redis.call('ZADD', called_key, integer(real), tenant)
+    redis.call('PEXPIRE', called_key, integer(CALLED_TOLD_MS))
+  end
   if room <= 0 then return current end
   local sharers = tonumber(redis.call('HGET', key, 'n')) or 0
   if current <= 0 then sharers = sharers + 1 end
@@ -132,7 +141,7 @@ local function report_lease(tenant, limits, lease, current_revision)
     set_lease(key, writer, held_key, current, units)
     current = units
     if current_revision and limit and limit[6] >= 0 and granting() then
-      units = grant(key, limit[6], current, need, want)
+      units = grant(tenant, key, limit[6], current, need, want)
       set_lease(key, writer, held_key, current, units)
       current = units
     end
@@ -163,4 +172,6 @@ for index, part in ipairs(parts) do
 end
 
 local marks = redis.call('HMGET', epoch_key, 'watermark', 'version')
-return cmsgpack.pack({ generation.gen, granting(), tonumber(marks[1]) or 0, tonumber(marks[2]) or 0, accepted, replies, this_hour })
+local called = redis.call('ZRANGEBYSCORE', called_key, integer(real - CALLED_TOLD_MS), '+inf', 'LIMIT', 0, CALLED_MOST)
+return cmsgpack.pack({ generation.gen, granting(), tonumber(marks[1]) or 0, tonumber(marks[2]) or 0, accepted, replies,
+  this_hour, called })

@@ -14,7 +14,8 @@ import msgspec
 from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
-from sidecar.enforcement.exchange import Sent, ShardExchange, Terms
+from sidecar.enforcement.exchange import Sent, ShardExchange
+from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import SYNC_REPLY, SyncMessage
 from sidecar.store.snapshots import script_limits
 from sidecar.usage.journal import Journal

@@ -169,7 +169,9 @@ class Shard:
         version = keys.number(self.epoch, "version") + 1
         replies = [self._sync_part(writer, accepted, version, reclaim_after, *part) for part in parts]
         watermark, version = keys.number(self.epoch, "watermark"), keys.number(self.epoch, "version")
-        return [self.generation, self.granting, watermark, version, accepted, replies, self.now // HOUR_MS]
+        ranked = keys.ranked.get(self.tag + "called", {})
+        called = [name for name in keys.lowest(self.tag + "called", 100) if ranked[name] >= self.real - 10_000]
+        return [self.generation, self.granting, watermark, version, accepted, replies, self.now // HOUR_MS, called]
 
     def _sync_part(
         self, writer: str, accepted: bool, version: int, reclaim_after: int, tenant: str, revision: int,
@@ -224,11 +226,11 @@ class Shard:
             lease = keys.number(key, f"l:{writer}")
             self.set_lease(key, writer, max(0, min(lease, left)) if self.granting else left)
             if current and limit is not None and limit.stop >= 0 and self.granting:
-                self._grant(key, writer, limit.stop, need, max(want, need), reclaim_after)
+                self._grant(tenant, key, writer, limit.stop, need, max(want, need), reclaim_after)
         called = keys.number(key, "called") > self.real - 1000
         return [*(keys.number(key, field) for field in (f"l:{writer}", "spent", "held", "over")), called]
 
-    def _grant(self, key: str, writer: str, stop: int, need: int, want: int, reclaim_after: int) -> None:
+    def _grant(self, tenant: str, key: str, writer: str, stop: int, need: int, want: int, reclaim_after: int) -> None:
         keys, lease = self.keys, self.keys.number(key, f"l:{writer}")
         if keys.number(key, "called") > self.real - 1000:
             want = need
@@ -240,6 +242,11 @@ class Shard:
         room = stop - keys.number(key, "spent") - keys.number(key, "held")
         if room < need and need > 0:
             keys.put(key, called=self.real)
+            told = keys.ranked.setdefault(self.tag + "called", {})
+            for name in [name for name, since in told.items() if since < self.real - 10_000]:
+                del told[name]
+            keys.rank(self.tag + "called", tenant, self.real)
+            keys.expire(self.tag + "called", 10_000)
         if room <= 0:
             return
         lease = keys.number(key, f"l:{writer}")

@@ -1,0 +1,77 @@
+"""Leases at rest: those of which a writer need not speak for a while, because they are small and Redis has plenty.
+
+A writer with a long tail of tenants would have to ask anew for each that comes back after a few seconds, and to report
+each of thousands twice a second if it kept their leases as it keeps others.
+
+Guarantees: nothing is at rest for longer than ``rest_ms`` after its last use, or after the end of its period.
+Gives up:   units that rest here are missing elsewhere until somebody calls for them (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from sidecar.enforcement.lease import IDLE_AFTER_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sidecar.enforcement.account import Account
+
+
+class Resting:
+    """The accounts of one shard whose leases are at rest."""
+
+    def __init__(self, rest_ms: int) -> None:
+        self.rest_ms = rest_ms
+        self._accounts: dict[str, tuple[Account, int]] = {}
+        self._due: list[tuple[int, str]] = []  # a heap; who did not rest for so long stays in it until then
+
+    def __bool__(self) -> bool:
+        return bool(self._accounts)
+
+    def __contains__(self, account: Account) -> bool:
+        return account.tenant in self._accounts
+
+    def __iter__(self) -> Iterator[Account]:
+        return (account for account, _ in self._accounts.values())
+
+    def lay(self, account: Account, now_ms: int, wall_s: int) -> bool:
+        """Let the leases of an account rest, if all of them may; returns whether they do."""
+        held = [state for state in account.limits.values() if state.left]
+        if self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
+            return False
+        until_ms = min(state.own_changed_ms for state in held) + self.rest_ms
+        ends_s = min((state.end_s for state in held if state.small), default=0)
+        if ends_s:
+            until_ms = min(until_ms, now_ms + max(0, ends_s - wall_s) * 1000)
+        self._accounts[account.tenant] = account, until_ms
+        heappush(self._due, (until_ms, account.tenant))
+        return True
+
+    def wake(self, tenant: str) -> Account | None:
+        """The account of a tenant, if it was at rest; it no longer is."""
+        found = self._accounts.pop(tenant, None)
+        return None if found is None else found[0]
+
+    def wake_all(self) -> list[Account]:
+        accounts = list(self)
+        self._accounts.clear()
+        self._due.clear()
+        return accounts
+
+    def wake_due(self, now_ms: int, most: int) -> list[Account]:
+        """Those that were at rest for long enough, ``most`` of them."""
+        found: list[Account] = []
+        while len(found) < most and self.overdue(now_ms):
+            until_ms, tenant = heappop(self._due)
+            account, known_ms = self._accounts.get(tenant, (None, 0))
+            if account is not None and known_ms == until_ms:
+                del self._accounts[tenant]
+                found.append(account)
+        return found
+
+    def overdue(self, now_ms: int) -> bool:
+        """Whether there may be more that were at rest for long enough."""
+        return bool(self._due) and self._due[0][0] <= now_ms

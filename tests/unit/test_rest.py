@@ -1,0 +1,130 @@
+"""Leases of which a writer does not speak for a while."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.catalogue.snapshot import LimitRule
+from sidecar.enforcement.account import Account
+from sidecar.enforcement.exchange import WOKEN_PER_SYNC, ShardExchange
+from sidecar.enforcement.lease import FIRST_LEASE_UNITS, IDLE_AFTER_MS
+from sidecar.enforcement.terms import Terms
+from tests.unit.tenants import HARD, NOON_S, ONE, exchange, lease, limit, plan, reply
+
+NOW_MS = 1_000_000
+REST_MS = 90_000
+LARGE = limit(HARD, included=1_000_000, stop=1_000_000)
+MINUTE = limit(LARGE, period="minute")
+
+
+def rested(*tenants: str, rule: LimitRule = LARGE, units: int = FIRST_LEASE_UNITS, spent: int = 0) -> ShardExchange:
+    """A shard that has just been granted the same units for each tenant."""
+    shard = exchange(Terms(lease_rest_ms=REST_MS))
+    shard.wall_s = NOON_S
+    said(shard, NOW_MS)  # learns the generation
+    for tenant in tenants:
+        account = Account(plan(rule, tenant=tenant), shard)
+        [(_, state, _)] = account.charge(ONE, "", "", NOON_S).limits
+        state.wait_for(1)
+        shard.touch(account)
+    said(shard, NOW_MS, units, spent=spent)
+    return shard
+
+
+def said(
+    shard: ShardExchange, now_ms: int, units: int = 0, *, spent: int = 0, called: tuple[str, ...] = ()
+) -> list[str]:
+    """Tenants that a message speaks of; each of their leases is answered with ``units``."""
+    message, sent = shard.compose(now_ms)
+    leases = [lease(units, spent=spent)] * max((len(part.leases) for part in message.parts), default=0)
+    shard.apply(message, sent, reply(message, *leases, called=list(called)), now_ms, now_ms)
+    return [part.tenant for part in message.parts]
+
+
+def test_a_small_lease_of_an_ample_limit_is_kept_and_not_reported() -> None:
+    shard = rested("acme")
+    assert (shard.leases(), shard.pressing, shard.busy) == ((1, FIRST_LEASE_UNITS), False, True)
+    assert said(shard, NOW_MS + REST_MS // 2) == []
+    assert said(shard, NOW_MS + REST_MS - 1) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "units", "spent"),
+    [
+        (LARGE, FIRST_LEASE_UNITS, 999_900),
+        (LARGE, FIRST_LEASE_UNITS + 1, 0),
+        (limit(LARGE, scope="user"), FIRST_LEASE_UNITS, 0),
+    ],
+)
+def test_no_other_lease_rests(rule: LimitRule, units: int, spent: int) -> None:
+    shard = exchange(Terms(lease_rest_ms=REST_MS))
+    said(shard, NOW_MS)
+    account = Account(plan(rule), shard)
+    [(_, state, _)] = account.charge(ONE, "", "u", NOON_S).limits
+    state.wait_for(1)
+    shard.touch(account)
+    said(shard, NOW_MS, units, spent=spent)
+    assert shard.pressing
+    said(shard, NOW_MS + IDLE_AFTER_MS)
+    assert state.left == 0
+
+
+def test_a_lease_that_rested_for_long_enough_goes_back() -> None:
+    shard = rested("acme")
+    said(shard, NOW_MS + REST_MS // 2)
+    assert said(shard, NOW_MS + REST_MS) == ["acme"]
+    assert (shard.leases(), shard.busy) == ((0, 0), False)
+
+
+def test_a_lease_that_is_called_for_goes_back_with_the_next_message() -> None:
+    shard = rested("acme", "other")
+    shard.ample = True
+    assert said(shard, NOW_MS + 1, called=("acme", "unknown")) == []
+    assert (shard.leases(), shard.ample) == ((1, FIRST_LEASE_UNITS), False)
+    assert said(shard, NOW_MS + 2) == ["acme"]
+
+
+def test_a_lease_at_rest_goes_on_in_the_next_minute_but_not_for_ever() -> None:
+    shard = rested("acme", rule=MINUTE)
+    shard.wall_s = NOON_S + 59
+    assert said(shard, NOW_MS + 59_000) == []
+    shard.wall_s = NOON_S + 60
+    message, sent = shard.compose(NOW_MS + 60_000)
+    [part] = message.parts
+    shard.apply(message, sent, reply(message, lease(0), lease(FIRST_LEASE_UNITS)), NOW_MS + 60_000, NOW_MS + 60_000)
+    assert said(shard, NOW_MS + REST_MS - 1) == []
+    assert said(shard, NOW_MS + REST_MS) == ["acme"]
+    assert shard.leases() == (0, 0)
+    assert [(one.start, one.left, one.want) for one in part.leases] == [
+        (NOON_S, 0, 0),
+        (NOON_S + 60, 0, FIRST_LEASE_UNITS),
+    ]
+
+
+def test_what_rests_is_forfeited_with_the_rest_when_redis_was_away_for_too_long() -> None:
+    shard = rested("acme")
+    assert not shard.spendable(NOW_MS + shard.terms.reclaim_after_ms)
+    assert shard.leases() == (0, 0)
+    assert said(shard, NOW_MS + shard.terms.reclaim_after_ms) == ["acme"]
+
+
+def test_a_new_generation_hears_of_what_rests() -> None:
+    shard = rested("acme")
+    message, sent = shard.compose(NOW_MS + 1)
+    shard.apply(message, sent, reply(message, generation="g2"), NOW_MS + 1, NOW_MS + 1)
+    assert said(shard, NOW_MS + 2) == ["acme"]
+
+
+def test_a_stop_returns_what_rests() -> None:
+    shard = rested("acme")
+    shard.return_leases()
+    assert said(shard, NOW_MS + 1) == ["acme"]
+    assert not shard.pressing
+
+
+def test_no_more_wake_at_once_than_a_message_has_room_for() -> None:
+    shard = rested(*(f"t{number}" for number in range(WOKEN_PER_SYNC + 20)))
+    said(shard, NOW_MS + REST_MS // 2)
+    assert len(said(shard, NOW_MS + REST_MS)) == WOKEN_PER_SYNC
+    assert not shard.ample
+    assert len(said(shard, NOW_MS + REST_MS)) == 20
