@@ -105,7 +105,7 @@ local function grant(tenant, key, stop, current, need, want)
     redis.call('HSET', key, 'called', integer(real))
     redis.call('ZREMRANGEBYSCORE', called_key, '-inf', '(' .. integer(real - CALLED_TOLD_MS))
     redis.call('ZADD', called_key, integer(real), tenant)
-    redis.call('PEXPIRE', called_key, integer(CALLED_TOLD_MS))
+    redis.call('PEXPIRE', called_key, integer(HOUR_MS))
   end
   if room <= 0 then return current end
   local sharers = tonumber(redis.call('HGET', key, 'n')) or 0

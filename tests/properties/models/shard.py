@@ -246,7 +246,7 @@ class Shard:
             for name in [name for name, since in told.items() if since < self.real - 10_000]:
                 del told[name]
             keys.rank(self.tag + "called", tenant, self.real)
-            keys.expire(self.tag + "called", 10_000)
+            keys.expire(self.tag + "called", HOUR_MS)
         if room <= 0:
             return
         lease = keys.number(key, f"l:{writer}")
