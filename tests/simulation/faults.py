@@ -155,7 +155,7 @@ class Faults:
         machine, worker = draw.choice(alive)
         world.count("journal found late", machine.name)
         world.kill(worker.process)
-        world.loop.leapt_ms += draw.choice((50, 60)) * 3_600_000
+        world.loop.leap(draw.choice((50, 60)) * 3_600_000)
         self._backup = None
         world.network.published_again = True
         for _ in range(3):
@@ -385,5 +385,5 @@ class Faults:
             return  # Redis keeps what is in the ledger for two days only, and must have it still
         hours = self._random.choice(HOURS_LEAPT)
         self._world.count("hours pass", str(hours))
-        self._world.loop.leapt_ms += hours * 3_600_000
+        self._world.loop.leap(hours * 3_600_000)
         self._backup = None

@@ -14,6 +14,7 @@ from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
 from tests.simulation.catalogues import TEXTS, catalogue
+from tests.simulation.network import REPEATED_WITHIN_MS
 from tests.simulation.oracle import parts
 from tests.simulation.worker import SHARDS, STORE_TIMEOUT_MS, SYNC_INTERVAL_MS, TERMS, Worker
 from tests.simulation.world import TENANTS, World
@@ -23,6 +24,7 @@ PATIENT = 0.1  # how many runs wait that long in any case: what is under way arr
 LOOK_MS = 500
 IDLE_MS = TERMS.lease_rest_ms + 6_000
 TAKEN_BACK_MS = TERMS.reclaim_after_ms * 3 // 2 + 2_000  # the flusher looks that often, and its pass takes a moment
+LATEST_MS = max(REPEATED_WITHIN_MS) + TAKEN_BACK_MS  # a message of the dead that comes last may bring them a lease
 STOP_MS = 8_000
 TRIES_MAX = 120
 # One report tells of the last use, one just before IDLE_AFTER_MS is over keeps the rest, and the next gives it back. Of
@@ -53,8 +55,9 @@ def heal(world: World) -> None:
         world.start_worker(world.add_machine())
     if not any(process.alive for process in world.flushers):
         world.start_flusher()
-    patient = world.random.random() < PATIENT
-    _until(world, SETTLED_MS, lambda: not patient and _settled(world))
+    if world.random.random() < PATIENT:
+        world.loop.run_until(world.loop.now_ms + SETTLED_MS)
+    _until(world, LATEST_MS, lambda: _settled(world))
 
 
 def _until(world: World, most_ms: int, done: Callable[[], bool]) -> None:
@@ -70,7 +73,9 @@ def _settled(world: World) -> bool:
     """Whether everything grants and all that was left behind is made good."""
     alive = [worker for worker in world.workers() if worker.process.alive]
     writers = {worker.core.writer for worker in alive}
-    if any(not worker.started or worker.process.paused or not worker.core._store.available for worker in alive):
+    if world.network.late_messages_of_the_dead() or any(
+        not worker.started or worker.process.paused or not worker.core._store.available for worker in alive
+    ):
         return False
     tables = world.postgres.tables
     if any(row["rev"] > row["projected"] for row in tables.tenants.values()):

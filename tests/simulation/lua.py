@@ -40,16 +40,19 @@ class ScriptEngine:
         data: Any,
         now_ms: int,
         script: Script,
-        keys: list[bytes],
-        arguments: list[bytes],
+        keys: int,
+        words: list[bytes],
         hears: Callable[[bytes, bytes, int], None] | None,
     ) -> Any:
-        """Run a script on a data set; returns what Redis would answer. ``hears`` is told of leases taken back."""
+        """Run a script on a data set; returns what Redis would answer. ``hears`` is told of leases taken back.
+
+        Of ``words`` the first ``keys`` are keys, the others arguments.
+        """
         compiled = self._compiled.get(script.sha)
         if compiled is None:
             compiled = self._compiled[script.sha] = self._lua.compile(script.text.encode())
         self._hears = hears
-        return _answer(self._run(data, now_ms, compiled, len(keys), *keys, *arguments))
+        return _answer(self._run(data, now_ms, compiled, keys, *words))
 
     def command(self, data: Any, now_ms: int, name: bytes, arguments: list[bytes]) -> Any:
         return _answer(self._command(data, now_ms, name, *arguments))
@@ -59,7 +62,17 @@ class ScriptEngine:
             self._hears(key, field, int(units))
 
 
-def _answer(value: Any) -> Any:
+def _answer(given: Any) -> Any:
+    """What ``given`` in redis.lua made of an answer: its size and its values, or -1 and a value, or -2 and a table."""
+    if type(given) is int:
+        return []
+    size = given[0]
+    if size >= 0:
+        return [_value(value) if type(value) is not bytes else value for value in given[1:]]
+    return _value(given[1])
+
+
+def _value(value: Any) -> Any:
     kind = type(value)
     if kind is bytes or kind is int:
         return value
@@ -67,7 +80,7 @@ def _answer(value: Any) -> Any:
         return int(value)
     if value is None or value is False:
         return None
-    return [_answer(value[index]) for index in range(1, len(value) + 1)]
+    return [_value(value[index]) for index in range(1, len(value) + 1)]
 
 
 SCRIPTS: dict[str, Script] = load()

@@ -22,7 +22,9 @@ from tests.simulation.scheduler import Process, VirtualLoop
 
 # What may be repeated on the way: a TCP connection does not, but a proxy or a client that tries again does.
 REPEATED = ("EVALSHA", "EVAL")
+REPEATED_WITHIN_MS = (5, 200, 3_000, 20_000)
 AGAIN_MS = 12_000
+LATE_US = 10_000
 
 
 class Network:
@@ -44,10 +46,13 @@ class Network:
         self.stalls: dict[Process, int] = {}
         self.traps: dict[Process, int] = {}  # the same, but at an answer that brings a lease
         self.fuses: dict[Process, int] = {}
+        self.arriving_us: dict[Process, int] = {}  # when the last late or repeated message of each arrives
         self.woken: Callable[[Process], None] = lambda _process: None
         self.trapped: Callable[[Process, list[str], int], None] = lambda _process, _tenants, _ms: None
         self.kill: Callable[[Process], None] = lambda _process: None
         self._random = random
+        # What randrange draws by, without its checks.
+        self._below: Callable[[int], int] = random._randbelow  # type: ignore[attr-defined]
 
     def heal(self) -> None:
         self.lost_rate = self.reply_lost_rate = self.late_rate = self.repeated_rate = 0
@@ -76,15 +81,15 @@ class Network:
         return False
 
     def drawn(self, rate: int, fault: str) -> bool:
-        if rate and self._random.randrange(1000) < rate:
+        if rate and self._below(1000) < rate:
             self.count(fault)
             return True
         return False
 
     def delay_us(self) -> int:
         if self.drawn(self.late_rate, "message late"):
-            return self._random.randrange(10_000, 6_000_000)
-        return self._random.randrange(100, 3_000)
+            return LATE_US + self._below(5_990_000)
+        return 100 + self._below(2_900)
 
     def send(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any]) -> None:
         """Let a command travel; its answer, if there is one, arrives in ``done``."""
@@ -94,13 +99,26 @@ class Network:
         unheard = process in self.deaf and words[1] in (lua.SCRIPTS["changes"].sha, lua.SCRIPTS["changes"].text)
         if unheard or process in self.cut or self.drawn(self.lost_rate, "request lost"):
             return
-        loop.after_us(self.delay_us(), self._arrive, process, words, done)
+        delay_us = self.delay_us()
+        loop.after_us(delay_us, self._arrive, process, words, done)
+        if delay_us >= LATE_US:
+            self._expect(process, delay_us)
         if words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
-            late_ms = self._random.choice((5, 200, 3_000, 20_000))
-            loop.after_us(self._random.randrange(late_ms * 1000), self._arrive, process, words, None)
+            late_ms = self._random.choice(REPEATED_WITHIN_MS)
+            delay_us = self._random.randrange(late_ms * 1000)
+            loop.after_us(delay_us, self._arrive, process, words, None)
+            self._expect(process, delay_us)
         if self.published_again and words[1] in (lua.SCRIPTS["publish"].sha, lua.SCRIPTS["publish"].text):
             self.count("snapshot published again, late")
             loop.after_us(self._random.randrange(AGAIN_MS * 1000), self._arrive, process, words, None)
+
+    def _expect(self, process: Process, us: int) -> None:
+        self.arriving_us[process] = max(self.arriving_us.get(process, 0), self.loop.now_us + us)
+
+    def late_messages_of_the_dead(self) -> bool:
+        """Whether something is under way that a process sent before its end; Redis may grant it a lease then."""
+        now_us = self.loop.now_us
+        return any(us >= now_us and not process.alive for process, us in self.arriving_us.items())
 
     def _arrive(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any] | None) -> None:
         server = self.reaches(process)

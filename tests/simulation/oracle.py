@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
+from sidecar.catalogue.model import Period
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.usage.window import WindowKey
@@ -256,7 +258,12 @@ class Oracle:
 
 
 def _start(rule: LimitRule, period: int, hour: int) -> int:
-    return period if rule.period == "billing" else bounds(rule.period, hour * 3600)[0]
+    return period if rule.period == "billing" else _calendar_start(rule.period, hour)
+
+
+@cache
+def _calendar_start(period: Period, hour: int) -> int:
+    return bounds(period, hour * 3600)[0]
 
 
 def parts(key: bytes) -> list[str]:

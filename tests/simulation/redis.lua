@@ -389,12 +389,23 @@ function functions.copied(state, id)
   return copy
 end
 
-function functions.command(state, at, ...) return on(state, at, call, ...) end
+-- An answer as lua.py takes it: its values one by one, as each look into a table from Python has its price.
+local function given(value)
+  if type(value) ~= 'table' then return -1, value end
+  local size = #value
+  if size > 1000 then return -2, value end
+  for index = 1, size do
+    if type(value[index]) == 'table' then return -2, value end
+  end
+  return size, unpack(value, 1, size)
+end
+
+function functions.command(state, at, ...) return given(on(state, at, call, ...)) end
 
 function functions.run(state, at, script, count, ...)
   KEYS, ARGV = { ... }, { select(count + 1, ...) }
   for index = #KEYS, count + 1, -1 do KEYS[index] = nil end
-  return on(state, at, script)
+  return given(on(state, at, script))
 end
 
 return functions.fresh, functions.copied, functions.command, functions.run

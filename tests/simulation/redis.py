@@ -5,7 +5,7 @@ Guarantees: a command's answer is that of redis-server, as tests/simulation/test
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from redis.exceptions import NoScriptError
@@ -14,15 +14,12 @@ from sidecar.store.scripts import Script
 from tests.simulation import lua
 
 
-def text(value: Any) -> bytes:
-    """An argument as Redis sees it."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, float):
-        return b"%d" % int(value) if value == int(value) else repr(value).encode()
-    return b"%d" % value
+def texts(values: Iterable[Any]) -> list[bytes]:
+    """Arguments as Redis sees them."""
+    return [
+        value if (kind := type(value)) is bytes else value.encode() if kind is str else b"%d" % value
+        for value in values
+    ]
 
 
 class MemoryRedis:
@@ -62,8 +59,7 @@ class MemoryRedis:
         return self.command(name.encode(), words[1:])
 
     def command(self, name: bytes, arguments: tuple[Any, ...]) -> Any:
-        words = [one if type(one) is bytes else text(one) for one in arguments]
-        return lua.ENGINE.command(self._data, self.clock(), name, words)
+        return lua.ENGINE.command(self._data, self.clock(), name, texts(arguments))
 
     def keys(self, prefix: bytes) -> list[bytes]:
         return list(self.command(b"KEYS", (prefix + b"*",)))
@@ -77,9 +73,7 @@ class MemoryRedis:
             script = next(script for script in lua.SCRIPTS.values() if script.text == words[1])
             self._loaded[script.sha] = script
         after_keys = 3 + int(words[2])
-        keys = [one if type(one) is bytes else text(one) for one in words[3:after_keys]]
-        arguments = [one if type(one) is bytes else text(one) for one in words[after_keys:]]
-        answer = lua.ENGINE.run(self._data, self.clock(), script, keys, arguments, self._hears)
+        answer = lua.ENGINE.run(self._data, self.clock(), script, words[2], texts(words[3:]), self._hears)
         self.after(self, script.name, words[after_keys:], answer)
         return answer
 

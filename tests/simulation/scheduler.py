@@ -7,10 +7,10 @@ Guarantees: the same steps in the same order for the same seed; time stands stil
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from heapq import heappop, heappush
 from typing import Any
 
 STEPS_MAX = 2_000_000
@@ -45,51 +45,50 @@ def current() -> Process | None:
     return _PROCESS.get()
 
 
-class Step:
-    """Something to be called; stands in for asyncio's handles, of which only ``cancel`` is used."""
+class Step(list[Any]):
+    """Something to be called; stands in for asyncio's handles, of which only ``cancel`` is used.
 
-    __slots__ = ("arguments", "call", "context", "when_us")
+    It is [when in us, number, call, arguments, context]: a list is made and compared without a step of Python's.
+    """
 
-    def __init__(
-        self, call: Callable[..., Any] | None, arguments: tuple[Any, ...], context: Context, when_us: int = 0
-    ) -> None:
-        self.call = call
-        self.arguments = arguments
-        self.context = context
-        self.when_us = when_us
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self.call = None
+        self[2] = None
 
     def cancelled(self) -> bool:
-        return self.call is None
+        return self[2] is None
 
     def when(self) -> float:
-        return self.when_us / 1e6
+        return float(self[0] / 1e6)
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """Runs steps in the order in which they are due; knows nothing of sockets or threads."""
+    """Runs steps in the order in which they are due; knows nothing of sockets or threads.
+
+    ``elapsed_ms`` is time as every clock sees it: a leap is a time in which all machines slept.
+    """
 
     def __init__(self) -> None:
         self.now_us = 0
+        self.elapsed_ms = 0
         self.steps = 0
-        self.leapt_ms = 0
         self.failures: list[dict[str, Any]] = []
+        self._leapt_ms = 0
         self._ready: deque[Step] = deque()
-        self._timers: list[tuple[int, int, Step]] = []
+        self._timers: list[Step] = []
         self._scheduled = 0
 
     @property
     def now_ms(self) -> int:
         return self.now_us // 1000
 
-    @property
-    def elapsed_ms(self) -> int:
-        """Time as every clock sees it: a leap is a time in which all machines slept."""
-        return self.now_us // 1000 + self.leapt_ms
+    def leap(self, ms: int) -> None:
+        """Let time pass at once for every clock."""
+        self._leapt_ms += ms
+        self.elapsed_ms += ms
 
-    def run_until(self, ms: int) -> None:
+    def run_until(self, ms: int) -> None:  # noqa: PLR0912 - the innermost loop of every run
         """Run everything that is due up to an instant, which then is the present."""
         until_us = ms * 1000
         ready, timers = self._ready, self._timers
@@ -97,19 +96,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         try:
             while True:
                 if ready:
-                    step = ready.popleft()
-                    call = step.call
+                    _, _, call, arguments, context = step = ready.popleft()
                     if call is None:
                         continue
                 else:
                     if not timers or timers[0][0] > until_us:
                         break
-                    when_us, _, step = heapq.heappop(timers)
-                    call = step.call
+                    when_us, _, call, arguments, context = step = heappop(timers)
                     if call is None:
                         continue
-                    self.now_us = max(self.now_us, when_us)
-                context = step.context
+                    if when_us > self.now_us:
+                        self.now_us = when_us
+                        self.elapsed_ms = when_us // 1000 + self._leapt_ms
                 process = context.get(_PROCESS)
                 if process is not None:
                     if not process.alive:
@@ -118,12 +116,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                         process.held.append(step)
                         continue
                 self.steps += 1
-                context.run(call, *step.arguments)
+                context.run(call, *arguments)
                 if self.steps > STEPS_MAX:
                     raise RuntimeError("the simulation does not come to an end")
         finally:
             asyncio._set_running_loop(None)
-        self.now_us = max(self.now_us, until_us)
+        if until_us > self.now_us:
+            self.now_us = until_us
+            self.elapsed_ms = ms + self._leapt_ms
 
     def resume(self, process: Process) -> None:
         """Let a paused process take the steps that came due meanwhile."""
@@ -146,9 +146,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         await woken
 
     def _schedule(self, when_us: int, call: Callable[..., Any], arguments: tuple[Any, ...], context: Context) -> Step:
-        step = Step(call, arguments, context, when_us)
         self._scheduled += 1
-        heapq.heappush(self._timers, (when_us, self._scheduled, step))
+        step = Step((when_us, self._scheduled, call, arguments, context))
+        heappush(self._timers, step)
         return step
 
     # What asyncio asks of a loop.
@@ -157,14 +157,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self.now_us / 1e6
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:  # type: ignore[override]
-        step = Step(callback, args, context if context is not None else copy_context())
+        step = Step((0, 0, callback, args, context if context is not None else copy_context()))
         self._ready.append(step)
         return step
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
-        when_us = max(self.now_us, round(when * 1e6))
+        when_us, now_us = round(when * 1e6), self.now_us
+        when_us = max(when_us, now_us)
         return self._schedule(when_us, callback, args, copy_context() if context is None else context)
 
     def call_later(  # type: ignore[override]

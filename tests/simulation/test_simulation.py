@@ -12,7 +12,7 @@ from tests.simulation.run import simulate
 REGRESSIONS = (
     11, 28, 106, 145, 157, 158, 191, 337, 405, 473, 557, 591, 758, 1035, 1253, 1587, 1898, 1955, 2350, 9146,
     10365, 10911, 21745, 30362, 43243, 44322, 45254, 46418,
-    48540, 61351, 1000074, 177549068,
+    48540, 61351, 1000074, 1003978, 177549068,
 )  # fmt: skip
 BATCH = 25
 REPLAY = ".venv/bin/python -m tests.simulation.run --verbose"

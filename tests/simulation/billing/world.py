@@ -300,7 +300,7 @@ class Billing:
     def leap(self, ms: int) -> None:
         """Let time pass at once for everybody; what was on its way has arrived by then."""
         self.stripe.hurry()
-        self.loop.leapt_ms += ms
+        self.loop.leap(ms)
 
     # What Stripe takes.
 
