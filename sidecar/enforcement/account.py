@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
-from sidecar.enforcement.lease import LimitState
+from sidecar.enforcement.keyed import Few, Keyed
+from sidecar.enforcement.limit_period import limit_period
+from sidecar.enforcement.limit_state import LimitState
 from sidecar.memo import remember, shared
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule
     from sidecar.catalogue.snapshot import LimitRule, Snapshot
     from sidecar.enforcement.exchange import ShardExchange
-    from sidecar.usage.window import Window, WindowKey
+    from sidecar.usage.window import Window
 
 CHARGES_MAX = 512
 FEATURES_MAX = 1_024
@@ -111,11 +113,11 @@ class Account:
         self.turn = 0
         self.refused_since_ms = 0
         self.has_children = False
-        self.limits: dict[str, LimitState] = {}
+        self.limits: Keyed[LimitState] = Few()
         self.departed: tuple[LimitState, ...] = ()
         self._sweep_at = SWEEP_LEAST
         self._small_own: dict[tuple[str, int], int] | None = None
-        self.windows: dict[WindowKey, Window] = {}
+        self.windows: Keyed[Window] = Few()
         self.snapshot = snapshot
         self.features: Features = ()
         self.adopt(snapshot)
@@ -128,19 +130,18 @@ class Account:
         self.features = shared(_features, tuple(features), FEATURES_MAX)
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
-        for limit_id, state in list(self.limits.items()):
-            rule = rules.get(limit_id.partition(":")[0])
+        for state in list(self.limits.values()):
+            rule = rules.get(state.rule.name)
             if rule is None or (rule.metric, rule.period, rule.scope) != _shape(state.rule):
-                self._depart(limit_id)
+                self._depart(state)
                 continue
-            if not self._leased(rule) or rule.stop is None or (state.stop is not None and rule.stop < state.stop):
+            stop = state.period.stop
+            if not self._leased(rule) or rule.stop is None or (stop is not None and rule.stop < stop):
                 state.forfeit()
             if rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
                 self._forget(state)
                 continue
             state.follow(rule, leased=self._leased(rule))
-            state.contended_until_ms = 0
-            state.known = False
 
     def forfeit(self) -> None:
         """Give up every lease."""
@@ -201,12 +202,14 @@ class Account:
             if not wanted or value is None:
                 continue
             state = self._limit(rule, value, now_s)
-            charge.since_ms = max(charge.since_ms, state.start_s * 1000)
-            charge.until_ms = min(charge.until_ms, state.end_s * 1000)
-            state.watched = state.watched or not cost
+            period = state.period
+            charge.since_ms = max(charge.since_ms, period.start_s * 1000)
+            charge.until_ms = min(charge.until_ms, period.end_s * 1000)
+            if not cost:
+                state.own_lease().watched = True
             charge.limits.append((self, state, cost))
-            if value and cost and not state.small:
-                charge.series.append((self, f"{rule.metric}@{state.id}", cost))
+            if value and cost and not period.small:
+                charge.series.append((self, period.series, cost))
 
     def current(self, now_s: int) -> list[LimitState]:
         """The tenant's own limits in the periods that hold ``now_s``; each key, user or route has its own besides."""
@@ -222,7 +225,9 @@ class Account:
 
         So one message asks for the leases of all tenants in it, before each of them has to wait for its own.
         """
-        ended = [state for state in self.limits.values() if state.small and state.left and state.end_s <= now_s]
+        ended = [
+            state for state in self.limits.values() if state.period.small and state.left and state.period.end_s <= now_s
+        ]
         for state in ended:
             self._limit(state.rule, state.id.partition(":")[2], now_s)
 
@@ -231,17 +236,17 @@ class Account:
         snapshot = self.snapshot
         start_s, end_s = bounds(rule.period, now_s, snapshot.anchor_s, snapshot.interval_months)
         state = self.limits.get(limit_id)
-        if state is not None and state.start_s == start_s and state.end_s == end_s:
+        if state is not None and state.period.start_s == start_s and state.period.end_s == end_s:
             return state
-        fresh = LimitState(rule, limit_id, start_s, end_s, leased=self._leased(rule))
+        fresh = LimitState(limit_period(rule, limit_id, start_s, end_s, leased=self._leased(rule)))
         if state is not None:
             fresh.succeed(state, self.exchange.composed_ms)
-            self._depart(limit_id)
+            self._depart(state)
         if self._small_own:
             fresh.own = fresh.own_reported = self._small_own.get((limit_id, start_s), 0)
         if len(self.limits) >= self._sweep_at:
             self._sweep()
-        self.limits[limit_id] = fresh
+        self.limits = self.limits.put(fresh)
         return fresh
 
     def _sweep(self) -> None:
@@ -249,7 +254,7 @@ class Account:
         now_ms = self.exchange.composed_ms
         unconfirmed = []
         for state in list(self.limits.values()):
-            if state.rule.scope == "tenant" or not state.unused(now_ms):
+            if not state.period.scoped or not state.unused(now_ms):
                 continue
             if state.forgettable(now_ms):
                 self._forget(state)
@@ -261,26 +266,26 @@ class Account:
         self.drop_charges()
 
     def _forget(self, state: LimitState) -> None:
-        if state.small and state.own:
+        if state.period.small and state.own:
             self._remember_small(state)
-        del self.limits[state.id]
+        self.limits = self.limits.without(state.id)
 
     def rotate(self, windows: list[Window], limits: list[LimitState]) -> None:
         """Put what a full message just said behind what did not fit, so that everything gets its turn."""
         for window in windows:
-            self.windows[window.key] = self.windows.pop(window.key)
+            self.windows = self.windows.without(window.id).put(window)
         for state in limits:
             if self.limits.get(state.id) is state:
-                self.limits[state.id] = self.limits.pop(state.id)
+                self.limits = self.limits.without(state.id).put(state)
 
     def _leased(self, rule: LimitRule) -> bool:
         return rule.stop is not None and not rule.shadow and not self.snapshot.shadow
 
-    def _depart(self, limit_id: str) -> None:
-        state = self.limits.pop(limit_id)
+    def _depart(self, state: LimitState) -> None:
+        self.limits = self.limits.without(state.id)
         self.drop_charges()
         state.depart()
-        if state.small and state.own:
+        if state.period.small and state.own:
             self._remember_small(state)
         self.departed = (*self.departed, state)
         self.exchange.touch(self)
@@ -291,7 +296,7 @@ class Account:
         Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
         """
         kept = self._small_own = self._small_own or {}
-        kept[state.id, state.start_s] = state.own
+        kept[state.id, state.period.start_s] = state.own
         # Looked through each time that it has doubled, so that a tenant of a week keeps no more than one of minutes.
         if len(kept) >= SMALL_KEPT_LEAST and not len(kept) & (len(kept) - 1):
             newest_s = max(start_s for _, start_s in kept)

@@ -15,7 +15,6 @@ from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.fast_path import Check, FastPath
 from sidecar.enforcement.verdict import DEGRADED, FINE, NEAR, SHORT, Denial
 from sidecar.errors import ParentMissing, StoreRefused, StoreUnavailable
-from sidecar.usage.window import Window, WindowKey
 
 if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule
@@ -24,11 +23,12 @@ if TYPE_CHECKING:
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.directory import Directory
     from sidecar.enforcement.exchange import ShardExchange
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
     from sidecar.enforcement.repeats import Repeats
     from sidecar.enforcement.synchroniser import Synchroniser
     from sidecar.store.client import Store
     from sidecar.telemetry import CoreCounters
+    from sidecar.usage.window import Window
 
 WAIT_MS = 50
 ROUNDS = 8
@@ -307,7 +307,7 @@ class Enforcer:
         refused = [denial.state for denial in denials if denial.reason == "store_unavailable"]
         for owner, state, _ in charge.limits if refused else ():
             if state in refused:
-                state.refused = True
+                state.own_lease().refused = True
                 if not owner.touched:
                     owner.exchange.touch(owner)
 
@@ -315,14 +315,15 @@ class Enforcer:
         self, owner: Account, state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool
     ) -> Denial | int | str:
         """One limit of a charge: a mark, a Denial, or SHORT. Zero units ask for headroom only."""
-        if state.leased:
+        period = state.period
+        if period.leased:
             if not units:
                 return verdict.headroom(state, wall_ms, away=away or self._away(owner.exchange, now_ms))
-            if state.left < units or not owner.exchange.spendable(now_ms):
+            if state.lease.units - state.pending < units or not owner.exchange.spendable(now_ms):
                 return verdict.leased(state, units, now_ms, wall_ms, away=away or self._away(owner.exchange, now_ms))
-            if state.rule.beyond == "deny":
-                return NEAR if state.used + units >= state.near_at else FINE
-        elif not (state.heard or state.carefree or away or self._away(owner.exchange, now_ms)):
+            if period.rule.beyond == "deny":
+                return NEAR if state.used + units >= period.near_at else FINE
+        elif not (state.heard or period.carefree or away or self._away(owner.exchange, now_ms)):
             return SHORT
         return verdict.counted(state, units or 1, wall_ms)
 
@@ -336,19 +337,20 @@ class Enforcer:
             windows = charge.windows = self._open_windows(charge, wall_ms // 1000)
         for window, units in windows:
             window.view[window.index] += units
-            window.dirty = True
         for owner, state, units in charge.limits:
-            if not state.leased:
+            if not state.period.leased:
                 state.spend_unleased(units)
-                if not state.over_ms and state.rule.included is not None and state.used > state.rule.included:
+                included = state.rule.included
+                if not state.over_ms and included is not None and state.used > included:
                     state.over_ms = wall_ms
             elif state in unleased:
                 state.spend_unleased(units)
-                state.outage_used += units
+                state.own_lease().outage_used += units
             else:
                 state.spend(units)
-                if state.left < state.renew_at and not state.renewing:
-                    state.renewing = True
+                lease = state.lease
+                if lease.units - state.pending < lease.renew_at and not lease.renewing:
+                    lease.renewing = True
                     self._synchroniser.request(owner.exchange)
         for owner in charge.owners:
             if not owner.touched:
@@ -357,7 +359,7 @@ class Enforcer:
     def _open_windows(self, charge: Charge, wall_s: int) -> list[tuple[Window, int]]:
         charge.owners = tuple(dict.fromkeys(owner for owner, _, _ in (*charge.series, *charge.limits)))
         return [
-            (owner.exchange.window(owner, WindowKey(owner.tenant, series, owner.period(wall_s), wall_s // 3600)), units)
+            (owner.exchange.window(owner, (series, owner.period(wall_s), wall_s // 3600)), units)
             for owner, series, units in charge.series
         ]
 

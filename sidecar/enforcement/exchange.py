@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sidecar.enforcement.rest import Resting
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
-from sidecar.usage.window import Window, WindowKey
+from sidecar.usage.window import Span, Window, WindowKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sidecar.enforcement.account import Account, Charge
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
     from sidecar.usage.journal import Journal
 
 TENANTS_PER_SYNC = 200
@@ -79,7 +79,7 @@ class ShardExchange:
         self._touched: dict[Account, None] = {}
         self._holders: dict[Account, None] = {}
         self.resting = Resting(terms.lease_rest_ms)  # holders that are not reported
-        self._kept: deque[tuple[Account, Window]] = deque()
+        self._kept: deque[Window] = deque()
 
     @property
     def busy(self) -> bool:
@@ -104,13 +104,13 @@ class ShardExchange:
     @property
     def in_ledger(self) -> bool:
         """Whether the ledger has every window that is kept."""
-        return all(window.in_ledger(self.watermark) for _, window in self._kept)
+        return all(window.in_ledger(self.watermark) for window in self._kept)
 
     @property
     def degraded(self) -> int:
         """Limits that were decided by their outage policy since Redis last answered for them."""
         states = (state for account in self._touched for state in account.limits.values())
-        return sum(1 for state in states if state.outage_used or state.refused)
+        return sum(1 for state in states if state.lease.outage_used or state.lease.refused)
 
     @property
     def kept(self) -> int:
@@ -150,12 +150,14 @@ class ShardExchange:
             return False
         return all(state.left == 0 for state in account.limits.values())
 
-    def window(self, account: Account, key: WindowKey) -> Window:
-        """The window of a key, with its journal cell; made on first use."""
-        window = account.windows.get(key)
+    def window(self, account: Account, span: Span) -> Window:
+        """The window of a tenant's (series, period, hour), with its journal cell; made on first use."""
+        window = account.windows.get(span)
         if window is None:
-            window = account.windows[key] = Window(key, self._journal.cell(key.encode()))
-            self._kept.append((account, window))
+            key = WindowKey(account.tenant, *span)
+            window = Window(account, span, self._journal.cell(key.encode()))
+            account.windows = account.windows.put(window)
+            self._kept.append(window)
         return window
 
     def spendable(self, now_ms: int) -> bool:
@@ -216,7 +218,7 @@ class ShardExchange:
             TenantReport(
                 one.account.tenant,
                 one.revision,
-                [(*window.key[1:], value) for window, value in one.windows],
+                [(*window.id, value) for window, value in one.windows],
                 [report for _, report, _ in one.limits],
             )
             for one in sent
@@ -241,8 +243,8 @@ class ShardExchange:
         windows = [window for window in account.windows.values() if window.dirty]
         omitted: frozenset[str] = frozenset()
         if len(windows) > windows_max:
-            windows.sort(key=lambda window: "@" in window.key.series)  # the tenant's own first: few, and they feed most
-            omitted = frozenset(window.key.series for window in windows[windows_max:])
+            windows.sort(key=lambda window: "@" in window.id[0])  # the tenant's own first: few, and they feed most
+            omitted = frozenset(window.id[0] for window in windows[windows_max:])
             del windows[windows_max:]
         leaving, account.departed = account.departed, ()
         departed: list[LimitState] = []
@@ -251,8 +253,8 @@ class ShardExchange:
             gone = position < len(leaving)
             if not gone and not state.to_report:
                 continue
-            if len(limits) >= limits_max or state.series in omitted:
-                omitted |= {state.series}
+            if len(limits) >= limits_max or state.period.series in omitted:
+                omitted |= {state.period.series}
                 if gone:
                     account.departed = (*account.departed, state)
                 continue
@@ -320,12 +322,11 @@ class ShardExchange:
         for window, value in one.windows:
             window.acknowledged = value
             window.version = version
-            window.dirty = window.value != value
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
-            state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
-            self.ample = self.ample and state.ample
+            ample = state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
+            self.ample = self.ample and ample
         if any(window.dirty for window, _ in one.windows) or any(
-            state.refused or not state.known for state, _, _ in one.limits
+            state.lease.refused or not state.known for state, _, _ in one.limits
         ):
             self.touch(account)
         holding = any(state.left for state in account.limits.values())
@@ -345,15 +346,11 @@ class ShardExchange:
         """
         self.ample = False
         for one in sent:
-            self._reject(one)
-            for state, _, _ in one.limits:
-                state.renewing = state.leased
+            self._reject(one, renewing=True)
 
-    def _reject(self, one: Sent) -> None:
+    def _reject(self, one: Sent, *, renewing: bool = False) -> None:
         for state, _, _ in one.limits:
-            state.in_flight = False
-            state.renewing = False
-            state.known = False
+            state.reject(renewing=renewing)
         one.account.departed += one.departed
         if any(state.left for state in one.account.limits.values()):
             self._holders[one.account] = None
@@ -365,11 +362,10 @@ class ShardExchange:
             self.generation_changes += 1
         self.generation = generation
         self._acknowledged = 0
-        for account, window in self._kept:
+        for window in self._kept:
             window.acknowledged = 0
             window.version = 0
-            window.dirty = True
-            self.touch(account)
+            self.touch(_owner(window))
         self._wake(self.resting.wake_all())
         for account in self._holders:
             self.touch(account)
@@ -384,15 +380,21 @@ class ShardExchange:
         """
         first_kept = min(self.hour, self.redis_hour) - HOURS_KEPT
         for _ in range(min(len(self._kept), WINDOWS_EXAMINED)):
-            account, window = self._kept[0]
-            if first_kept <= window.key.hour <= self.hour:
+            window = self._kept[0]
+            hour = window.id[2]
+            if first_kept <= hour <= self.hour:
                 return
             self._kept.popleft()
-            if window.key.hour < first_kept and window.in_ledger(self.watermark):
-                self.freed_hour = max(self.freed_hour, window.key.hour)
-                del account.windows[window.key]
+            if hour < first_kept and window.in_ledger(self.watermark):
+                account = _owner(window)
+                self.freed_hour = max(self.freed_hour, hour)
+                account.windows = account.windows.without(window.id)
                 # A charge worked out for that hour must not reach the cell again, even if the wall clock steps back.
                 account.drop_charges()
                 self._journal.free(window.cell)
             else:
-                self._kept.append((account, window))
+                self._kept.append(window)
+
+
+def _owner(window: Window) -> Account:
+    return cast("Account", window.owner)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sidecar.catalogue.snapshot import LimitRule
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.decision import Decision
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
 
 Checked = tuple["Account", "LimitState", int, "Denial | int | str"]
 
@@ -68,7 +68,7 @@ def refused(decision: Decision, route: RouteRule) -> dict[str, object]:
 def limits(account: Account, catalogue: Catalogue, now_s: int) -> dict[str, object]:
     """A tenant's limits: each in its current period, those with a scope once for each counter that is known here."""
     snapshot = account.snapshot
-    states = [state for state in account.limits.values() if state.start_s <= now_s < state.end_s]
+    states = [state for state in account.limits.values() if state.period.start_s <= now_s < state.period.end_s]
     found = []
     for rule in snapshot.limits:
         known = [_limit(account, state, catalogue) for state in states if state.rule.name == rule.name]
@@ -117,16 +117,17 @@ def _unused(owner: Account, rule: LimitRule, catalogue: Catalogue) -> dict[str, 
 
 
 def _limit(owner: Account, state: LimitState, catalogue: Catalogue) -> dict[str, object]:
-    metric = state.rule.metric
+    period = state.period
+    metric = period.rule.metric
     return {
-        **_rule(owner, state.rule, catalogue),
-        "limit": state.id,
-        "period_start": state.start_s,
-        "period_end": state.end_s,
+        **_rule(owner, period.rule, catalogue),
+        "limit": period.id,
+        "period_start": period.start_s,
+        "period_end": period.end_s,
         "used": _decimal(state.used, metric, catalogue),
         "confirmed": state.known,
-        "lease_left": _decimal(state.left, metric, catalogue) if state.leased else None,
-        "held_elsewhere": _decimal(state.held_elsewhere, metric, catalogue),
+        "lease_left": _decimal(state.left, metric, catalogue) if period.leased else None,
+        "held_elsewhere": _decimal(state.lease.held_elsewhere, metric, catalogue),
     }
 
 

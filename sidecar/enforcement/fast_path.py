@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.enforcement import verdict
-from sidecar.enforcement.lease import UNBOUNDED
+from sidecar.enforcement.limit_period import UNBOUNDED
 from sidecar.enforcement.repeats import Kept, suffix
 from sidecar.enforcement.verdict import NEAR, OVER
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.decision import Decision, Identity
     from sidecar.enforcement.directory import Directory
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
     from sidecar.enforcement.repeats import Repeats
     from sidecar.enforcement.synchroniser import Synchroniser
     from sidecar.telemetry import CoreCounters
@@ -123,7 +123,7 @@ class FastPath:
     def prepare(self, check: Check, account: Account, charge: Charge) -> None:
         """Remember what a check came to, if the short way can decide it from now on."""
         plain = charge.windows is not None and not charge.features_missing and account.parent is None
-        heard = all(units and (state.heard or state.carefree) for _, state, units in charge.limits)
+        heard = all(units and (state.heard or state.period.carefree) for _, state, units in charge.limits)
         standing = verdict.standing(account, charge.since_ms // SECOND_MS)
         if plain and heard and isinstance(standing, int):
             check.known = Known(account, charge, standing, check.route.name)
@@ -161,7 +161,6 @@ class FastPath:
 
         for window, units in charge.windows or ():
             window.view[window.index] += units
-            window.dirty = True
         if not account.touched:
             account.exchange.touch(account)
         self._counters.snapshot_hits += 1
@@ -199,14 +198,15 @@ class FastPath:
             return False
         mark = known.standing
         for state, units in charge.spends:
-            if state.leased and state.left < units:
+            period = state.period
+            if period.leased and state.left < units:
                 return False
             used = state.used + units
-            if used > state.free_until:
-                if not state.billed_beyond:
+            if used > period.free_until:
+                if not period.billed_beyond:
                     return False
                 mark = max(mark, OVER)
-            elif used >= state.near_at:
+            elif used >= period.near_at:
                 mark = max(mark, NEAR)
         for state, units in charge.spends:
             if state.pending + units > state.calm:
@@ -217,9 +217,9 @@ class FastPath:
         if mark != allowance.mark or tightest is not allowance.state:
             allowance = known.allowance = Allowance(account, mark, tightest)
         wall_s = wall_ms // SECOND_MS
-        if tightest is not None and tightest.quota is not None:
-            known.rest = tightest.quota - tightest.used + tightest.pending
-            allowance.reset_s = max(0, tightest.end_s - wall_s)
+        if tightest is not None and tightest.period.quota is not None:
+            known.rest = tightest.period.quota - tightest.used + tightest.pending
+            allowance.reset_s = max(0, tightest.period.end_s - wall_s)
         known.turn = account.turn
         known.since_ms = max(charge.since_ms, wall_s * SECOND_MS)
         known.until_ms = min(charge.until_ms, (wall_s + 1) * SECOND_MS)
@@ -228,21 +228,22 @@ class FastPath:
     def _calm(self, account: Account, state: LimitState, units: int, wall_ms: int) -> None:
         """Work out for how many units, these included, a limit changes nothing but its numbers."""
         state.take_in()
-        used = state.used
+        period, used = state.period, state.used
         calm = UNBOUNDED
-        if state.leased:
-            if not state.renewing and state.left - units < state.renew_at:
-                state.renewing = True
+        if period.leased:
+            lease, left = state.lease, state.left
+            if not lease.renewing and left - units < lease.renew_at:
+                lease.renewing = True
                 self._synchroniser.request(account.exchange)
-            calm = state.left if state.renewing else state.left - state.renew_at
-        if used + units < state.near_at:
-            calm = min(calm, state.near_at - 1 - used)
-        elif used + units <= state.free_until:
-            calm = min(calm, state.free_until - used)
-        elif not state.leased and not state.over_ms:
+            calm = left if lease.renewing else left - lease.renew_at
+        if used + units < period.near_at:
+            calm = min(calm, period.near_at - 1 - used)
+        elif used + units <= period.free_until:
+            calm = min(calm, period.free_until - used)
+        elif not period.leased and not state.over_ms:
             state.over_ms = wall_ms
-        if state.quota is not None and state.quota > used:
-            calm = min(calm, max(units, (state.quota - used) // REST_PARTS))
+        if period.quota is not None and period.quota > used:
+            calm = min(calm, max(units, (period.quota - used) // REST_PARTS))
         state.calm = calm
 
 
@@ -251,7 +252,7 @@ def _tightest(charge: Charge) -> LimitState | None:
     tightest: LimitState | None = None
     remaining, quota = 0, 0
     for state, units in charge.spends:
-        cap = state.quota
+        cap = state.period.quota
         if cap is not None:
             rest = cap - state.used - units
             if tightest is None or rest * quota < remaining * cap:

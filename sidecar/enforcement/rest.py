@@ -12,7 +12,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from sidecar.enforcement.lease import IDLE_AFTER_MS
+from sidecar.enforcement.limit_state import IDLE_AFTER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +42,8 @@ class Resting:
         held = [state for state in account.limits.values() if state.left]
         if self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
             return False
-        until_ms = min(state.own_changed_ms for state in held) + self.rest_ms
-        ends_s = min((state.end_s for state in held if state.small), default=0)
+        until_ms = min(state.lease.own_changed_ms for state in held) + self.rest_ms
+        ends_s = min((state.period.end_s for state in held if state.period.small), default=0)
         if ends_s:
             until_ms = min(until_ms, now_ms + max(0, ends_s - wall_s) * 1000)
         self._accounts[account.tenant] = account, until_ms

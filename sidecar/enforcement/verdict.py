@@ -12,7 +12,7 @@ from sidecar.enforcement.decision import Decision, LimitView
 if TYPE_CHECKING:
     from sidecar.catalogue.model import Catalogue
     from sidecar.enforcement.account import Account, Charge
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
 
 CONTENDED_RETRY_S = 1
 OUTAGE_RETRY_S = 2
@@ -60,21 +60,22 @@ def counted(state: LimitState, units: int, wall_ms: int) -> Denial | int:
         return FINE
     used = state.used + units
     if used <= included:
-        return NEAR if used >= state.near_at else FINE
+        return NEAR if used >= state.period.near_at else FINE
     if rule.beyond == "bill":
         return OVER
     if rule.grace_s and (not state.over_ms or wall_ms < state.over_ms + rule.grace_s * 1000):
         return GRACE
     reason = "grace_over" if rule.grace_s else "limit_reached"
-    return Denial(429, reason, state, max(1, state.end_s - wall_ms // 1000))
+    return Denial(429, reason, state, max(1, state.period.end_s - wall_ms // 1000))
 
 
 def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bool) -> Denial | int | str:
     """A limit whose lease does not cover ``units``: SHORT to ask Redis, a Denial, or DEGRADED by its outage policy."""
-    if state.stop and units > state.stop:
+    stop = state.period.stop
+    if stop and units > stop:
         return Denial(429, "cost_too_large", state, cost=units)
-    if state.stop == 0 or state.spent_out(units):
-        return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
+    if stop == 0 or state.spent_out(units):
+        return Denial(429, "limit_reached", state, max(1, state.period.end_s - wall_ms // 1000))
     if away:
         return in_outage(state, units)
     return contended(state) if state.hold_on(units, now_ms) else SHORT
@@ -85,7 +86,7 @@ def in_outage(state: LimitState, units: int) -> Denial | int:
     rule = state.rule
     if rule.on_outage == "open":
         return DEGRADED
-    if rule.on_outage == "bounded" and state.outage_used + units <= rule.outage_units:
+    if rule.on_outage == "bounded" and state.lease.outage_used + units <= rule.outage_units:
         return DEGRADED
     return Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
 
@@ -99,8 +100,9 @@ def headroom(state: LimitState, wall_ms: int, *, away: bool) -> Denial | int | s
     """Whether a leased limit has a unit left in all, without wanting one: SHORT while Redis has never said."""
     if not state.heard:
         return in_outage(state, 0) if away else SHORT
-    if state.stop is not None and state.used >= state.stop:  # what was heard once can only have grown
-        return Denial(429, "limit_reached", state, max(1, state.end_s - wall_ms // 1000))
+    stop = state.period.stop
+    if stop is not None and state.used >= stop:  # what was heard once can only have grown
+        return Denial(429, "limit_reached", state, max(1, state.period.end_s - wall_ms // 1000))
     return FINE
 
 
@@ -134,7 +136,7 @@ class Findings:
                 # Where a shadow lets the request through all the same, no lease covers what it spends.
                 self.unleased.add(state)
         elif isinstance(found, str):
-            self.short.append((owner, state, units if state.leased else 0))
+            self.short.append((owner, state, units if state.period.leased else 0))
         else:
             self.mark = max(self.mark, found)
             if found == DEGRADED:
@@ -147,7 +149,7 @@ def allow(account: Account, charge: Charge, standing_mark: int, wall_ms: int) ->
     tightest: LimitState | None = None
     remaining, quota = 0, 0
     for _, state, _ in charge.limits:
-        cap = state.quota
+        cap = state.period.quota
         if cap is None:
             continue
         left = cap - state.used
@@ -155,7 +157,7 @@ def allow(account: Account, charge: Charge, standing_mark: int, wall_ms: int) ->
             tightest, remaining, quota = state, left, cap
     if tightest is None:
         return allowance(account, mark, None, 0, 0)
-    return allowance(account, mark, tightest, max(0, remaining), max(0, tightest.end_s - wall_ms // 1000))
+    return allowance(account, mark, tightest, max(0, remaining), max(0, tightest.period.end_s - wall_ms // 1000))
 
 
 def allowance(account: Account, mark: int, tightest: LimitState | None, remaining: int, reset_s: int) -> Decision:
@@ -173,7 +175,8 @@ def allowance(account: Account, mark: int, tightest: LimitState | None, remainin
 
 
 def _shown(state: LimitState, remaining: int, reset_s: int) -> LimitView:
-    return LimitView(state.rule.name, state.quota, state.used, remaining, state.end_s - state.start_s, reset_s)
+    period = state.period
+    return LimitView(period.rule.name, period.quota, state.used, remaining, period.end_s - period.start_s, reset_s)
 
 
 def deny(account: Account, denials: list[Denial], wall_ms: int, catalogue: Catalogue) -> Decision:
@@ -196,16 +199,17 @@ def deny(account: Account, denials: list[Denial], wall_ms: int, catalogue: Catal
 
 def view(state: LimitState, wall_ms: int, catalogue: Catalogue, cost: int = 0) -> LimitView:
     """The numbers of one limit, with the metric's scale, for headers and bodies."""
-    metric = catalogue.metrics.get(state.rule.metric)
-    cap = state.quota
+    period = state.period
+    metric = catalogue.metrics.get(period.rule.metric)
+    cap = period.quota
     remaining = 0 if cap is None else max(0, cap - state.used)
     return LimitView(
-        state.rule.name,
+        period.rule.name,
         cap,
         state.used,
         remaining,
-        state.end_s - state.start_s,
-        max(0, state.end_s - wall_ms // 1000),
+        period.end_s - period.start_s,
+        max(0, period.end_s - wall_ms // 1000),
         metric.scale if metric is not None else 0,
         cost,
     )

@@ -55,6 +55,11 @@ class Cell:
         self.size = size
 
 
+def record_bytes(key: bytes) -> int:
+    """Size of the record of a key."""
+    return -(-(RECORD.size + len(key)) // RECORD_GRAIN) * RECORD_GRAIN
+
+
 def key_crc(key: bytes) -> int:
     """Checksum of a record's key; never 0, which marks a free record."""
     return crc32(key) or 1
@@ -117,7 +122,7 @@ class Journal:
         if len(key) > KEY_BYTES_MAX:
             message = f"journal key of {len(key)} bytes; at most {KEY_BYTES_MAX} are possible"
             raise JournalUnusable(message)
-        size = -(-(RECORD.size + len(key)) // RECORD_GRAIN) * RECORD_GRAIN
+        size = record_bytes(key)
         free = self._free.get(size)
         if free:
             block, offset = free.pop()

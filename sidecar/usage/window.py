@@ -6,13 +6,16 @@ grow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from sidecar.usage.journal import Cell
-
+from sidecar.memo import shared
+from sidecar.usage.journal import Cell, record_bytes
 
 TIME_S_MAX = 2**40  # of a period or an hour; every store behind us can hold such a time
+SPANS_MAX = 4_096
+
+Span = tuple[str, int, int]
+_spans: dict[Span, Span] = {}  # of one metric and hour there is one for each tenant
 
 
 class WindowKey(NamedTuple):
@@ -37,28 +40,51 @@ class WindowKey(NamedTuple):
         return key
 
 
+class Owner(Protocol):
+    """Whose window it is."""
+
+    @property
+    def tenant(self) -> str: ...
+
+
 class Window:
     """A window's cell in the journal, and how much of it Redis and the ledger are known to have.
 
-    ``acknowledged`` is the value Redis last confirmed in this generation, ``version`` the shard's change counter at
-    that time: once the ledger's watermark reaches it, the ledger has at least that value.
+    ``id`` tells apart the windows of one tenant: (series, period, hour). ``acknowledged`` is the value Redis last
+    confirmed in this generation, ``version`` the shard's change counter at that time: once the ledger's watermark
+    reaches it, the ledger has at least that value. The hot path adds to ``view[index]``, which is the value.
     """
 
-    __slots__ = ("acknowledged", "cell", "dirty", "index", "key", "version", "view")
+    __slots__ = ("acknowledged", "block", "id", "index", "owner", "version", "view")
 
-    def __init__(self, key: WindowKey, cell: Cell) -> None:
-        self.key = key
-        self.cell = cell
+    def __init__(self, owner: Owner, span: Span, cell: Cell) -> None:
+        self.owner = owner
+        self.id = shared(_spans, span, SPANS_MAX)
         self.view = cell.view
+        self.block = cell.block
         self.index = cell.index
-        self.dirty = False
         self.acknowledged = 0
         self.version = 0
+
+    @property
+    def key(self) -> WindowKey:
+        """Identity among all windows."""
+        return WindowKey(self.owner.tenant, *self.id)
+
+    @property
+    def cell(self) -> Cell:
+        """Its place in the journal."""
+        return Cell(self.view, self.block, self.index, record_bytes(self.key.encode()))
 
     @property
     def value(self) -> int:
         return int(self.view[self.index])
 
+    @property
+    def dirty(self) -> bool:
+        """Whether Redis does not have all of it, as far as is known."""
+        return self.acknowledged != self.view[self.index]
+
     def in_ledger(self, watermark: int) -> bool:
         """Whether the ledger has everything counted so far."""
-        return not self.dirty and self.version <= watermark and self.acknowledged == self.value
+        return self.version <= watermark and self.acknowledged == self.value

@@ -130,20 +130,20 @@ class World:
     def seen(self) -> Any:
         account = self.directory.accounts["acme"]
         limits = {
-            name: (
+            state.id: (
                 state.used,
                 state.own,
                 state.left,
                 bool(state.over_ms),
-                state.renewing,
-                state.need,
-                state.outage_used,
+                state.lease.renewing,
+                state.lease.need,
+                state.lease.outage_used,
             )
-            for name, state in account.limits.items()
+            for state in account.limits.values()
         }
         limits = {name: told for name, told in limits.items() if any(told)}  # one that was only looked at is none
-        windows = {key: window.value for key, window in account.windows.items()}
-        dirty = {key for key, window in account.windows.items() if window.dirty}
+        windows = {window.key: window.value for window in account.windows.values()}
+        dirty = {window.key for window in account.windows.values() if window.dirty}
         return limits, windows, dirty, account.touched, bool(self.requested)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.decision import Decision
-from sidecar.enforcement.lease import IDLE_AFTER_MS
+from sidecar.enforcement.limit_state import IDLE_AFTER_MS
 from sidecar.enforcement.synchroniser import RESTING_POLL_MS
 from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow

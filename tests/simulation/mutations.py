@@ -148,12 +148,11 @@ def _old_writer_goes_on(stack: ExitStack) -> None:
             build(self, settings, store, clock, counters)
         ALIVE.add(self.writer)
 
-    def opened(self: ShardExchange, account: Any, key: Any) -> Window:
-        fresh = key not in account.windows
-        found = window(self, account, key)
+    def opened(self: ShardExchange, account: Any, span: Any) -> Window:
+        fresh = account.windows.get(span) is None
+        found = window(self, account, span)
         if fresh:
-            found.view[found.index] = known.get(self.writer, {}).get(key, 0)
-            found.dirty = True
+            found.view[found.index] = known.get(self.writer, {}).get(found.key, 0)
         return found
 
     stack.enter_context(mock.patch.object(Core, "__init__", built))

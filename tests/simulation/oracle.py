@@ -18,7 +18,7 @@ from sidecar.usage.window import WindowKey
 
 if TYPE_CHECKING:
     from sidecar.enforcement.account import Charge
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
     from tests.simulation.redis import MemoryRedis
 
 LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
@@ -74,9 +74,9 @@ class Oracle:
                 )
         checked = set()
         for owner, state, units in charge.limits:
-            if not state.leased or not units or state.small:
+            if not state.period.leased or not units or state.period.small:
                 continue
-            key = (owner.tenant, state.id, state.start_s)
+            key = (owner.tenant, state.id, state.period.start_s)
             checked.add((owner.tenant, state.rule.name))
             if state in unleased:
                 self.unleased[key] += units
@@ -93,7 +93,7 @@ class Oracle:
         cap = self.cap(key[0], state.rule.name)
         if cap is None:
             return
-        total = self.total(key[0], state.rule, state.id, state.start_s)
+        total = self.total(key[0], state.rule, state.id, state.period.start_s)
         excepted = self.unleased[key] + self.slack[key]
         if total - excepted > cap and key not in self._over:
             self._over.add(key)

@@ -24,7 +24,7 @@ from tests.simulation.scheduler import Process, VirtualLoop
 if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule
     from sidecar.enforcement.account import Charge
-    from sidecar.enforcement.lease import LimitState
+    from sidecar.enforcement.limit_state import LimitState
 
 TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50, lease_rest_ms=8_000)
 STORE_TIMEOUT_MS = 50

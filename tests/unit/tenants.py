@@ -11,6 +11,7 @@ from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.limit_state import LimitState
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReply, SyncMessage, SyncReply, TenantReply
 from sidecar.usage.journal import Journal
@@ -39,6 +40,13 @@ def exchange(terms: Terms | None = None) -> ShardExchange:
 
 def account(snapshot: Snapshot = PLAN, parent: Account | None = None) -> Account:
     return Account(snapshot, exchange(), parent)
+
+
+def limit_of(owner: Account, limit_id: str) -> LimitState:
+    """A limit that the account has."""
+    found = owner.limits.get(limit_id)
+    assert found is not None
+    return found
 
 
 def reply(

@@ -13,8 +13,8 @@ from sidecar.enforcement.account import (
     Account,
     scope_value,
 )
-from sidecar.enforcement.lease import FORGET_AFTER_MS, LimitState
-from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, plan
+from sidecar.enforcement.limit_state import FORGET_AFTER_MS, LimitState
+from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, limit_of, plan
 
 DAY_S = 86_400
 PER_USER = limit(HARD, name="per_user", scope="user")
@@ -57,9 +57,9 @@ def test_a_clock_that_steps_back_over_a_period_gets_the_period_it_is_in() -> Non
     midnight_s = NOON_S + DAY_S // 2
     later = owner.charge(ONE, "", "", midnight_s)
     earlier = owner.charge(ONE, "", "", midnight_s - 1)
-    assert (later.limits[0][1].start_s, earlier.limits[0][1].start_s) == (midnight_s, midnight_s - DAY_S)
+    assert (later.limits[0][1].period.start_s, earlier.limits[0][1].period.start_s) == (midnight_s, midnight_s - DAY_S)
     again = owner.charge(ONE, "", "", midnight_s)
-    assert again.limits[0][1] is owner.limits["calls"]
+    assert again.limits[0][1] is limit_of(owner, "calls")
 
 
 def test_no_charge_refers_to_a_limit_that_departed() -> None:
@@ -70,14 +70,14 @@ def test_no_charge_refers_to_a_limit_that_departed() -> None:
     owner.charge(ONE, "", "", midnight_s)
     owner.charge(other, "", "", midnight_s - 1)
     owner.charge(other, "", "", midnight_s)
-    assert owner.charge(ONE, "", "", midnight_s).limits[0][1] is owner.limits["calls"]
+    assert owner.charge(ONE, "", "", midnight_s).limits[0][1] is limit_of(owner, "calls")
 
 
 def test_headroom_is_watched_and_costs_nothing() -> None:
     owner = account()
     charge = owner.charge(RouteRule(name="peek", headroom=("api",)), "", "", NOON_S)
     [(_, state, units)] = charge.limits
-    assert (units, charge.series, state.watched) == (0, [], True)
+    assert (units, charge.series, state.lease.watched) == (0, [], True)
 
 
 def test_a_scoped_limit_counts_its_own_series_beside_the_tenants() -> None:
@@ -150,7 +150,7 @@ def test_a_lease_goes_on_unless_its_cap_was_lowered(change: dict[str, object], l
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.left, state.known = 30, True
     owner.adopt(plan(limit(HARD, **change), rev=2))
-    assert owner.limits["calls"] is state
+    assert limit_of(owner, "calls") is state
     assert (state.left, state.known) == (left, False)
     assert state.rule == limit(HARD, **change)
 
@@ -161,7 +161,7 @@ def test_a_limit_of_another_kind_departs_and_gives_its_lease_back(change: dict[s
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.left = 30
     owner.adopt(plan(limit(HARD, **change), rev=2))
-    assert (owner.limits, owner.departed, state.left) == ({}, (state,), 0)
+    assert (owner.limits.values(), owner.departed, state.left) == ((), (state,), 0)
     assert owner.touched
 
 
@@ -170,16 +170,16 @@ def test_a_tenant_in_shadow_has_no_leases() -> None:
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.left = 30
     owner.adopt(plan(shadow=True, rev=2))
-    assert (state.left, state.leased) == (0, False)
+    assert (state.left, state.period.leased) == (0, False)
 
 
 def test_a_new_period_starts_a_new_limit_and_gives_the_old_lease_back() -> None:
     owner = account()
     [(_, old, _)] = owner.charge(ONE, "", "", NOON_S).limits
-    old.left, old.outage_used = 30, 4
+    old.left, old.own_lease().outage_used = 30, 4
     [(_, new, _)] = owner.charge(ONE, "", "", NOON_S + DAY_S).limits
     assert (new.left, new.known, owner.departed, old.left) == (0, False, (old,), 0)
-    assert new.outage_used == 4  # an outage does not end with a period
+    assert new.lease.outage_used == 4  # an outage does not end with a period
 
 
 def test_what_was_spent_of_a_minute_is_known_when_it_comes_back() -> None:
@@ -227,17 +227,17 @@ def test_limits_of_users_who_left_are_forgotten() -> None:
         for _, state, _ in owner.charge(ONE, "", f"u{number}", NOON_S).limits:
             state.known = True
     owner.exchange.composed_ms = FORGET_AFTER_MS
-    busy = owner.limits["per_user:u3"]
+    busy = limit_of(owner, "per_user:u3")
     busy.left = 1
     owner.charge(ONE, "", "new", NOON_S)
-    assert set(owner.limits) == {"calls", "per_user:u3", "per_user:new"}
+    assert {state.id for state in owner.limits.values()} == {"calls", "per_user:u3", "per_user:new"}
 
 
 def unconfirmed(owner: Account, user: str) -> LimitState:
     """The limit of a user whose lease was given back by a message that nobody answered."""
     state = owner.charge(ONE, "", user, NOON_S).limits[1][1]
     state.report(1, 2, 1_000)
-    state.in_flight = state.known = False
+    state.own_lease().in_flight = state.known = False
     return state
 
 
@@ -247,10 +247,10 @@ def test_a_limit_is_kept_until_redis_has_confirmed_that_its_lease_came_back() ->
     state = unconfirmed(owner, "u1")
     owner.exchange.composed_ms = FORGET_AFTER_MS + 1
     owner.adopt(plan(HARD, PER_USER, rev=2))
-    assert owner.limits["per_user:u1"] is state
-    owner.limits["per_user:u1"].known = True
+    assert limit_of(owner, "per_user:u1") is state
+    limit_of(owner, "per_user:u1").known = True
     owner.adopt(plan(HARD, PER_USER, rev=3))
-    assert "per_user:u1" not in owner.limits
+    assert owner.limits.get("per_user:u1") is None
 
 
 def test_an_outage_with_many_users_keeps_a_bounded_number_of_unconfirmed_limits() -> None:
@@ -259,25 +259,25 @@ def test_an_outage_with_many_users_keeps_a_bounded_number_of_unconfirmed_limits(
         unconfirmed(owner, f"u{number}")
         owner.exchange.composed_ms = FORGET_AFTER_MS + 1
     assert len(owner.limits) <= 2 * UNCONFIRMED_MAX + 2
-    assert f"per_user:u{4 * UNCONFIRMED_MAX - 1}" in owner.limits
+    assert owner.limits.get(f"per_user:u{4 * UNCONFIRMED_MAX - 1}") is not None
 
 
 def test_a_soft_limit_is_not_leased() -> None:
     owner = account(plan(SOFT))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
-    assert not state.leased
+    assert not state.period.leased
 
 
 def test_a_lease_of_a_minute_that_ended_goes_on_in_the_next_at_the_rate_it_had() -> None:
     owner = account(plan(limit(PER_MINUTE, included=8_000, stop=8_000)))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
-    state.left, state.rate_per_s = 5, 100
+    state.left, state.own_lease().rate_per_s = 5, 100
     owner.roll(NOON_S + 59)
-    assert owner.limits["burst"] is state
+    assert limit_of(owner, "burst") is state
     state.spend(1)
     owner.roll(NOON_S + 60)
-    fresh = owner.limits["burst"]
-    assert (list(owner.departed), state.left, fresh.start_s) == ([state], 0, NOON_S + 60)
+    fresh = limit_of(owner, "burst")
+    assert (list(owner.departed), state.left, fresh.period.start_s) == ([state], 0, NOON_S + 60)
     assert fresh.report(owner.exchange.composed_ms, 2, 1_000_000).want == 200
 
 
@@ -285,4 +285,4 @@ def test_a_lease_that_was_used_up_in_its_minute_is_not_asked_for_in_the_next() -
     owner = account(plan(PER_MINUTE))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     owner.roll(NOON_S + 60)
-    assert owner.limits["burst"] is state
+    assert limit_of(owner, "burst") is state

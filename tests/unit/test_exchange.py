@@ -7,9 +7,9 @@ import pytest
 from sidecar.catalogue.model import RouteRule
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import ACKNOWLEDGED_KEPT_MS, LIMITS_PER_SYNC, TENANTS_PER_SYNC, Sent, ShardExchange
-from sidecar.enforcement.lease import IDLE_AFTER_MS, LimitState
+from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
 from sidecar.store.messages import LeaseReply, SyncMessage
-from sidecar.usage.window import Window, WindowKey
+from sidecar.usage.window import Window
 from tests.unit.tenants import HARD, NOON_S, ONE, PLAN, exchange, lease, limit, plan, reply
 
 HOUR = NOON_S // 3600
@@ -20,14 +20,13 @@ def touched(shard: ShardExchange, tenant: str = "acme", units: int = 1) -> tuple
     """A tenant that counted ``units``, as the enforcer leaves it."""
     owner = Account(plan(tenant=tenant), shard)
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
-    window = shard.window(owner, WindowKey(tenant, "api", owner.period(NOON_S), HOUR))
+    window = shard.window(owner, ("api", owner.period(NOON_S), HOUR))
     count(owner, window, units)
     return owner, state, window
 
 
 def count(owner: Account, window: Window, units: int) -> None:
     window.view[window.index] += units
-    window.dirty = True
     owner.exchange.touch(owner)
 
 
@@ -215,7 +214,7 @@ def test_a_limit_that_departed_asks_for_nothing_even_if_somebody_waited() -> Non
     state.wait_for(state.left + 1)
     owner.charge(ONE, "", "", NOON_S + 86_400)
     report = shard.compose(NOW_MS)[0].parts[0].leases[0]
-    assert (report.start, report.left, report.need, report.want) == (state.start_s, 0, 0, 0)
+    assert (report.start, report.left, report.need, report.want) == (state.period.start_s, 0, 0, 0)
 
 
 def test_an_idle_lease_is_given_back() -> None:
@@ -263,8 +262,7 @@ def test_a_limit_waits_for_the_windows_that_feed_it() -> None:
     for number in range(LIMITS_PER_SYNC + 40):
         charge = owner.charge(ONE, "", f"u{number}", NOON_S)
         for _, series, cost in charge.series:
-            key = WindowKey("acme", series, owner.period(NOON_S), HOUR)
-            count(owner, shard.window(owner, key), cost)
+            count(owner, shard.window(owner, (series, owner.period(NOON_S), HOUR)), cost)
             units[series] = units.get(series, 0) + cost
     told: dict[str, int] = {}
     for _ in range(3):
@@ -292,7 +290,7 @@ def test_a_cell_is_kept_until_the_ledger_has_it_and_its_hours_are_over() -> None
     settled(shard, window, watermark=0)
     assert shard.kept == 1
     settled(shard, window, watermark=1)
-    assert (shard.kept, owner.windows) == (0, {})
+    assert (shard.kept, owner.windows.values()) == (0, ())
     assert owner.charge(ONE, "", "", NOON_S) is not charge
     assert shard.freed_hour == HOUR
 
@@ -305,7 +303,7 @@ def test_a_clock_that_steps_back_over_the_hour_finds_its_cell_again() -> None:
     exchanged(shard, NOW_MS, lease(0))
     shard.hour += 1
     settled(shard, window, watermark=1)
-    assert shard.window(owner, window.key) is window
+    assert shard.window(owner, window.id) is window
 
 
 def test_what_is_not_in_the_ledger_does_not_keep_others() -> None:
@@ -339,7 +337,7 @@ def test_an_account_with_anything_left_to_say_is_not_forgotten() -> None:
     assert shard.forget(idle)
     idle.has_children = True
     assert not shard.forget(idle)
-    assert window.key in owner.windows
+    assert owner.windows.get(window.id) is window
 
 
 def test_a_soft_limit_is_counted_without_a_lease() -> None:
@@ -357,9 +355,9 @@ def test_a_failed_renewal_is_tried_again_with_the_next_report_and_not_with_each_
     _, state, _ = granted(shard)
     message, sent = shard.compose(NOW_MS)
     shard.undo(sent)
-    assert state.renewing
+    assert state.lease.renewing
     assert exchanged(shard, NOW_MS + 1, lease(50)).sequence > message.sequence
-    assert not state.renewing
+    assert not state.lease.renewing
 
 
 def test_one_message_asks_for_the_next_minute_of_every_tenant_in_it() -> None:

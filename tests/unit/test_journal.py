@@ -12,6 +12,7 @@ from sidecar.errors import JournalUnusable
 from sidecar.usage.journal import BLOCK_BYTES, HEADER_BYTES, KEY_BYTES_MAX, Cell, Journal
 from sidecar.usage.recovery import inspect
 from sidecar.usage.window import Window, WindowKey
+from tests.unit.tenants import account, plan
 
 WRITER = "00000000000000aa"
 
@@ -200,12 +201,19 @@ def test_a_window_key_survives_the_journal(series: str) -> None:
 
 def test_a_window_is_in_the_ledger_only_with_all_it_counted(path: Path) -> None:
     journal = Journal(path, WRITER)
-    window = Window(WindowKey("acme", "api", 0, 1), journal.cell(key(1)))
+    window = Window(account(), ("api", 0, 1), journal.cell(key(1)))
     window.view[window.index] += 5
     window.acknowledged, window.version = 5, 8
     assert window.in_ledger(8)
     assert not window.in_ledger(7)
     window.view[window.index] += 1
     assert not window.in_ledger(8)
-    window.acknowledged, window.dirty = 6, True
-    assert not window.in_ledger(8)
+
+
+def test_a_windows_place_in_the_journal_can_be_taken_back(path: Path) -> None:
+    journal = Journal(path, WRITER)
+    owner = account(plan(tenant="t" * 99))
+    cell = journal.cell(WindowKey(owner.tenant, "api", 0, 1).encode())
+    window = Window(owner, ("api", 0, 1), cell)
+    assert window.key == WindowKey(owner.tenant, "api", 0, 1)
+    assert all(getattr(window.cell, name) == getattr(cell, name) for name in Cell.__slots__)

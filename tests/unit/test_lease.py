@@ -8,14 +8,9 @@ import msgspec
 import pytest
 
 from sidecar.catalogue.snapshot import LimitRule
-from sidecar.enforcement.lease import (
-    CALLED_RESERVE_MS,
-    CONTENDED_FOR_MS,
-    FIRST_LEASE_UNITS,
-    FIRST_PART,
-    IDLE_AFTER_MS,
-    LimitState,
-)
+from sidecar.enforcement.lease import NO_LEASE, Lease
+from sidecar.enforcement.limit_period import FIRST_LEASE_UNITS, FIRST_PART, limit_period
+from sidecar.enforcement.limit_state import CALLED_RESERVE_MS, CONTENDED_FOR_MS, IDLE_AFTER_MS, LimitState
 from sidecar.store.messages import LeaseReply
 
 RULE = LimitRule(
@@ -47,7 +42,7 @@ def granted(state: LimitState, now_ms: int) -> int:
 
 def test_units_fetched_for_somebody_who_waits_are_still_there_when_it_is_his_turn() -> None:
     """Another tenant's request may have the shard synced again before the one who waited runs."""
-    state = LimitState(RULE, "calls", 0, 10_000_000, leased=True)
+    state = LimitState(limit_period(RULE, "calls", 0, 10_000_000, leased=True))
     state.wait_for(1)
     first = granted(state, NOW_MS)
     assert first >= 1
@@ -56,7 +51,7 @@ def test_units_fetched_for_somebody_who_waits_are_still_there_when_it_is_his_tur
 
 
 def test_a_lease_that_nobody_spends_is_given_back() -> None:
-    state = LimitState(RULE, "calls", 0, 10_000_000, leased=True)
+    state = LimitState(limit_period(RULE, "calls", 0, 10_000_000, leased=True))
     state.wait_for(1)
     granted(state, NOW_MS)
     state.spend(1)
@@ -66,15 +61,15 @@ def test_a_lease_that_nobody_spends_is_given_back() -> None:
 
 
 def leased(**changes: Any) -> LimitState:
-    state = LimitState(RULE, "calls", 0, 10_000_000, leased=True)
+    state = LimitState(limit_period(RULE, "calls", 0, 10_000_000, leased=True))
     for name, value in changes.items():
-        setattr(state, name, value)
+        setattr(state.own_lease() if name in Lease.__slots__ else state, name, value)
     return state
 
 
 def settled(state: LimitState, units: int, *, spent: int = 0, called: bool = False, need: int = 0) -> None:
     """A report that Redis answers with a lease of ``units``."""
-    state.need = need
+    state.own_lease().need = need
     sent = state.report(NOW_MS, 2, 1_000_000)
     reply = LeaseReply(units=units, spent=spent, held=units, over_ms=0, called=called)
     state.settle(sent, state.own, reply, NOW_MS, renewed=True)
@@ -86,7 +81,7 @@ def test_what_was_spent_since_the_report_is_taken_off_the_grant() -> None:
     own = state.own
     state.spend(4)
     state.settle(sent, own, LeaseReply(30, 100, 50, 0, called=False), NOW_MS, renewed=True)
-    assert (state.left, state.used, state.held_elsewhere) == (26, 104, 20)
+    assert (state.left, state.used, state.lease.held_elsewhere) == (26, 104, 20)
 
 
 def test_more_spent_since_than_granted_leaves_nothing_rather_than_a_debt() -> None:
@@ -145,10 +140,10 @@ def test_a_lease_more_than_half_full_is_not_topped_up() -> None:
 
 def test_a_spaced_lease_is_larger_and_filled_up_earlier_if_there_is_plenty() -> None:
     state = leased(reported_ms=NOW_MS - 1000, own=10, left=25, own_changed_ms=NOW_MS)
-    state.ample = True
+    state.own_lease().ample = True
     assert state.report(NOW_MS, 2, 1_000_000, spaced=True).want == 35
     state = leased(reported_ms=NOW_MS - 1000, own=10, left=46, own_changed_ms=NOW_MS)
-    state.ample = True
+    state.own_lease().ample = True
     assert state.report(NOW_MS, 2, 1_000_000, spaced=True).want == 0
     state = leased(reported_ms=NOW_MS - 1000, own=10, left=15, own_changed_ms=NOW_MS)
     assert state.report(NOW_MS, 2, 1_000_000, spaced=True).want == 0
@@ -159,7 +154,7 @@ def test_a_limit_near_its_end_is_not_ample(spent: int, held: int, ample: bool) -
     state = leased(own_changed_ms=NOW_MS)
     sent = state.report(NOW_MS, 2, 1_000_000)
     state.settle(sent, state.own, LeaseReply(20, spent, held, 0, called=False), NOW_MS, renewed=True)
-    assert state.ample is ample
+    assert state.lease.ample is ample
 
 
 def test_a_limit_whose_period_is_over_asks_for_nothing_and_has_nothing_left() -> None:
@@ -181,7 +176,7 @@ def test_asking_again_is_pointless_for_a_moment_after_a_short_answer() -> None:
 def test_units_called_in_are_given_back_but_for_the_next_moment() -> None:
     state = leased(left=500, rate_per_s=100, reported_ms=NOW_MS - 100, own_changed_ms=NOW_MS, target=500)
     settled(state, 500, called=True)
-    assert state.left == state.rate_per_s * CALLED_RESERVE_MS // 1000
+    assert state.left == state.lease.rate_per_s * CALLED_RESERVE_MS // 1000
     assert state.to_report
 
 
@@ -191,12 +186,13 @@ def test_spent_out_is_known_only_from_redis_and_while_the_cap_stands() -> None:
     settled(state, 0, spent=995)
     assert state.spent_out(6)
     assert not state.spent_out(5)
-    state.stop = None
+    state.follow(msgspec.structs.replace(RULE, stop=None), leased=False)
+    state.known = True
     assert not state.spent_out(6)
 
 
 def test_a_small_limit_reports_all_it_spent_in_its_period() -> None:
-    state = LimitState(msgspec.structs.replace(RULE, period="minute"), "calls", 0, 60, leased=True)
+    state = LimitState(limit_period(msgspec.structs.replace(RULE, period="minute"), "calls", 0, 60, leased=True))
     state.left = 9
     state.spend(4)
     assert state.report(NOW_MS, 2, 1_000_000).cumulative == 4
@@ -209,9 +205,9 @@ def test_what_an_outage_let_through_is_bounded_until_redis_grants_again() -> Non
     sent = state.report(NOW_MS, 2, 1_000_000)
     reply = LeaseReply(0, 0, 0, 0, called=False)
     state.settle(sent, state.own, reply, NOW_MS, renewed=True, granting=False)
-    assert state.outage_used == 7
+    assert state.lease.outage_used == 7
     state.settle(sent, state.own, reply, NOW_MS, renewed=True, granting=True)
-    assert state.outage_used == 0
+    assert state.lease.outage_used == 0
 
 
 def test_a_forfeited_lease_is_said_again() -> None:
@@ -233,3 +229,54 @@ def test_a_period_that_follows_one_in_which_nobody_asked_has_no_lease() -> None:
     state = leased()
     state.succeed(former, NOW_MS)
     assert state.report(NOW_MS, 2, 1_000_000).want == 0
+
+
+def without_lease() -> LimitState:
+    """A limit whose lease was spent from and went back."""
+    state = leased()
+    state.wait_for(1)
+    granted(state, NOW_MS)
+    state.spend(1)
+    granted(state, NOW_MS + 100)
+    granted(state, NOW_MS + 100 + IDLE_AFTER_MS)
+    return state
+
+
+def test_a_limit_with_nothing_in_hand_keeps_no_lease_and_begins_again_as_the_first_time() -> None:
+    state = without_lease()
+    assert state.lease is NO_LEASE
+    assert (state.own, state.left, state.to_report) == (1, 0, False)
+    state.wait_for(3)
+    sent = state.report(NOW_MS + 9_000, 2, 1_000_000)
+    assert (sent.left, sent.need, sent.want) == (0, 3, FIRST_LEASE_UNITS)
+
+
+@pytest.mark.parametrize(
+    "left_over", [{"held_elsewhere": 1}, {"outage_used": 1}, {"refused": True}, {"watched": True}, {"need": 1}]
+)
+def test_a_limit_of_which_something_is_to_be_remembered_keeps_its_lease(left_over: dict[str, int]) -> None:
+    state = without_lease()
+    for name, value in left_over.items():
+        setattr(state.own_lease(), name, value)
+    held = left_over.get("held_elsewhere", 0)
+    sent = state.report(NOW_MS + 9_000, 2, 1_000_000)
+    if "need" in left_over:
+        state.wait_for(1)  # somebody else, while the report is on its way
+    state.settle(sent, state.own, LeaseReply(0, 1, held, 0, called=False), NOW_MS, renewed=True, granting=False)
+    assert state.lease is not NO_LEASE
+    assert all(getattr(state.lease, name) for name in left_over)
+
+
+def test_what_limits_without_a_lease_share_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError, match="units of no lease"):
+        NO_LEASE.units = 1
+
+
+def test_a_limit_that_left_its_lease_may_forfeit_and_depart() -> None:
+    state = without_lease()
+    state.forfeit()
+    state.depart()
+    state.reject()
+    assert (state.lease is NO_LEASE, state.to_report) == (True, True)
+    state.settle(state.report(NOW_MS, 2, 9), state.own, LeaseReply(0, 1, 0, 0, called=False), NOW_MS, renewed=True)
+    assert not state.to_report

@@ -7,7 +7,8 @@ import pytest
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import WOKEN_PER_SYNC, ShardExchange
-from sidecar.enforcement.lease import FIRST_LEASE_UNITS, IDLE_AFTER_MS
+from sidecar.enforcement.limit_period import FIRST_LEASE_UNITS
+from sidecar.enforcement.limit_state import IDLE_AFTER_MS
 from sidecar.enforcement.terms import Terms
 from tests.unit.tenants import HARD, NOON_S, ONE, exchange, lease, limit, plan, reply
 

@@ -8,9 +8,11 @@ import pytest
 
 from sidecar.catalogue.model import Catalogue, RouteRule
 from sidecar.enforcement import verdict
-from sidecar.enforcement.lease import LimitState
+from sidecar.enforcement.lease import Lease
+from sidecar.enforcement.limit_period import limit_period
+from sidecar.enforcement.limit_state import LimitState
 from sidecar.enforcement.verdict import DEGRADED, FINE, GRACE, NEAR, OVER, SHADOW, SHORT, Denial, Findings
-from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, plan
+from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, limit_of, plan
 
 NOW_MS = NOON_S * 1000
 END_S = NOON_S + 3600
@@ -18,11 +20,11 @@ EMPTY = Catalogue(metrics={}, plans={}, routes=(), identity=())
 
 
 def state(rule: Any = SOFT, used: int = 0, **changes: Any) -> LimitState:
-    made = LimitState(rule, rule.name, NOON_S, END_S, leased=rule.stop is not None and not rule.shadow)
+    made = LimitState(limit_period(rule, rule.name, NOON_S, END_S, leased=rule.stop is not None and not rule.shadow))
     made.used = used
     made.known = True
     for name, value in changes.items():
-        setattr(made, name, value)
+        setattr(made.own_lease() if name in Lease.__slots__ else made, name, value)
     return made
 
 
@@ -242,11 +244,11 @@ def test_an_answer_shows_the_tightest_limit() -> None:
     wide, tight = limit(HARD, name="wide", stop=1000, included=1000), limit(HARD, name="tight", stop=50, included=50)
     owner = account(plan(wide, tight, limit(SOFT, name="none", included=None)))
     charge = owner.charge(ONE, "", "", NOON_S)
-    owner.limits["wide"].used, owner.limits["tight"].used = 900, 40
+    limit_of(owner, "wide").used, limit_of(owner, "tight").used = 900, 40
     shown = verdict.allow(owner, charge, FINE, NOW_MS).limit
     assert shown is not None
     assert (shown.name, shown.quota, shown.used, shown.remaining) == ("wide", 1000, 900, 100)
-    owner.limits["tight"].used = 46
+    limit_of(owner, "tight").used = 46
     shown = verdict.allow(owner, charge, FINE, NOW_MS).limit
     assert shown is not None
     assert (shown.name, shown.remaining, shown.reset_s) == ("tight", 4, 12 * 3600)

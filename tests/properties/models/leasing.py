@@ -19,7 +19,6 @@ from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import SYNC_REPLY, SyncMessage
 from sidecar.store.snapshots import script_limits
 from sidecar.usage.journal import Journal
-from sidecar.usage.window import WindowKey
 from tests.properties.models import passes
 from tests.properties.models.shard import HOUR_MS, Shard
 
@@ -61,16 +60,14 @@ class Writer:
         if state.left < units or not exchange.spendable(now_ms):
             state.wait_for(units)
             return False
-        key = WindowKey("acme", "api", self.account.period(wall_s), wall_s // 3600)
-        window = exchange.window(self.account, key)
+        window = exchange.window(self.account, ("api", self.account.period(wall_s), wall_s // 3600))
         window.view[window.index] += units
-        window.dirty = True
         state.spend(units)
         return True
 
     def counted(self) -> list[list[Any]]:
         """What its journal holds."""
-        return [[*window.key[1:], window.value] for window in self.account.windows.values()]
+        return [[*window.id, window.value] for window in self.account.windows.values()]
 
 
 class Leasing:
