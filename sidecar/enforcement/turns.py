@@ -16,7 +16,7 @@ from sidecar.errors import StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-AT_ONCE = 32
+AT_ONCE = 6  # of the eight connections that a worker has (store/calls.py)
 WAITING_MAX = 128
 WAIT_MS = 25
 

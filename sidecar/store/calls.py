@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from sidecar.clock import Clock
 
-CONNECTIONS_MAX = 64
+# A thousand workers fit into the 10,000 clients that Redis takes by default.
+CONNECTIONS_MAX = 8
 # Answers of a server that is not ready or has just lost its part: trying again may help. Whatever else Redis refuses is
 # a matter of its configuration. A script's error has the word somewhere in its text.
 PASSING = (AskError, ClusterDownError, ReadOnlyError, TryAgainError)
@@ -43,15 +44,15 @@ PASSING_WORDS = ("READONLY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "LOADING
 
 
 class Calls:
-    """The way to the servers of one URL; ``from_url`` opens a client of one of them."""
+    """The way to the servers of one URL; ``connect`` opens a client of one of them."""
 
     def __init__(
-        self, url: str, from_url: Callable[..., Redis], clock: Clock, *, timeout_ms: int, files: dict[str, str]
+        self, url: str, connect: Callable[..., Redis], clock: Clock, *, timeout_ms: int, files: dict[str, str]
     ) -> None:
         self.made: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         self._clock = clock
-        self._from_url = from_url
+        self._open = connect
         self._files = files
         self._timeout_s = timeout_ms / 1000
         self.servers = self._opened(url)
@@ -118,7 +119,7 @@ class Calls:
         # A call has a limit of its own; the driver's only ends what is left behind by it.
         timeout_s = timeout_s or 2 * self._timeout_s
         files: dict[str, Any] = self._files if url.startswith("rediss:") else {}
-        return self._from_url(
+        return self._open(
             url,
             protocol=2,
             socket_timeout=timeout_s,

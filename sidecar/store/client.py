@@ -11,7 +11,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from sidecar.errors import StoreRefused, StoreUnavailable
@@ -30,6 +29,7 @@ from sidecar.store.messages import (
     SyncMessage,
     SyncReply,
 )
+from sidecar.store.pool import connect
 from sidecar.store.scripts import load
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Store:
         self._generations = 0
         named = {"ssl_ca_certs": ca_file, "ssl_certfile": cert_file, "ssl_keyfile": key_file}
         files = {option: path for option, path in named.items() if path}
-        self._calls = Calls(url, Redis.from_url, clock, timeout_ms=timeout_ms, files=files)
+        self._calls = Calls(url, connect, clock, timeout_ms=timeout_ms, files=files)
         self.calls = self._calls.made
         self.errors = self._calls.errors
 

@@ -381,14 +381,11 @@ class World:
 CONNECTIONS: dict[str, Network] = {}
 
 
-class _Connections:
-    """Stands in for redis.asyncio.Redis in the store."""
-
-    @staticmethod
-    def from_url(url: str, **_options: Any) -> Connection:
-        process = current()
-        assert process is not None
-        return Connection(CONNECTIONS[url.removeprefix("sim://")], process)
+def connected(url: str, **_options: Any) -> Connection:
+    """Stands in for a pool of connections in the store."""
+    process = current()
+    assert process is not None
+    return Connection(CONNECTIONS[url.removeprefix("sim://")], process)
 
 
 @contextmanager
@@ -398,7 +395,7 @@ def simulated(random: Random) -> Iterator[None]:
     parse = lambda text, _name: catalogue(text)  # noqa: E731
     with ExitStack() as stack:
         for module, name, value in (
-            (sidecar.store.client, "Redis", _Connections),
+            (sidecar.store.client, "connect", connected),
             (sidecar.store.client, "load", lambda: lua.SCRIPTS),
             (sidecar.enforcement.core, "secrets", tokens),
             (sidecar.enforcement.changes, "parse", parse),
