@@ -137,7 +137,8 @@ class ChangeReader:
         self._catalogue_due = False
         policy = self._directory.policy
         if policy is None or policy.revision != found.revision:
-            self._put_in_force(KeptCatalogue(found.revision, found.text), keep=True, compiled=decode(found.compiled))
+            kept = KeptCatalogue(found.revision, found.text)
+            self._put_in_force(kept, keep=True, compiled=decode(found.compiled, found.text))
 
     def _from_disk(self) -> None:
         try:

@@ -72,7 +72,7 @@ class Projector:
         except CatalogueInvalid:
             return b""
         self._revision = version.revision
-        return compiled.encode(self._catalogue)
+        return compiled.encode(self._catalogue, version.document)
 
     async def newcomers(self, tx: Transaction) -> tuple[str, str]:
         """Plans of tenants that were counted before anybody put them: by default, and of requests without identity."""

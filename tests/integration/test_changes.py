@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.catalogue.load import parse
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.changes import ChangeReader, KeptCatalogue
 from sidecar.enforcement.directory import Directory
@@ -37,6 +38,20 @@ async def test_a_catalogue_that_changes_while_a_worker_starts_is_not_missed(insi
     await store.announce([("catalogue", "2")])
     await core.changes.catch_up()
     assert core.enforcer.policy.revision == 2
+
+
+async def test_a_catalogue_put_by_an_older_flusher_is_not_taken_for_the_one_compiled_before(inside: Installation) -> None:
+    """In a rolling upgrade: it writes revision and text, and leaves what it does not know."""
+    await inside.catalogue()
+    await inside.flusher().flush()
+    core = await inside.core()
+    store = inside.store
+    text = CATALOGUE.replace("100", "200")
+    await store._command("HSET", store.keys.catalogue, "revision", 2, "text", text, "shards", store.keys.shards)
+    await store.announce([("catalogue", "2")])
+    await core.changes.catch_up()
+    assert core.enforcer.policy.revision == 2
+    assert core.enforcer.policy.catalogue == parse(text, "revision 2")
 
 
 async def test_whoever_flushes_a_worker_finds_it_knowing_what_was_announced_before(inside: Installation) -> None:

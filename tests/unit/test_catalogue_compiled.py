@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sidecar.catalogue import compiled
-from sidecar.catalogue.load import parse, read
+from sidecar.catalogue.load import parse
 
 TESTS = Path(__file__).parents[1]
 CATALOGUES = sorted(
@@ -31,22 +31,35 @@ plans:
 
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
 def test_it_arrives_as_it_was(path: Path) -> None:
-    catalogue = read(path)
-    assert compiled.decode(compiled.encode(catalogue)) == catalogue
+    text = path.read_text()
+    catalogue = parse(text, path.name)
+    assert compiled.decode(compiled.encode(catalogue, text), text) == catalogue
 
 
 def test_money_and_kinds_of_values_arrive_as_they_were() -> None:
     catalogue = parse(PRICED, "priced")
-    found = compiled.decode(compiled.encode(catalogue))
+    found = compiled.decode(compiled.encode(catalogue, PRICED), PRICED)
     assert found == catalogue
     assert repr(found) == repr(catalogue)  # True is not 1
 
 
 @pytest.mark.parametrize("document", [b"", b"\xc1", msgspec.msgpack.encode(("0", 1)), msgspec.msgpack.encode("text")])
 def test_what_cannot_be_read_is_left_to_the_text(document: bytes) -> None:
-    assert compiled.decode(document) is None
+    assert compiled.decode(document, PRICED) is None
+
+
+def test_what_is_cut_short_is_left_to_the_text() -> None:
+    document = compiled.encode(parse(PRICED, "priced"), PRICED)
+    for length in range(len(document)):
+        assert compiled.decode(document[:length], PRICED) is None
 
 
 def test_another_version_s_is_left_to_the_text() -> None:
-    version, catalogue = msgspec.msgpack.decode(compiled.encode(read(CATALOGUES[0])))
-    assert compiled.decode(msgspec.msgpack.encode((version + "+1", catalogue))) is None
+    version, *rest = msgspec.msgpack.decode(compiled.encode(parse(PRICED, "priced"), PRICED))
+    assert compiled.decode(msgspec.msgpack.encode((version + "+1", *rest)), PRICED) is None
+
+
+def test_that_of_another_text_is_left_to_the_text() -> None:
+    """An older flusher replaces the text beside it and knows nothing of it."""
+    document = compiled.encode(parse(PRICED, "priced"), PRICED)
+    assert compiled.decode(document, PRICED.replace("1000", "2000")) is None
