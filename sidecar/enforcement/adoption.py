@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from sidecar.errors import StoreRefused, StoreUnavailable
+from sidecar.errors import JournalUnusable, StoreRefused, StoreUnavailable
 from sidecar.logs import fields
 from sidecar.store.messages import SyncMessage, TenantReport
 from sidecar.usage.recovery import WINDOWS_AT_ONCE, adopt_slowly
@@ -71,7 +71,7 @@ class Adoption:
                 self._held = journal
                 try:
                     await self._finish(journal)
-                except OSError as error:
+                except (OSError, JournalUnusable) as error:
                     log.warning("journal cannot be read", extra=fields(writer=journal.writer, cause=str(error)))
                     journal.release()
                 self._held = None

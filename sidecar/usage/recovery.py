@@ -7,6 +7,7 @@ Gives up:   values that are damaged but possible: they change with every request
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -43,12 +44,23 @@ class DeadJournal:
         self._fd = fd
 
     def windows(self) -> Iterator[CountedWindow]:
-        """Read them, as often as wanted: a million of them would be 300 MiB as objects. Raises OSError."""
-        return _windows(self.path, self._fd)
+        """Read them, as often as wanted: a million of them would be 300 MiB as objects.
+
+        Raises OSError when the disk fails, and JournalUnusable at the end when there are not as many as at first.
+        """
+        found = 0
+        for window in _windows(self.path, self._fd):
+            found += 1
+            yield window
+        if found != self.count:
+            message = f"{self.path}: held {self.count} windows and holds {found} now; something else changes it"
+            raise JournalUnusable(message)
 
     def delete(self) -> None:
-        """Delete the file: the ledger has everything in it."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file: the ledger has everything in it. Another one that took its name stays."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(self._fd)):
+                self.path.unlink()
         self.release()
 
     def release(self) -> None:
@@ -96,17 +108,14 @@ def adopt_slowly(directory: Path) -> Generator[DeadJournal | None]:
 def inspect(path: Path) -> tuple[str, list[CountedWindow]]:
     """What a journal holds, of a living process too: its writer id and windows.
 
-    Raises JournalUnusable when the file is missing or no journal.
+    Raises JournalUnusable when the file is missing, cannot be read or is no journal.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with path.open("rb") as file:
+            return _writer(path, file.fileno()), list(_windows(path, file.fileno()))
     except OSError as error:
         message = f"{path}: {error.strerror}"
         raise JournalUnusable(message) from error
-    try:
-        return _writer(path, fd), list(_windows(path, fd))
-    finally:
-        os.close(fd)
 
 
 def _writer(path: Path, fd: int) -> str:
@@ -127,12 +136,26 @@ def _writer(path: Path, fd: int) -> str:
 def _windows(path: Path, fd: int) -> Iterator[CountedWindow]:
     position = HEADER_BYTES
     try:
-        while block := os.pread(fd, BLOCK_BYTES, position):
+        while block := _block(fd, position):
             yield from _records(block)
             position += BLOCK_BYTES
     except ValueError as error:
         message = f"{path}: a whole record has a key that no version known here writes"
         raise JournalUnusable(message) from error
+
+
+def _block(fd: int, position: int) -> bytes:
+    """A whole block, or what there is of it before the file's end.
+
+    A disk that fails in the middle of a block gives what lies before that, and its error only to whoever reads on.
+    """
+    block = os.pread(fd, BLOCK_BYTES, position)
+    while 0 < len(block) < BLOCK_BYTES:
+        more = os.pread(fd, BLOCK_BYTES - len(block), position + len(block))
+        if not more:
+            break
+        block += more
+    return block
 
 
 def _records(block: bytes) -> Iterator[CountedWindow]:

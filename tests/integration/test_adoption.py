@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from sidecar.errors import StoreUnavailable
 from sidecar.store.client import Store
 from sidecar.store.messages import SyncMessage, SyncReply
 from sidecar.telemetry import CoreCounters
-from sidecar.usage.journal import Journal
+from sidecar.usage.journal import HEADER_BYTES, Journal
+from sidecar.usage.recovery import DeadJournal, adopt_slowly
 from sidecar.usage.window import WindowKey
 from tests.servers.installation import installation
 
@@ -74,4 +76,48 @@ async def test_a_large_journal_counts_once_also_when_redis_is_wiped_while_it_is_
         running.cancel()
         assert [await inside.counted(f"t{number}") for number in range(TENANTS)] == [HOURS] * TENANTS
     assert max(sent) == adoption.WINDOWS_PER_MESSAGE
+    assert not list(tmp_path.glob("*.journal"))
+
+
+async def test_a_journal_that_is_not_whole_when_it_is_reported_is_not_deleted(
+    fresh_redis: Callable[[], Awaitable[EmbeddedRedis]],
+    redis_prefix: str,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adoption, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(adoption, "SCAN_INTERVAL_S", 0.02)
+    server, counters = await fresh_redis(), CoreCounters()
+    path = tmp_path / f"{WRITER}.journal"
+    stayed: list[bool] = []
+
+    def cutting(directory: Path) -> Generator[DeadJournal | None]:
+        """Cut the journal short once, between its first and its second reading."""
+        for found in adopt_slowly(directory):
+            if found is None or stayed:
+                yield found
+                continue
+            whole = path.read_bytes()
+            os.truncate(path, HEADER_BYTES)
+            yield found
+            stayed.append(path.exists())
+            path.write_bytes(whole)
+
+    monkeypatch.setattr(adoption, "adopt_slowly", cutting)
+    async with installation(server.url, redis_prefix, database, tmp_path) as inside:
+        await inside.catalogue()
+        for number in range(TENANTS):
+            await inside.tenant(f"t{number}", "free")
+        flusher = inside.flusher()
+        await flusher.flush()
+        dead(tmp_path, inside.clock.wall_s())
+        running = asyncio.create_task(Adoption(tmp_path, inside.new_store(), counters, 60_000).run())
+        async with asyncio.timeout(40):
+            while not counters.journals_adopted:
+                await flusher.flush()
+                await asyncio.sleep(0.02)
+        running.cancel()
+        assert [await inside.counted(f"t{number}") for number in range(TENANTS)] == [HOURS] * TENANTS
+    assert stayed == [True]
     assert not list(tmp_path.glob("*.journal"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,55 @@ def test_a_large_journal_is_read_in_pieces_and_let_go_when_nobody_waits_for_its_
     assert found is not None
     assert found.count == len(list(found.windows())) == len(list(found.windows())) == 2 * WINDOWS_AT_ONCE + 1
     found.release()
+
+
+def large(directory: Path, windows: int = 2_000) -> Path:
+    """A journal of that many windows with one unit each."""
+    journal = Journal(directory / f"{WRITER}.journal", WRITER)
+    for hour in range(windows):
+        cell = journal.cell(WindowKey("acme", "api", 0, hour).encode())
+        cell.view[cell.index] = 1
+    journal.close(delete=False)
+    return journal.path
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_block_does_not_end_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel gives what lies before the bad sector, and its error only to whoever reads on."""
+    path, bad, pread = large(tmp_path), HEADER_BYTES + 4_096, os.pread
+
+    def failing(fd: int, size: int, offset: int) -> bytes:
+        if offset == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, min(size, bad - offset) if offset < bad else size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert not list(adopt(tmp_path))
+    with pytest.raises(JournalUnusable, match="Input/output"):
+        inspect(path)
+
+
+def test_a_block_that_is_read_in_parts_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pread = large(tmp_path), os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 10_000), offset))
+    assert len(inspect(path)[1]) == 2_000
+
+
+@pytest.mark.parametrize("size", [HEADER_BYTES, HEADER_BYTES + 4_096, HEADER_BYTES + 48])
+def test_a_journal_that_was_cut_short_between_two_readings_is_not_taken_for_whole(tmp_path: Path, size: int) -> None:
+    path = large(tmp_path)
+    [found] = list(adopt(tmp_path))
+    os.truncate(path, size)
+    with pytest.raises(JournalUnusable, match="held 2000 windows"):
+        list(found.windows())
+    found.release()
+
+
+def test_a_file_that_took_a_journals_name_is_not_deleted_in_its_place(tmp_path: Path) -> None:
+    path = dead(tmp_path)
+    [found] = list(adopt(tmp_path))
+    path.rename(tmp_path / "elsewhere")
+    dead(tmp_path, units=5)
+    found.delete()
+    assert [one.value for one in inspect(path)[1]] == [5]
