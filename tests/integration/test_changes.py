@@ -40,7 +40,9 @@ async def test_a_catalogue_that_changes_while_a_worker_starts_is_not_missed(insi
     assert core.enforcer.policy.revision == 2
 
 
-async def test_a_catalogue_put_by_an_older_flusher_is_not_taken_for_the_one_compiled_before(inside: Installation) -> None:
+async def test_a_catalogue_put_by_an_older_flusher_is_not_taken_for_the_one_compiled_before(
+    inside: Installation,
+) -> None:
     """In a rolling upgrade: it writes revision and text, and leaves what it does not know."""
     await inside.catalogue()
     await inside.flusher().flush()
