@@ -80,7 +80,12 @@ def adopt(directory: Path) -> Iterator[DeadJournal]:
 
 def adopt_slowly(directory: Path) -> Generator[DeadJournal | None]:
     """The same, with a None after every WINDOWS_AT_ONCE windows, for those who have something else to do meanwhile."""
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
+    try:
+        names = sorted(entry.name for entry in os.scandir(directory) if entry.name.endswith(SUFFIX))
+    except FileNotFoundError:
+        return
+    for name in names:
+        path = directory / name
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:

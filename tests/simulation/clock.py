@@ -22,5 +22,8 @@ class MachineClock(Clock):
     def wall_ms(self) -> int:
         return self._start_ms + self._loop.elapsed_ms + self.wrong_ms
 
+    def wall_s(self) -> int:
+        return (self._start_ms + self._loop.elapsed_ms + self.wrong_ms) // 1000
+
     def monotonic_ms(self) -> int:
         return MONOTONIC_START_MS + self._loop.elapsed_ms

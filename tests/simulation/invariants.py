@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
@@ -13,6 +15,7 @@ from sidecar.enforcement.synchroniser import RESTING_POLL_MS
 from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
+from sidecar.usage.journal import SUFFIX
 from tests.simulation.catalogues import TEXTS, catalogue
 from tests.simulation.network import REPEATED_WITHIN_MS
 from tests.simulation.oracle import parts
@@ -80,7 +83,8 @@ def _settled(world: World) -> bool:
     tables = world.postgres.tables
     if any(row["rev"] > row["projected"] for row in tables.tenants.values()):
         return False
-    if any(path.stem not in writers for machine in world.machines for path in machine.journals.glob("*.journal")):
+    files = [entry.name for machine in world.machines for entry in os.scandir(machine.journals)]
+    if any(name.endswith(SUFFIX) and name.removesuffix(SUFFIX) not in writers for name in files):
         return False
     for shard in range(SHARDS):
         about = world.redis.command(b"HMGET", (world.keys.epoch(shard), "gen", "state", "open_at", "skew", "replid"))
@@ -102,7 +106,7 @@ def _holders(world: World, shard: int) -> dict[bytes, set[str]]:
     found = {}
     for key in world.redis.keys(f"{world.keys.tag(shard)}limit:".encode()):
         fields = world.redis.command(b"HGETALL", (key,))[::2]
-        found[key] = {name[2:].decode() for name in fields if name.startswith(b"l:")}
+        found[key] = {name[2:].decode() for name in fields if name[:2] == b"l:"}
     return found
 
 
@@ -148,23 +152,29 @@ def check_plans(world: World) -> None:
 def stale_plans(world: World) -> list[str]:
     """Who has another plan than the ledger."""
     stale = []
-    rules = catalogue(world.postgres.tables.plans[-1][1])
+    text = world.postgres.tables.plans[-1][1]
     for tenant in TENANTS:
         row = world.postgres.tables.tenants[tenant]
-        about = (tenant, row["plan"], "active", 0, row["parent"], 0, 1, False, "put", row["rev"], 0, row["shard"], 0, 0)
-        wanted = projection.snapshot(rules, TenantRow(*about, 1, {}))
+        wanted = _limits(text, tenant, row["plan"], row["parent"], row["shard"])
         document = world.redis.command(b"HGET", (world.keys.tenant(tenant), "doc"))
         found = snapshots.decode(document) if document is not None else None
-        if found is None or found.limits != wanted.limits:
+        if found is None or found.limits != wanted:
             names = [rule.name for rule in found.limits] if found is not None else None
             stale.append(f"Redis has {names} for {tenant}, the ledger wants {row['plan']} (rev {row['rev']})")
             continue
         for worker in world.workers():
             account = worker.core.directory.account(tenant) if worker.process.alive else None
-            if account is not None and account.snapshot.limits != wanted.limits:
+            if account is not None and account.snapshot.limits != wanted:
                 rev = account.snapshot.rev
                 stale.append(f"{worker.process.name} has rev {rev} of {tenant}, not {row['rev']}")
     return stale
+
+
+@cache
+def _limits(text: str, tenant: str, plan: str, parent: str, shard: int) -> tuple[LimitRule, ...]:
+    """The limits of a tenant on a plan, as the flusher projects them."""
+    about = (tenant, plan, "active", 0, parent, 0, 1, False, "put", 1, 0, shard, 0, 0)
+    return projection.snapshot(catalogue(text), TenantRow(*about, 1, {})).limits
 
 
 def check_caps_usable(world: World) -> None:

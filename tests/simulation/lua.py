@@ -28,7 +28,7 @@ class ScriptEngine:
 
     def __init__(self) -> None:
         self._lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=False)
-        self._lua.execute(b"jit.off()")
+        self._lua.execute(b"jit.off() collectgarbage('setpause', 1000)")
         self._lua.execute((_HERE / "msgpack.lua").read_bytes())
         functions = self._lua.execute((_HERE / "redis.lua").read_bytes(), self._heard)
         self.fresh, self.copied, self._command, self._run = functions

@@ -103,9 +103,11 @@ class Oracle:
     def total(self, tenant: str, rule: LimitRule, limit_id: str, start: int) -> int:
         """Everything allowed that feeds a limit in the period that starts at ``start``."""
         series = rule.metric if rule.scope == "tenant" else f"{rule.metric}@{limit_id}"
-        return sum(
-            units for (period, hour), units in self.used[tenant, series].items() if _start(rule, period, hour) == start
-        )
+        total = 0
+        for (period, hour), units in self.used[tenant, series].items():
+            if _start(rule, period, hour) == start:
+                total += units
+        return total
 
     def cap(self, tenant: str, name: str) -> int | None:
         """The highest cap that a worker may still go by; None for no limit."""

@@ -7,8 +7,7 @@ Gives up:   isolation between transactions beyond the shard's lock, which is all
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -343,30 +342,59 @@ class MemoryLedger:
     async def ensure_partitions(self, _around_s: int) -> int:
         return 0
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
-        async with self._begun(-1) as transaction:
-            yield transaction
+    def transaction(self) -> _Begun:
+        return _Begun(self, -1)
 
-    @asynccontextmanager
-    async def shard(self, shard: int) -> AsyncIterator[MemoryTransaction | None]:
-        async with self._begun(shard) as transaction:
-            yield transaction if await transaction.take() else None
+    def shard(self, shard: int) -> _Taken:
+        return _Taken(self, shard)
 
     def _open(self, shard: int) -> MemoryTransaction:
         return MemoryTransaction(self._postgres, shard, self._process, self._answer)
 
-    @asynccontextmanager
-    async def _begun(self, shard: int) -> AsyncIterator[MemoryTransaction]:
-        await self._answer()
-        if not self._postgres.up:
+
+class _Begun:
+    """A transaction from its begin to its end; without a generator, as there are hundreds of them in a run."""
+
+    __slots__ = ("_ledger", "_shard", "_transaction")
+
+    _transaction: MemoryTransaction
+
+    def __init__(self, ledger: MemoryLedger, shard: int) -> None:
+        self._ledger = ledger
+        self._shard = shard
+
+    async def begin(self) -> MemoryTransaction:
+        ledger = self._ledger
+        await ledger._answer()
+        if not ledger._postgres.up:
             raise LedgerUnavailable("Postgres did not answer")
-        transaction = self._open(shard)
+        self._transaction = ledger._open(self._shard)
+        return self._transaction
+
+    async def __aenter__(self) -> MemoryTransaction:
+        return await self.begin()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_about: object) -> None:
+        transaction = self._transaction
         try:
-            yield transaction
-            await self._answer()
-            transaction.commit()
-            # The answer to a commit may be lost although it took place.
-            await self._answer()
+            if kind is None:
+                await self._ledger._answer()
+                transaction.commit()
+                # The answer to a commit may be lost although it took place.
+                await self._ledger._answer()
         finally:
             transaction.roll_back()
+
+
+class _Taken(_Begun):
+    """The same with a shard's lock; None when another has it."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> MemoryTransaction | None:  # type: ignore[override]
+        transaction = await self.begin()
+        try:
+            return transaction if await transaction.take() else None
+        except BaseException:
+            transaction.roll_back()
+            raise

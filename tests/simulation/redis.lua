@@ -167,15 +167,27 @@ function commands.SET(key, value)
   return 'OK'
 end
 
+-- With one field the way that scripts use most; with more, one by one.
 function commands.HSET(key, field, value, ...)
   local found = members(key)
-  local added = 0
-  if found.v[field] == nil then
+  local values, added = found.v, 0
+  if values[field] == nil then
     added = 1
     found.o[#found.o + 1] = field
   end
-  found.v[field] = text(value)
-  if ... then return added + commands.HSET(key, ...) end
+  if type(value) == 'number' then value = text(value) end
+  values[field] = value
+  if not ... then return added end
+  local words = { ... }
+  for index = 1, #words, 2 do
+    field, value = words[index], words[index + 1]
+    if values[field] == nil then
+      added = added + 1
+      found.o[#found.o + 1] = field
+    end
+    if type(value) == 'number' then value = text(value) end
+    values[field] = value
+  end
   return added
 end
 

@@ -30,7 +30,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.world import World, simulated
 
 LENGTHS_MS = (4_000, 4_000, 6_000, 8_000, 8_000, 12_000, 20_000)
-COLLECTED_AFTER = 32
+COLLECTED_AFTER = 128
 TMPFS = Path("/dev/shm")  # noqa: S108 - journals are written there and nothing else
 
 

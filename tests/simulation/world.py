@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,7 +40,7 @@ from tests.simulation.network import Connection, Network
 from tests.simulation.oracle import Oracle
 from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
 from tests.simulation.redis import MemoryRedis
-from tests.simulation.scheduler import Process, Step, VirtualLoop, current
+from tests.simulation.scheduler import Process, Step, VirtualLoop, current, sleep
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
@@ -395,6 +396,7 @@ def simulated(random: Random) -> Iterator[None]:
     parse = lambda text, _name: catalogue(text)  # noqa: E731
     with ExitStack() as stack:
         for module, name, value in (
+            (asyncio, "sleep", sleep),
             (sidecar.store.client, "connect", connected),
             (sidecar.store.client, "load", lambda: lua.SCRIPTS),
             (sidecar.enforcement.core, "secrets", tokens),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
@@ -88,14 +88,14 @@ class Record(tuple[Any, ...]):
     """A row that is read by position or by name."""
 
     __slots__ = ()
-    names: tuple[str, ...] = ()
+    at: ClassVar[dict[str, int]] = {}
 
     def __getitem__(self, key: Any) -> Any:
-        return tuple.__getitem__(self, self.names.index(key) if type(key) is str else key)
+        return tuple.__getitem__(self, self.at[key] if type(key) is str else key)
 
 
 def record(*names: str) -> type[Record]:
-    return type("Record", (Record,), {"names": names, "__slots__": ()})
+    return type("Record", (Record,), {"at": {name: at for at, name in enumerate(names)}, "__slots__": ()})
 
 
 STATE = record("ledger_id", "now_s", "touched_s", "metered", "meters", "new_meters_s", "newcomers")

@@ -35,7 +35,7 @@ from tests.simulation.billing.stripe import StripeServer
 from tests.simulation.billing.tables import Customer, Meters, Outbox, OutboxRow, OutboxServer
 from tests.simulation.clock import MachineClock
 from tests.simulation.postgres import CounterKey, MemoryLedger
-from tests.simulation.scheduler import Process, Step, VirtualLoop
+from tests.simulation.scheduler import Process, Step, VirtualLoop, sleep
 
 EPOCH_S = 1_772_366_400  # 2026-03-01 12:00:00 UTC
 SHARDS = 2
@@ -353,6 +353,7 @@ def simulated(random: Random, world_of: Callable[[str], None]) -> Iterator[None]
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
     module: Any = sys.modules[Forwarder.__module__]
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(asyncio, "sleep", sleep))
         for name, value in (("secrets", tokens), ("random", random), ("log", _Log(world_of))):
             stack.enter_context(mock.patch.object(module, name, value))
         yield
