@@ -32,8 +32,14 @@ SITE_PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 
+# Where Python may not write bytecode at run time, every process would compile the whole program at its start.
+BYTECODE = @$(BIN)/python -m compileall -q sidecar
+
 install: $(VENV)/installed
+	$(BYTECODE)
+
 install-dev: $(VENV)/installed-dev
+	$(BYTECODE)
 
 $(VENV)/python:
 	@if [ -z "$(PYTHON)" ]; then \

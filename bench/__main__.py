@@ -23,7 +23,7 @@ SHORT: dict[Any, tuple[Any, ...]] = {
     decision: (1, 3, 32),
     latency: (4, 10_000, 0),
     gateways: (0.4, 7, 32),
-    start: (3, 200_000),
+    start: (3, 1_000_000),
 }
 FULL: dict[Any, tuple[Any, ...]] = {
     cost: (100_000, 10_000, 20),

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, cast
 
 import uvloop
+from aiohttp import web
 
-from sidecar import child, memory
+from sidecar import address, child, memory
 from sidecar.billing.flush_requests import Answering, Asking, NobodyFlushes
 from sidecar.billing.outbox.claim import ForwarderTerms
 from sidecar.billing.outbox.counters import BillingCounters
@@ -42,7 +43,7 @@ from sidecar.settings import Settings
 from sidecar.signals import Stop, end
 from sidecar.store.client import Store
 from sidecar.telemetry import FlusherCounters, Reading
-from sidecar.worker import checked, clock_of, ops_socket, site, store_of
+from sidecar.worker import checked, clock_of, ops_socket, store_of
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ async def _backoffice(settings: Settings, roles: Sequence[str]) -> None:
                 stored = inbox.wake if inbox is not None else _nobody_waits
                 receiver = Receiver(ledger, settings.stripe_webhook_secrets, clock, webhooks, stored)
                 app = control_app(ledger, settings.admin_tokens, clock, desk=desk, receiver=receiver)
-                await stack.enter_async_context(site(app, settings.control_listen))
+                await stack.enter_async_context(_site(app, settings.control_listen))
             memory.settle()
             child.report_ready()
             log.info("backoffice ready", extra=fields(roles=list(roles)))
@@ -235,3 +236,14 @@ async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         await end([task])
+
+
+@contextlib.asynccontextmanager
+async def _site(app: web.Application, where: str) -> AsyncIterator[None]:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, address.listen(where)).start()
+        yield
+    finally:
+        await runner.cleanup()

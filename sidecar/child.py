@@ -7,26 +7,26 @@ Gives up:   a clean shutdown when the supervisor itself is killed.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
 from msgspec import Struct
 
-from sidecar import exposition, settings
+from sidecar import readings, settings
 from sidecar.errors import SidecarError
 from sidecar.settings import Settings
 from sidecar.telemetry import Reading
 
 READY = b"ready\n"
 DESCRIPTORS = 32_768  # more than a listener takes connections
+STOP_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _ready_fd: int | None = None
 
@@ -37,6 +37,15 @@ class Component(Struct, frozen=True):
     ok: bool
     required: bool = True
     detail: str = ""
+
+
+class Member(Struct, frozen=True):
+    """One process as its supervisor sees it; ``pid`` 0 while it is being restarted."""
+
+    name: str
+    kind: str
+    pid: int
+    socket: Path
 
 
 class Inside(Protocol):
@@ -82,83 +91,97 @@ def report_ready() -> None:
         _ready_fd = None
 
 
-class OpsSocket:
-    """Answers the supervisor and ``sidecar flush`` on a unix socket in the state directory."""
+class _Told(Struct, frozen=True, array_like=True):
+    """The answer to a question; ``text`` says what was in the way."""
 
-    __slots__ = ("_path", "_runner")
+    ok: bool
+    body: bytes = b""
+    text: str = ""
+
+
+class OpsSocket:
+    """Answers the supervisor and ``sidecar flush`` on a unix socket in the state directory.
+
+    A connection is a line with the question, and back the answer in msgpack: every worker has one, and no use for HTTP.
+    """
+
+    __slots__ = ("_answering", "_inside", "_path", "_server")
 
     def __init__(self, path: Path, inside: Inside) -> None:
         self._path = path
-        app = web.Application()
-        app.router.add_get("/reading", _reading(inside))
-        app.router.add_get("/components", _components(inside))
-        app.router.add_post("/flush", _flush(inside))
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
+        self._inside = inside
+        self._server: asyncio.Server | None = None
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        await self._runner.setup()
         self._path.unlink(missing_ok=True)
-        await web.UnixSite(self._runner, str(self._path)).start()
+        self._server = await asyncio.start_unix_server(self._connected, str(self._path))
         self._path.chmod(0o600)
 
     async def stop(self) -> None:
-        await self._runner.cleanup()
+        if self._server is not None:
+            self._server.close()
+        if self._answering:
+            _, late = await asyncio.wait(self._answering, timeout=STOP_S)
+            for task in late:
+                task.cancel()
         self._path.unlink(missing_ok=True)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._answer(reader, writer))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(msgspec.msgpack.encode(await self._told(await reader.readline())))
+            await writer.drain()
+        except (OSError, ValueError):
+            pass  # whoever asked has gone, or sends what is no line
+        finally:
+            writer.close()
+
+    async def _told(self, question: bytes) -> _Told:
+        match question:
+            case b"reading\n":
+                return _Told(ok=True, body=readings.encode(self._inside.reading()))
+            case b"components\n":
+                return _Told(ok=True, body=msgspec.msgpack.encode(self._inside.components()))
+            case b"flush\n":
+                try:
+                    await self._inside.flush()
+                except SidecarError as error:
+                    return _Told(ok=False, text=str(error))
+                return _Told(ok=True)
+        return _Told(ok=False, text="is asked something that it does not know")
 
 
 async def reading(path: Path, timeout_s: float = 1.0) -> Reading:
     """Read what a child has counted; raises Unanswered."""
-    return exposition.decode(await _call(path, "GET", "/reading", timeout_s))
+    return readings.decode(await _asked(path, b"reading\n", timeout_s))
 
 
 async def components(path: Path, timeout_s: float = 1.0) -> dict[str, Component]:
     """Read the state of a child's parts; raises Unanswered."""
-    return msgspec.json.decode(await _call(path, "GET", "/components", timeout_s), type=dict[str, Component])
+    return msgspec.msgpack.decode(await _asked(path, b"components\n", timeout_s), type=dict[str, Component])
 
 
 async def flush(path: Path, timeout_s: float) -> None:
     """Have a child pass on everything it counted before the call; raises Unanswered."""
-    await _call(path, "POST", "/flush", timeout_s)
+    await _asked(path, b"flush\n", timeout_s)
 
 
-async def _call(path: Path, method: str, target: str, timeout_s: float) -> bytes:
-    timeout = ClientTimeout(total=timeout_s)
+async def _asked(path: Path, question: bytes, timeout_s: float) -> bytes:
     try:
-        async with (
-            ClientSession(connector=UnixConnector(str(path)), timeout=timeout) as session,
-            session.request(method, f"http://child{target}") as response,
-        ):
-            body = await response.read()
-            if response.status != web.HTTPOk.status_code:
-                raise Unanswered(f"{path.name}: {body.decode(errors='replace')}")
-            return body
-    except (ClientError, OSError) as error:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                writer.write(question)
+                told = msgspec.msgpack.decode(await reader.read(), type=_Told)
+            finally:
+                writer.close()
+    except (OSError, msgspec.DecodeError) as error:
         raise Unanswered(f"{path.name} did not answer: {str(error) or type(error).__name__}") from error
-
-
-Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-def _reading(inside: Inside) -> Handler:
-    async def handle(_: web.Request) -> web.Response:
-        return web.Response(body=exposition.encode(inside.reading()))
-
-    return handle
-
-
-def _components(inside: Inside) -> Handler:
-    async def handle(_: web.Request) -> web.Response:
-        return web.Response(body=msgspec.json.encode(inside.components()), content_type="application/json")
-
-    return handle
-
-
-def _flush(inside: Inside) -> Handler:
-    async def handle(_: web.Request) -> web.Response:
-        try:
-            await inside.flush()
-        except SidecarError as error:
-            return web.Response(status=503, text=str(error))
-        return web.Response(text="flushed")
-
-    return handle
+    if not told.ok:
+        raise Unanswered(f"{path.name}: {told.text}")
+    return told.body

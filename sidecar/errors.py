@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class SidecarError(Exception):
     """Base of every error this program raises on purpose.
@@ -115,3 +117,11 @@ class Conflict(SidecarError):
 
 class EmbeddedServerFailed(SidecarError):
     """An embedded server did not start; see the cause and its log file."""
+
+
+def complain(error: SidecarError) -> int:
+    """Tell a person on stderr why the program ends; returns its exit code."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        sys.stderr.write(f"sidecar: {line}\n")
+    sys.stderr.flush()
+    return 2 if isinstance(error, SettingsInvalid) else int(getattr(error, "code", 1))

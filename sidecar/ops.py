@@ -16,8 +16,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from sidecar import address, child, exposition
-from sidecar.child import Component, Unanswered
+from sidecar import address, child, readings
+from sidecar.child import Component, Member, Unanswered
 from sidecar.clock import Clock
 from sidecar.errors import JsonInvalid, SettingsInvalid
 from sidecar.json_text import decoded
@@ -28,15 +28,6 @@ ADVANCE_MS_MAX = 10 * 366 * 86_400_000
 BODY_BYTES_MAX = 4_096
 _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
-
-
-class Member(Struct, frozen=True):
-    """One process as the ops listener sees it; ``pid`` 0 while it is being restarted."""
-
-    name: str
-    kind: str
-    pid: int
-    socket: Path
 
 
 class Fleet(Protocol):
@@ -66,7 +57,7 @@ class Ops:
         self._fleet = fleet
         self._clock = clock
         self._clock_moved = clock_moved
-        self._totals = exposition.Totals()
+        self._totals = readings.Totals()
         app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[problems])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -94,9 +85,11 @@ class Ops:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         members = self._fleet.members()
-        readings = await asyncio.gather(*(_reading(member) for member in members))
+        from sidecar import exposition  # noqa: PLC0415 - the library is 5 MiB, and nobody may ever scrape this process
+
+        told = await asyncio.gather(*(_reading(member) for member in members))
         answered: dict[str, Member] = {}
-        for member, reading in zip(members, readings, strict=True):
+        for member, reading in zip(members, told, strict=True):
             if reading is not None:
                 answered[member.name] = member
                 self._totals.seen(member.name, member.pid, reading)
@@ -105,7 +98,7 @@ class Ops:
             "sidecar_processes": {(kind,): [sum(m.kind == kind for m in answered.values())] for kind in kinds},
             "sidecar_restarts_total": {(kind,): [count] for kind, count in self._fleet.restarts().items()},
         }
-        body = exposition.render(self._totals.total(set(answered), exposition.merge([own, self._fleet.reading()])))
+        body = exposition.render(self._totals.total(set(answered), readings.merge([own, self._fleet.reading()])))
         return web.Response(body=body, headers={"content-type": exposition.CONTENT_TYPE})
 
     async def _move_clock(self, request: web.Request) -> web.Response:

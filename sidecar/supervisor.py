@@ -17,19 +17,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import structs
 
 from sidecar import address, logs
 from sidecar import settings as settings_module
-from sidecar.child import READY, Component
+from sidecar.child import READY, Component, Member
 from sidecar.clock import Clock
 from sidecar.errors import SettingsInvalid, SidecarError
-from sidecar.ops import ClockMoved, Member, Ops
 from sidecar.settings import Settings
 from sidecar.state import State
 from sidecar.telemetry import Reading
+
+if TYPE_CHECKING:
+    from sidecar.ops import ClockMoved, Ops
 
 READY_TIMEOUT_S = 60
 STEADY_S = 10.0  # a child that lived so long is replaced without delay
@@ -59,7 +62,7 @@ def command(kind: str, index: int, ready_fd: int) -> list[str]:
 class _Child:
     """One place for a process, filled again whenever the process in it ends."""
 
-    __slots__ = ("index", "kind", "name", "pid", "process", "ready", "restarts", "socket")
+    __slots__ = ("begun", "index", "kind", "name", "pid", "process", "ready", "restarts", "socket")
 
     def __init__(self, kind: str, index: int, state: State) -> None:
         self.kind = kind
@@ -68,6 +71,7 @@ class _Child:
         self.socket = state.ops_socket(self.name)
         self.process: asyncio.subprocess.Process | None = None
         self.pid = 0
+        self.begun = asyncio.Event()  # it runs and has its settings
         self.ready = asyncio.Event()
         self.restarts = 0
 
@@ -99,9 +103,6 @@ class Supervisor:
         """Claim every address, start every child and return when all are ready; cleans up if that fails."""
         try:
             self._claim()
-            clock = Clock(Path(self.settings.clock_file) if self.settings.clock_file else None)
-            self._ops = Ops(self.settings.ops_listen, self, clock, self._clock_moved)
-            await self._ops.start()
             await self._start_children()
         except BaseException:
             await self.stop()
@@ -180,22 +181,37 @@ class Supervisor:
         if self.settings.has_role("flusher") or self.settings.has_role("control"):
             self._children.append(_Child("backoffice", 0, self._state))
         self._keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
-        ready = asyncio.create_task(self._all_ready())
+        await self._all([child.begun for child in self._children])
+        await self._start_ops()
+        await self._all([child.ready for child in self._children])
+
+    async def _start_ops(self) -> None:
+        """Only now, so that the children import beside us what they need."""
+        from sidecar.ops import Ops  # noqa: PLC0415 - aiohttp takes longer to import than all the rest here
+
+        clock = Clock(Path(self.settings.clock_file) if self.settings.clock_file else None)
+        self._ops = Ops(self.settings.ops_listen, self, clock, self._clock_moved)
+        await self._ops.start()
+
+    async def _all(self, events: list[asyncio.Event]) -> None:
+        """Wait until all have come about; raises ChildFailed when a child ends before, or READY_TIMEOUT_S are over."""
+
+        async def come() -> None:
+            for event in events:
+                await event.wait()
+
+        coming = asyncio.create_task(come())
         try:
             done, _ = await asyncio.wait(
-                [ready, *self._keepers], return_when=asyncio.FIRST_COMPLETED, timeout=READY_TIMEOUT_S
+                [coming, *self._keepers], return_when=asyncio.FIRST_COMPLETED, timeout=READY_TIMEOUT_S
             )
         finally:
-            ready.cancel()
+            coming.cancel()
         for task in done:
             task.result()
         if not done:
             late = ", ".join(child.name for child in self._children if not child.ready.is_set())
             raise ChildFailed(f"{late} not ready after {READY_TIMEOUT_S} s; see its log", 1)
-
-    async def _all_ready(self) -> None:
-        for child in self._children:
-            await child.ready.wait()
 
     async def _keep(self, child: _Child) -> None:
         """Keep one place filled until the program stops."""
@@ -237,6 +253,9 @@ class Supervisor:
             if process.stdin is not None:
                 process.stdin.write(msgspec.json.encode(settings_module.environment(self.settings)))
                 process.stdin.close()
+                with contextlib.suppress(OSError):  # it ended already, and its exit code says more
+                    await process.stdin.wait_closed()
+            child.begun.set()
             return await process.wait()
         finally:
             loop.remove_reader(reader)

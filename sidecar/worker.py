@@ -14,15 +14,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
-from sidecar import address, child, memory
+from sidecar import child, memory
 from sidecar.child import Component, OpsSocket
 from sidecar.clock import Clock
 from sidecar.enforcement.core import Core
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.gateway.listener import DecisionListener
-from sidecar.gateway.local import local_app
+from sidecar.gateway.local_listener import LocalListener
 from sidecar.logs import fields
 from sidecar.settings import Settings
 from sidecar.signals import Stop, end
@@ -89,7 +88,9 @@ async def _worker(settings: Settings, index: int) -> None:
                 async with ops_socket(settings, str(index), worker):
                     if not await stop.unless(worker.core.start()):
                         return
-                    async with site(local_app(worker.core.enforcer), settings.local_listen):
+                    local = LocalListener(worker.core.enforcer)
+                    try:
+                        await local.start(settings.local_listen)
                         await worker.listener.start(settings.authz_listen, reuse_port=True)
                         memory.settle()
                         child.report_ready()
@@ -98,6 +99,8 @@ async def _worker(settings: Settings, index: int) -> None:
                         await stop.wait()
                         await end([tending])
                         await worker.listener.stop()
+                    finally:
+                        await local.stop()
             finally:
                 check.cancel()
                 await worker.core.stop(max(1.0, settings.drain_s - 2))
@@ -160,14 +163,3 @@ async def ops_socket(settings: Settings, process: str, inside: child.Inside) -> 
         yield
     finally:
         await ops.stop()
-
-
-@contextlib.asynccontextmanager
-async def site(app: web.Application, where: str) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, address.listen(where)).start()
-        yield
-    finally:
-        await runner.cleanup()

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sidecar import __version__
-from sidecar.errors import SettingsInvalid, SidecarError
+from sidecar.errors import SidecarError, complain
 
 # Command -> module; a module is imported when its command runs, since half of what they need is slow to import.
 COMMANDS = {
@@ -30,20 +30,18 @@ COMMANDS = {
     "verify": "verify",
     "stripe": "stripe",
     "journal": "journal",
-    "_worker": "children",
-    "_backoffice": "children",
 }
 
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click asks so
-        return [name for name in COMMANDS if not name.startswith("_")]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"sidecar.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name.lstrip("_"))
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -51,9 +49,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SidecarError as error:
-            for line in str(error).splitlines() or [type(error).__name__]:
-                click.echo(f"sidecar: {line}", err=True)
-            ctx.exit(2 if isinstance(error, SettingsInvalid) else getattr(error, "code", 1))
+            ctx.exit(complain(error))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

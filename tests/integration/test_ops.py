@@ -8,10 +8,10 @@ import pytest
 from aiohttp import ClientSession
 
 from sidecar import address, ops
-from sidecar.child import Component
+from sidecar.child import Component, Member
 from sidecar.clock import Clock
 from sidecar.errors import SettingsInvalid
-from sidecar.ops import Member, Ops
+from sidecar.ops import Ops
 from sidecar.telemetry import Reading
 
 HERE = Path("/nowhere")

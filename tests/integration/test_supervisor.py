@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -195,3 +196,16 @@ async def test_readiness_names_every_component_and_does_not_need_redis(tmp_path:
         assert status == 200
         assert '"store":{"ok":false,"required":false' in body
         assert "Redis is away" in body
+
+
+@pytest.mark.parametrize("question", [b"", b"\n", b"components", b"what\n", b"\xff" * 100_000])
+async def test_a_child_goes_on_answering_whatever_it_is_asked(tmp_path: Path, question: bytes) -> None:
+    async with running(tmp_path, workers=1):
+        path = State(tmp_path).ops_socket("authz-0")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(question)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        assert (await child.components(path))["listener"].ok

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar import exposition
+from sidecar import exposition, readings
 from sidecar.telemetry import FAMILIES, LATENCY_US, CoreCounters, FlusherCounters, Histogram, Reading
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -47,7 +47,7 @@ def test_counters_add_up_and_ages_take_the_worst() -> None:
     first.snapshot_hits, second.snapshot_hits = 3, 4
     first.last_sync_ms, second.last_sync_ms = 9_000, 2_500
     second.journal_writable = 0
-    found = samples(exposition.merge([first.reading(10_000), second.reading(10_000)]))
+    found = samples(readings.merge([first.reading(10_000), second.reading(10_000)]))
     assert found["sidecar_snapshot_hits_total", ()] == 7
     assert found["sidecar_sync_age_seconds", ()] == 7.5
     assert found["sidecar_journal_writable", ()] == 0
@@ -65,7 +65,7 @@ def test_a_histogram_is_cumulative_in_seconds_at_the_exposition() -> None:
 
 
 def test_a_counter_never_falls_when_a_worker_is_replaced() -> None:
-    totals = exposition.Totals()
+    totals = readings.Totals()
     before, after = CoreCounters(), CoreCounters()
     before.snapshot_hits, before.leases_held, after.snapshot_hits = 10, 5, 1
     totals.seen("authz-0", 100, before.reading(0))
@@ -76,7 +76,7 @@ def test_a_counter_never_falls_when_a_worker_is_replaced() -> None:
 
 
 def test_a_worker_that_does_not_answer_keeps_its_counters_and_loses_its_gauges() -> None:
-    totals = exposition.Totals()
+    totals = readings.Totals()
     counters = CoreCounters()
     counters.snapshot_hits = 10
     totals.seen("authz-0", 100, counters.reading(0))
@@ -87,8 +87,8 @@ def test_a_worker_that_does_not_answer_keeps_its_counters_and_loses_its_gauges()
 
 def test_a_reading_survives_the_way_to_the_supervisor() -> None:
     reading = CoreCounters().reading(5)
-    assert exposition.decode(exposition.encode(reading)) == reading
+    assert readings.decode(readings.encode(reading)) == reading
 
 
 def test_a_family_of_another_version_is_left_out() -> None:
-    assert exposition.merge([{"sidecar_of_tomorrow": {(): [1]}}]) == {}
+    assert readings.merge([{"sidecar_of_tomorrow": {(): [1]}}]) == {}
