@@ -92,6 +92,7 @@ class Account:
         "parent",
         "provisional",
         "refused_since_ms",
+        "rests_until_ms",
         "snapshot",
         "stale",
         "tenant",
@@ -112,6 +113,7 @@ class Account:
         self.edition = 0
         self.turn = 0
         self.refused_since_ms = 0
+        self.rests_until_ms = 0
         self.has_children = False
         self.limits: Keyed[LimitState] = Few()
         self.departed: tuple[LimitState, ...] = ()

@@ -350,7 +350,7 @@ class Enforcer:
                 state.spend(units)
                 lease = state.lease
                 if lease.units - state.pending < lease.renew_at and not lease.renewing:
-                    lease.renewing = True
+                    state.own_lease().renewing = True
                     self._synchroniser.request(owner.exchange)
         for owner in charge.owners:
             if not owner.touched:

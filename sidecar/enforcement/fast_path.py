@@ -233,6 +233,7 @@ class FastPath:
         if period.leased:
             lease, left = state.lease, state.left
             if not lease.renewing and left - units < lease.renew_at:
+                lease = state.own_lease()
                 lease.renewing = True
                 self._synchroniser.request(account.exchange)
             calm = left if lease.renewing else left - lease.renew_at

@@ -1,12 +1,18 @@
 """What a writer has of one limit in one period while it spends from it: the lease, and what is being asked for.
 
-A worker has very many limits and few that are in use, so a limit without anything of this kind has NO_LEASE instead.
+A worker has very many limits and few that are in use. So a limit without anything of this kind has NO_LEASE instead,
+and those whose leases are at rest share equal ones: of the tenants in one message most are.
 Units are base units; times are milliseconds, monotonic.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
+from operator import attrgetter
+from typing import ClassVar, NoReturn
+
+from sidecar.memo import remember
+
+LAID_MAX = 4_096
 
 
 class Lease:
@@ -37,6 +43,7 @@ class Lease:
         "waiting",
         "watched",
     )
+    shared: ClassVar[bool] = False
 
     def __init__(self, target: int) -> None:
         self.units = 0
@@ -56,21 +63,39 @@ class Lease:
         self.watched = False
 
 
-class NoLease(Lease):
-    """What limits without a lease have in its place, all the same one; nobody may change it."""
+class SharedLease(Lease):
+    """A lease that many limits have in common, so nobody may change it."""
 
     __slots__ = ()
+    shared = True
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
-        message = f"{name} of no lease cannot be set"
+        message = f"{name} of a shared lease cannot be set"
         raise AttributeError(message)
 
 
-def _no_lease() -> Lease:
-    made = NoLease.__new__(NoLease)
-    for name, value in ((name, getattr(Lease(0), name)) for name in Lease.__slots__):
-        object.__setattr__(made, name, value)
+def laid(lease: Lease) -> Lease:
+    """The shared lease that is equal to this one, of which only what RESTING names is set."""
+    key = _resting(lease)
+    found = _laid.get(key)
+    if found is None:
+        found = remember(_laid, key, SharedLease.__new__(SharedLease), LAID_MAX)
+        for name in Lease.__slots__:
+            object.__setattr__(found, name, getattr(lease, name))
+    return found
+
+
+def taken(lease: Lease) -> Lease:
+    """A lease of one's own, equal to a shared one."""
+    made = Lease(lease.target)
+    for name, value in zip(RESTING, _resting(lease), strict=True):
+        setattr(made, name, value)
     return made
 
 
-NO_LEASE = _no_lease()
+RESTING = (
+    "ample", "held_elsewhere", "own_changed_ms", "rate_per_s", "renew_at", "reported_ms", "target", "units",
+)  # fmt: skip
+_resting = attrgetter(*RESTING)
+_laid: dict[tuple[object, ...], Lease] = {}
+NO_LEASE = laid(Lease(0))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.enforcement.lease import NO_LEASE, Lease
+from sidecar.enforcement.lease import NO_LEASE, Lease, laid, taken
 from sidecar.enforcement.limit_period import FIRST_PART, UNBOUNDED, LimitPeriod, limit_period
 from sidecar.store.messages import LeaseReply, LeaseReport
 
@@ -31,7 +31,7 @@ class LimitState:
 
     ``own`` counts this writer's spending in the period; ``known`` is False until Redis has confirmed the totals since
     the last change or failure, and ``heard`` until it has said them for the first time. A worker has very many of these
-    and few that are in use: so ``lease`` is NO_LEASE while there is nothing to remember of one.
+    and few that are in use: ``lease`` is NO_LEASE while there is nothing to remember of one, and shared while it rests.
 
     The fast path only adds to ``pending``, units that ``own``, ``used`` and ``left`` take in when they are looked at,
     and only up to ``calm``: until then it changes nothing but these numbers. Whoever changes one of them in another
@@ -86,16 +86,26 @@ class LimitState:
         period = self.period
         self.period = limit_period(rule, period.id, period.start_s, period.end_s, leased=leased)
         self.known = False
-        if self.lease is not NO_LEASE:
+        if not self.lease.shared:
             self.lease.contended_until_ms = 0
-            if not leased:
-                self.lease.units = 0
+        if not leased and self.lease.units:
+            self.own_lease().units = 0
 
     def own_lease(self) -> Lease:
-        """The lease to write to; a limit at rest gets one."""
-        if self.lease is NO_LEASE:
-            self.lease = Lease(self.period.first)
+        """The lease to write to."""
+        if self.lease.shared:
+            self.lease = Lease(self.period.first) if self.lease is NO_LEASE else taken(self.lease)
         return self.lease
+
+    def lay(self) -> None:
+        """Share the lease with others that are at rest, until it is used."""
+        lease = self.lease
+        if (
+            self.known
+            and not (lease.shared or self.pending or lease.need or lease.renewing or lease.in_flight)
+            and not (lease.contended_until_ms or lease.outage_used or lease.refused or lease.watched)
+        ):
+            self.lease = laid(lease)
 
     @property
     def own(self) -> int:
@@ -136,7 +146,7 @@ class LimitState:
             self._own += pending
             self._used += pending
             if self.period.leased:
-                self.lease.units -= pending
+                self.own_lease().units -= pending
 
     @property
     def to_report(self) -> bool:
@@ -343,7 +353,7 @@ class LimitState:
     def reject(self, *, renewing: bool = False) -> None:
         """A report may not have arrived, or had no effect. ``renewing``: a lease that is low waits for the next one."""
         self.known = False
-        if self.lease is not NO_LEASE:
+        if not self.lease.shared:
             self.lease.in_flight = False
             self.lease.renewing = renewing and self.period.leased
 
@@ -354,11 +364,11 @@ class LimitState:
         """
         self.left = 0
         self.known = False
-        if self.lease is not NO_LEASE:
+        if not self.lease.shared:
             self.lease.renew_at = 0
 
     def depart(self) -> None:
         """Forfeit for good: who waited asks the limit that follows, so units granted for it would be nobody's."""
         self.forfeit()
-        if self.lease is not NO_LEASE:
+        if not self.lease.shared:
             self.lease.need = self.lease.least = self.lease.waiting = 0

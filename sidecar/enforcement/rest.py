@@ -25,8 +25,11 @@ class Resting:
 
     def __init__(self, rest_ms: int) -> None:
         self.rest_ms = rest_ms
-        self._accounts: dict[str, tuple[Account, int]] = {}
-        self._due: list[tuple[int, str]] = []  # a heap; who did not rest for so long stays in it until then
+        self._accounts: dict[str, Account] = {}
+        # By the time until which they may rest, since that is the same for most in a message. Who did not rest for so
+        # long stays in it until then.
+        self._due: dict[int, tuple[int, list[str]]] = {}
+        self._times: list[int] = []  # a heap of these times
 
     def __bool__(self) -> bool:
         return bool(self._accounts)
@@ -35,7 +38,7 @@ class Resting:
         return account.tenant in self._accounts
 
     def __iter__(self) -> Iterator[Account]:
-        return (account for account, _ in self._accounts.values())
+        return iter(self._accounts.values())
 
     def lay(self, account: Account, now_ms: int, wall_s: int) -> bool:
         """Let the leases of an account rest, if all of them may; returns whether they do."""
@@ -46,32 +49,43 @@ class Resting:
         ends_s = min((state.period.end_s for state in held if state.period.small), default=0)
         if ends_s:
             until_ms = min(until_ms, now_ms + max(0, ends_s - wall_s) * 1000)
-        self._accounts[account.tenant] = account, until_ms
-        heappush(self._due, (until_ms, account.tenant))
+        found = self._due.get(until_ms)
+        if found is None:
+            found = self._due[until_ms] = (until_ms, [])
+            heappush(self._times, until_ms)
+        account.rests_until_ms = found[0]  # one object for all of them
+        found[1].append(account.tenant)
+        self._accounts[account.tenant] = account
+        for state in held:
+            state.lay()
         return True
 
     def wake(self, tenant: str) -> Account | None:
         """The account of a tenant, if it was at rest; it no longer is."""
-        found = self._accounts.pop(tenant, None)
-        return None if found is None else found[0]
+        return self._accounts.pop(tenant, None)
 
     def wake_all(self) -> list[Account]:
         accounts = list(self)
         self._accounts.clear()
         self._due.clear()
+        self._times.clear()
         return accounts
 
     def wake_due(self, now_ms: int, most: int) -> list[Account]:
         """Those that were at rest for long enough, ``most`` of them."""
         found: list[Account] = []
         while len(found) < most and self.overdue(now_ms):
-            until_ms, tenant = heappop(self._due)
-            account, known_ms = self._accounts.get(tenant, (None, 0))
-            if account is not None and known_ms == until_ms:
-                del self._accounts[tenant]
-                found.append(account)
+            until_ms = self._times[0]
+            due = self._due[until_ms][1]
+            while due and len(found) < most:
+                account = self._accounts.get(due[-1])
+                if account is not None and account.rests_until_ms == until_ms:
+                    found.append(self._accounts.pop(account.tenant))
+                due.pop()
+            if not due:
+                del self._due[heappop(self._times)]
         return found
 
     def overdue(self, now_ms: int) -> bool:
         """Whether there may be more that were at rest for long enough."""
-        return bool(self._due) and self._due[0][0] <= now_ms
+        return bool(self._times) and self._times[0] <= now_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -268,7 +269,7 @@ def test_a_limit_of_which_something_is_to_be_remembered_keeps_its_lease(left_ove
 
 
 def test_what_limits_without_a_lease_share_cannot_be_changed() -> None:
-    with pytest.raises(AttributeError, match="units of no lease"):
+    with pytest.raises(AttributeError, match="units of a shared lease"):
         NO_LEASE.units = 1
 
 
@@ -280,3 +281,59 @@ def test_a_limit_that_left_its_lease_may_forfeit_and_depart() -> None:
     assert (state.lease is NO_LEASE, state.to_report) == (True, True)
     state.settle(state.report(NOW_MS, 2, 9), state.own, LeaseReply(0, 1, 0, 0, called=False), NOW_MS, renewed=True)
     assert not state.to_report
+
+
+def laid_down(units: int = 9) -> LimitState:
+    """A limit whose lease rests."""
+    state = leased()
+    settled(state, units)
+    state.lay()
+    return state
+
+
+def test_leases_at_rest_are_one_object_until_they_are_used() -> None:
+    one, other = laid_down(), laid_down()
+    assert one.lease is other.lease
+    assert laid_down(8).lease is not one.lease
+    one.spend(2)
+    assert (one.left, other.left) == (7, 9)
+    one.take_in()
+    assert (one.lease.units, other.lease.units) == (7, 9)
+    assert one.lease is not other.lease
+
+
+def test_a_lease_that_was_shared_goes_on_as_it_was() -> None:
+    state = laid_down()
+    before = {name: getattr(state.lease, name) for name in Lease.__slots__}
+    assert {name: getattr(state.own_lease(), name) for name in Lease.__slots__} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        LimitState.forfeit,
+        LimitState.depart,
+        lambda state: state.wait_for(2),
+        lambda state: state.reject(renewing=True),
+        lambda state: state.follow(RULE, leased=False),
+        lambda state: state.report(NOW_MS, 2, 1_000),
+        lambda state: state.spend_unleased(3),
+    ],
+)
+def test_nothing_that_happens_to_a_limit_reaches_those_with_the_same_lease(
+    change: Callable[[LimitState], None],
+) -> None:
+    one, other = laid_down(), laid_down()
+    before = {name: getattr(other.lease, name) for name in Lease.__slots__}
+    change(one)
+    assert {name: getattr(other.lease, name) for name in Lease.__slots__} == before
+
+
+@pytest.mark.parametrize("busy", [{"outage_used": 1}, {"refused": True}, {"watched": True}, {"need": 1}])
+def test_a_lease_with_something_of_its_own_is_not_shared(busy: dict[str, int]) -> None:
+    state = leased()
+    settled(state, 9)
+    for name, value in busy.items():
+        setattr(state.own_lease(), name, value)
+    state.lay()
+    assert not state.lease.shared
