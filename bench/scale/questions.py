@@ -126,4 +126,4 @@ async def _poll(fleet: Fleet, number: int) -> None:
 
 def _revision(fleet: Fleet, number: int, tenant: str) -> int:
     account = fleet.cores[number].directory.account(tenant)
-    return -1 if account is None else account.snapshot.rev
+    return -1 if account is None else account.rev

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
+from sidecar.enforcement.contract import contract
 from sidecar.enforcement.keyed import Few, Keyed
 from sidecar.enforcement.limit_period import limit_period
 from sidecar.enforcement.limit_state import LimitState
-from sidecar.memo import remember, shared
+from sidecar.memo import remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sidecar.usage.window import Window
 
 CHARGES_MAX = 512
-FEATURES_MAX = 1_024
 ANCESTORS_MAX = 16
 HOUR_MS = 3_600_000
 # Redis keeps a second's or a minute's limit for a minute after its end.
@@ -31,9 +31,6 @@ SMALL_KEPT_LEAST = 8
 SWEEP_LEAST = 256
 # Limits of users and keys that Redis has not confirmed; beyond it units may stay set aside until the period ends.
 UNCONFIRMED_MAX = 4096
-
-Features = tuple[tuple[str, str], ...]
-_features: dict[Features, Features] = {}
 
 
 class Charge:
@@ -83,17 +80,18 @@ class Account:
     __slots__ = (
         "_small_own",
         "_sweep_at",
+        "anchor_s",
+        "contract",
         "departed",
         "edition",
         "exchange",
-        "features",
         "has_children",
         "limits",
         "parent",
         "provisional",
         "refused_since_ms",
         "rests_until_ms",
-        "snapshot",
+        "rev",
         "stale",
         "tenant",
         "touched",
@@ -120,16 +118,14 @@ class Account:
         self._sweep_at = SWEEP_LEAST
         self._small_own: dict[tuple[str, int], int] | None = None
         self.windows: Keyed[Window] = Few()
-        self.snapshot = snapshot
-        self.features: Features = ()
         self.adopt(snapshot)
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
-        self.snapshot = snapshot
+        self.rev = snapshot.rev
+        self.anchor_s = snapshot.anchor_s
+        self.contract = contract(snapshot)
         self.stale = False
-        features = ((name, _text(snapshot.features[name])) for name in snapshot.forward if name in snapshot.features)
-        self.features = shared(_features, tuple(features), FEATURES_MAX)
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
         for state in list(self.limits.values()):
@@ -171,7 +167,7 @@ class Account:
         ):
             return found
         charge = Charge(route, edition, (now_s - now_s % 3600) * 1000)
-        charge.features_missing = tuple(name for name in route.requires if not self.snapshot.features.get(name))
+        charge.features_missing = tuple(name for name in route.requires if not self.contract.features.get(name))
         self._add(charge, route, key_id, user, now_s)
         for one in self._ancestors():
             one._add(charge, route, "", "", now_s)  # noqa: SLF001 - another account of this class
@@ -189,15 +185,15 @@ class Account:
             found = found.parent
 
     def _add(self, charge: Charge, route: RouteRule, key_id: str, user: str, now_s: int) -> None:
-        snapshot = self.snapshot
-        if snapshot.status_until_s > now_s:
-            charge.until_ms = min(charge.until_ms, snapshot.status_until_s * 1000)
-        billing_end = bounds("billing", now_s, snapshot.anchor_s, snapshot.interval_months)[1]
+        contract = self.contract
+        if contract.status_until_s > now_s:
+            charge.until_ms = min(charge.until_ms, contract.status_until_s * 1000)
+        billing_end = bounds("billing", now_s, self.anchor_s, contract.interval_months)[1]
         charge.until_ms = min(charge.until_ms, billing_end * 1000)
         for metric, units in route.costs.items():
             if units:
                 charge.series.append((self, metric, units))
-        for rule in snapshot.limits:
+        for rule in contract.limits:
             cost = route.costs.get(rule.metric, 0)
             wanted = cost or (1 if rule.metric in route.headroom else 0)
             value = scope_value(rule, route, key_id, user)
@@ -215,12 +211,11 @@ class Account:
 
     def current(self, now_s: int) -> list[LimitState]:
         """The tenant's own limits in the periods that hold ``now_s``; each key, user or route has its own besides."""
-        return [self._limit(rule, "", now_s) for rule in self.snapshot.limits if rule.scope == "tenant"]
+        return [self._limit(rule, "", now_s) for rule in self.contract.limits if rule.scope == "tenant"]
 
     def period(self, now_s: int) -> int:
         """Start of the billing period that holds ``now_s``, in unix seconds."""
-        snapshot = self.snapshot
-        return bounds("billing", now_s, snapshot.anchor_s, snapshot.interval_months)[0]
+        return bounds("billing", now_s, self.anchor_s, self.contract.interval_months)[0]
 
     def roll(self, now_s: int) -> None:
         """Go on, in the current period, with limits of seconds and minutes that had a lease when theirs ended.
@@ -235,8 +230,7 @@ class Account:
 
     def _limit(self, rule: LimitRule, value: str, now_s: int) -> LimitState:
         limit_id = f"{rule.name}:{value}" if value else rule.name
-        snapshot = self.snapshot
-        start_s, end_s = bounds(rule.period, now_s, snapshot.anchor_s, snapshot.interval_months)
+        start_s, end_s = bounds(rule.period, now_s, self.anchor_s, self.contract.interval_months)
         state = self.limits.get(limit_id)
         if state is not None and state.period.start_s == start_s and state.period.end_s == end_s:
             return state
@@ -281,7 +275,7 @@ class Account:
                 self.limits = self.limits.without(state.id).put(state)
 
     def _leased(self, rule: LimitRule) -> bool:
-        return rule.stop is not None and not rule.shadow and not self.snapshot.shadow
+        return rule.stop is not None and not rule.shadow and not self.contract.shadow
 
     def _depart(self, state: LimitState) -> None:
         self.limits = self.limits.without(state.id)
@@ -318,7 +312,3 @@ def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> st
 
 def _shape(rule: LimitRule) -> tuple[str, str, str]:
     return rule.metric, rule.period, rule.scope
-
-
-def _text(value: str | int | bool) -> str:  # noqa: FBT001 - a feature's value
-    return str(value).lower() if isinstance(value, bool) else str(value)

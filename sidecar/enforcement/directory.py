@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -42,6 +43,7 @@ REFRESHES_AT_ONCE = 4  # each is some tenths of a millisecond, in which no reque
 LOOKED_THROUGH_AT_ONCE = 128
 REFRESH_PAUSE_S = 0.2
 EVICTION_LOOKS = 64
+EVICTION_BATCH = 256
 
 
 class Directory:
@@ -58,7 +60,8 @@ class Directory:
         keys_max: int,
     ) -> None:
         self.policy: Policy | None = None
-        self.accounts: OrderedDict[str, Account] = OrderedDict()
+        self.accounts: dict[str, Account] = {}
+        self._oldest: deque[Account] = deque()  # those that may be forgotten next
         self._exchanges = exchanges
         self._store = store
         self._clock = clock
@@ -176,7 +179,7 @@ class Directory:
 
     async def changed_plans(self) -> None:
         """The catalogue is new: read tenants again that are not in the ledger; changes of the others are announced."""
-        await self._refresh_all(lambda account: account.snapshot.rev <= 0)
+        await self._refresh_all(lambda account: account.rev <= 0)
 
     async def _refresh_all(self, concerned: Callable[[Account], bool]) -> None:
         self._unknown.clear()
@@ -267,7 +270,7 @@ class Directory:
                 raise self._no_room(snapshot.tenant)
             shard = self._store.keys.shard_of(snapshot.tenant)
             account = self.accounts[snapshot.tenant] = Account(snapshot, self._exchanges[shard], parent)
-        elif snapshot.rev >= account.snapshot.rev:
+        elif snapshot.rev >= account.rev:
             account.parent = parent
             account.adopt(snapshot)
             account.exchange.touch(account)
@@ -283,11 +286,17 @@ class Directory:
         for _ in range(EVICTION_LOOKS):
             if len(self.accounts) < self._tenants_max:
                 return True
-            tenant, account = self.accounts.popitem(last=False)
+            if not self._oldest:
+                # Many at once: a dictionary looks for its first entries among all that were freed before them.
+                self._oldest.extend(islice(self.accounts.values(), EVICTION_BATCH))
+            account = self._oldest.popleft()
+            if self.accounts.get(account.tenant) is not account:
+                continue
+            del self.accounts[account.tenant]
             if account.exchange.forget(account):
                 account.drop_charges()
             else:
-                self.accounts[tenant] = account
+                self.accounts[account.tenant] = account
         return len(self.accounts) < self._tenants_max
 
     def _no_room(self, tenant: str) -> StoreUnavailable:

@@ -294,7 +294,7 @@ class Enforcer:
         findings = verdict.Findings(account, charge, wall_ms)
         for owner, state, units in charge.limits:
             findings.add(owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=away))
-        if findings.denials and not account.snapshot.shadow:
+        if findings.denials and not account.contract.shadow:
             self._note_refused(charge, findings.denials)
             return verdict.deny(account, findings.denials, wall_ms, self.policy.catalogue)
         if findings.short:

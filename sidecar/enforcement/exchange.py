@@ -266,7 +266,7 @@ class ShardExchange:
             self.backlogged = True
             self.touch(account)
         values = [(window, window.value) for window in windows]
-        return Sent(account, account.snapshot.rev, values, limits, tuple(departed))
+        return Sent(account, account.rev, values, limits, tuple(departed))
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         bounds = self.terms.lease_seconds, self.terms.lease_units_max, self.terms.lease_rest_ms
@@ -295,7 +295,7 @@ class ShardExchange:
             if part.revision != one.revision:
                 # A newer snapshot is there, or Redis does not know the tenant any more: a look-up brings it.
                 self.stale.append(one.account)
-            if part.revision > one.revision or one.account.snapshot.rev != one.revision:
+            if part.revision > one.revision or one.account.rev != one.revision:
                 # Without effect, or from before a snapshot that came meanwhile and may have lowered a cap.
                 self.ample = False
                 self._reject(one)

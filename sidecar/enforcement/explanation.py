@@ -33,20 +33,20 @@ def explain(
     findings = Findings(account, charge, wall_ms)
     for one in checked:
         findings.add(*one)
-    if findings.denials and not account.snapshot.shadow:
+    if findings.denials and not account.contract.shadow:
         decision = verdict.deny(account, findings.denials, wall_ms, catalogue)
     else:
         decision = verdict.allow(account, charge, findings.mark, wall_ms)
-    snapshot = account.snapshot
+    contract = account.contract
     return {
         **_said(decision, charge.route),
         "tenant": account.tenant,
-        "plan": snapshot.plan,
-        "tenant_status": snapshot.status,
-        "revision": snapshot.rev,
-        "shadow": snapshot.shadow,
+        "plan": contract.plan,
+        "tenant_status": contract.status,
+        "revision": account.rev,
+        "shadow": contract.shadow,
         "provisional": account.provisional,
-        "parent": snapshot.parent,
+        "parent": account.parent.tenant if account.parent is not None else "",
         "costs": {metric: _decimal(units, metric, catalogue) for metric, units in charge.route.costs.items()},
         "features_missing": list(charge.features_missing),
         "limits": [
@@ -67,19 +67,19 @@ def refused(decision: Decision, route: RouteRule) -> dict[str, object]:
 
 def limits(account: Account, catalogue: Catalogue, now_s: int) -> dict[str, object]:
     """A tenant's limits: each in its current period, those with a scope once for each counter that is known here."""
-    snapshot = account.snapshot
+    contract = account.contract
     states = [state for state in account.limits.values() if state.period.start_s <= now_s < state.period.end_s]
     found = []
-    for rule in snapshot.limits:
+    for rule in contract.limits:
         known = [_limit(account, state, catalogue) for state in states if state.rule.name == rule.name]
         found += known or [_unused(account, rule, catalogue)]
     return {
         "tenant": account.tenant,
-        "plan": snapshot.plan,
-        "tenant_status": snapshot.status,
-        "revision": snapshot.rev,
+        "plan": contract.plan,
+        "tenant_status": contract.status,
+        "revision": account.rev,
         "provisional": account.provisional,
-        "features": dict(snapshot.features),
+        "features": dict(contract.features),
         "limits": found,
     }
 

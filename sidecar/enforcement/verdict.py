@@ -43,8 +43,8 @@ class Denial:
 
 def standing(account: Account, wall_s: int) -> Denial | int:
     """Whether the tenant may use the API at all: a Denial (402), or FINE or GRACE."""
-    snapshot = account.snapshot
-    status, until_s = snapshot.status, snapshot.status_until_s
+    contract = account.contract
+    status, until_s = contract.status, contract.status_until_s
     if status == "active" or (status == "trialing" and (not until_s or wall_s < until_s)):
         return FINE
     if status == "past_due" and wall_s < until_s:
@@ -123,13 +123,13 @@ class Findings:
             self.mark = status
         if charge.features_missing and not self.denials:
             self.denials.append(Denial(403, "feature_missing"))
-        if self.denials and account.snapshot.shadow:
+        if self.denials and account.contract.shadow:
             self.mark = SHADOW
 
     def add(self, owner: Account, state: LimitState, units: int, found: Denial | int | str) -> None:
         """Take note of one check."""
         if isinstance(found, Denial):
-            if state.rule.shadow or owner.snapshot.shadow:
+            if state.rule.shadow or owner.contract.shadow:
                 self.mark = SHADOW
             else:
                 self.denials.append(found)
@@ -168,8 +168,8 @@ def allowance(account: Account, mark: int, tightest: LimitState | None, remainin
         "shadow" if mark == SHADOW else "allowed",
         STATUS_NAMES[mark],
         account.tenant,
-        account.snapshot.plan,
-        account.features,
+        account.contract.plan,
+        account.contract.forwarded,
         _shown(tightest, remaining, reset_s) if tightest is not None else None,
     )
 
@@ -188,7 +188,7 @@ def deny(account: Account, denials: list[Denial], wall_ms: int, catalogue: Catal
         reason=first.reason,
         quota_status="denied",
         tenant=account.tenant,
-        plan=account.snapshot.plan,
+        plan=account.contract.plan,
         features=(),
         limit=view(first.state, wall_ms, catalogue, first.cost) if first.state is not None else None,
         violated=tuple(denial.state.rule.name for denial in denials if denial.state is not None),

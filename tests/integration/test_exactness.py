@@ -38,7 +38,7 @@ async def learnt(place: Installation, core: Core, tenant: str, revision_above: i
     async with asyncio.timeout(DEADLINE_S):
         while True:
             account = core.directory.account(tenant)
-            if account is not None and account.snapshot.rev > revision_above:
+            if account is not None and account.rev > revision_above:
                 return
             await asyncio.sleep(0.02)
 
@@ -78,7 +78,7 @@ async def test_a_minute_does_not_start_again_when_its_limit_comes_back(place: In
     for plan in ("none", "free"):
         account = core.directory.account("t")
         assert account is not None
-        revision = account.snapshot.rev
+        revision = account.rev
         async with place.ledger.transaction() as tx:
             await tenants.change_plan(tx, "t", plan, actor="test")
         await flusher.flush()

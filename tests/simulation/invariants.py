@@ -164,8 +164,8 @@ def stale_plans(world: World) -> list[str]:
             continue
         for worker in world.workers():
             account = worker.core.directory.account(tenant) if worker.process.alive else None
-            if account is not None and account.snapshot.limits != wanted:
-                rev = account.snapshot.rev
+            if account is not None and account.contract.limits != wanted:
+                rev = account.rev
                 stale.append(f"{worker.process.name} has rev {rev} of {tenant}, not {row['rev']}")
     return stale
 
@@ -194,7 +194,7 @@ def check_caps_usable(world: World) -> None:
     now_s = worker.clock.wall_s()
     full = False
     for owner in (account, account.parent):
-        for rule in owner.snapshot.limits if owner is not None else ():
+        for rule in owner.contract.limits if owner is not None else ():
             if owner is None or rule.metric != "calls" or rule.stop is None:
                 continue
             limit_id = rule.name if rule.scope == "tenant" else f"{rule.name}:u1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sidecar.catalogue.model import RouteRule
@@ -13,6 +15,7 @@ from sidecar.enforcement.account import (
     Account,
     scope_value,
 )
+from sidecar.enforcement.contract import Contract
 from sidecar.enforcement.limit_state import FORGET_AFTER_MS, LimitState
 from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, limit_of, plan
 
@@ -203,15 +206,20 @@ def test_minutes_that_are_long_over_take_no_memory() -> None:
     assert again.own == 7
 
 
-def test_tenants_with_the_same_features_share_them() -> None:
-    features = {"a": True, "b": 3}
-    one, other = (account(plan(tenant=name, features=dict(features), forward=("a", "b"))) for name in ("one", "other"))
-    assert one.features is other.features
+def test_tenants_of_one_plan_share_what_it_says() -> None:
+    def contract_of(tenant: str, **changes: Any) -> Contract:
+        said: dict[str, Any] = {"features": {"a": True, "b": 3}, "forward": ("a", "b")} | changes
+        return account(plan(limit(HARD), tenant=tenant, **said)).contract
+
+    one = contract_of("one")
+    assert contract_of("other", rev=7, anchor_s=5) is one
+    for change in ({"plan": "large"}, {"status": "unpaid"}, {"shadow": True}, {"features": {"a": 1, "b": 3}}):
+        assert contract_of("other", **change) is not one
 
 
 def test_features_are_passed_on_as_text() -> None:
     owner = account(plan(features={"a": True, "b": 3, "c": "x", "d": "kept"}, forward=("a", "b", "c", "gone")))
-    assert owner.features == (("a", "true"), ("b", "3"), ("c", "x"))
+    assert owner.contract.forwarded == (("a", "true"), ("b", "3"), ("c", "x"))
 
 
 def test_charges_are_bounded() -> None:
