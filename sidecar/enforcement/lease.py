@@ -8,11 +8,16 @@ Units are base units; times are milliseconds, monotonic.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
+from sidecar.enforcement.limit_period import FIRST_PART
 from sidecar.memo import remember
 
+if TYPE_CHECKING:
+    from sidecar.enforcement.limit_period import LimitPeriod
+
 LAID_MAX = 4_096
+SPACED_TIMES = 3
 
 
 class Lease:
@@ -20,6 +25,7 @@ class Lease:
 
     ``units`` are left but for the limit's ``pending``. ``need``, ``least`` and ``waiting`` are the most and the least
     that one waiting request wants, and what all want. ``ample``: Redis has many more leases of this size to give.
+    ``over_ms``: when the included amount was exceeded (Redis' wall time), 0 before; counted limits keep it here, too.
     ``refused``: an outage policy denied something since Redis last answered. ``watched``: the limit's total matters
     although this writer does not spend from it.
     """
@@ -32,6 +38,7 @@ class Lease:
         "least",
         "need",
         "outage_used",
+        "over_ms",
         "own_changed_ms",
         "rate_per_s",
         "refused",
@@ -59,8 +66,22 @@ class Lease:
         self.own_changed_ms = 0
         self.contended_until_ms = 0
         self.outage_used = 0
+        self.over_ms = 0
         self.refused = False
         self.watched = False
+
+    def wanted(self, period: LimitPeriod, lease_seconds: int, lease_units_max: int, *, spaced: bool) -> int:
+        """Units that would be good to have on top of what is left."""
+        seconds = lease_seconds * SPACED_TIMES if spaced and self.ample else lease_seconds
+        rate = self.rate_per_s * seconds
+        if not self.reported_ms and period.stop is not None:
+            rate = min(rate, period.stop // FIRST_PART)  # as it was in the period before
+        self.target = min(max(rate, period.first), lease_units_max)
+        want = max(0, self.target - self.units)
+        # A lease that is more than half full is not topped up: syncs would grow with the traffic.
+        if self.units * (4 if seconds == lease_seconds else 3) > self.target * 2:
+            want = 0
+        return max(want, self.waiting - self.units)
 
 
 class SharedLease(Lease):
@@ -94,7 +115,7 @@ def taken(lease: Lease) -> Lease:
 
 
 RESTING = (
-    "ample", "held_elsewhere", "own_changed_ms", "rate_per_s", "renew_at", "reported_ms", "target", "units",
+    "ample", "held_elsewhere", "over_ms", "own_changed_ms", "rate_per_s", "renew_at", "reported_ms", "target", "units",
 )  # fmt: skip
 _resting = attrgetter(*RESTING)
 _laid: dict[tuple[object, ...], Lease] = {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.enforcement.lease import NO_LEASE, Lease, laid, taken
-from sidecar.enforcement.limit_period import FIRST_PART, UNBOUNDED, LimitPeriod, limit_period
+from sidecar.enforcement.limit_period import UNBOUNDED, LimitPeriod, limit_period
 from sidecar.store.messages import LeaseReply, LeaseReport
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
 AMPLE_LEASES = 8
-SPACED_TIMES = 3
+
+NOTHING, SOME, ALL = range(3)  # of what Redis knows was told here
 
 
 class LimitState:
     """What is left of the lease, what is used in all, and what Redis last said about the rest.
 
-    ``own`` counts this writer's spending in the period; ``known`` is False until Redis has confirmed the totals since
-    the last change or failure, and ``heard`` until it has said them for the first time. A worker has very many of these
-    and few that are in use: ``lease`` is NO_LEASE while there is nothing to remember of one, and shared while it rests.
+    ``own`` counts this writer's spending in the period. There are very many of these and few in use:
+    ``lease`` is NO_LEASE while there is nothing to remember of one, and shared with others while it rests.
 
     The fast path only adds to ``pending``, units that ``own``, ``used`` and ``left`` take in when they are looked at,
     and only up to ``calm``: until then it changes nothing but these numbers. Whoever changes one of them in another
@@ -40,12 +40,10 @@ class LimitState:
 
     __slots__ = (
         "_own",
+        "_told",
         "_used",
         "calm",
-        "heard",
-        "known",
         "lease",
-        "over_ms",
         "own_reported",
         "pending",
         "period",
@@ -55,9 +53,7 @@ class LimitState:
         self.period = period
         self.pending = self.calm = 0
         self._own = self._used = self.own_reported = 0
-        self.over_ms = 0
-        self.known = False
-        self.heard = False
+        self._told = NOTHING
         self.lease: Lease = Lease(period.first) if period.scoped else NO_LEASE
 
     @property
@@ -106,6 +102,30 @@ class LimitState:
             and not (lease.contended_until_ms or lease.outage_used or lease.refused or lease.watched)
         ):
             self.lease = laid(lease)
+
+    @property
+    def heard(self) -> bool:
+        """Whether Redis has said the totals since the period began here."""
+        return self._told != NOTHING
+
+    @property
+    def known(self) -> bool:
+        """Whether it has confirmed them since the last change or failure."""
+        return self._told == ALL
+
+    @known.setter
+    def known(self, known: bool) -> None:
+        self._told = ALL if known else min(self._told, SOME)
+
+    @property
+    def over_ms(self) -> int:
+        """When the included amount was exceeded, 0 before."""
+        return self.lease.over_ms
+
+    @over_ms.setter
+    def over_ms(self, wall_ms: int) -> None:
+        if wall_ms != self.lease.over_ms:
+            self.own_lease().over_ms = wall_ms
 
     @property
     def own(self) -> int:
@@ -246,7 +266,7 @@ class LimitState:
                         want = period.first
                     lease.units = min(lease.units, period.first)
                 else:
-                    want = self._wanted(lease, lease_seconds, lease_units_max, spaced=spaced)
+                    want = lease.wanted(period, lease_seconds, lease_units_max, spaced=spaced)
             left = self.left
             need = self._lacking()
             lease.need = lease.least = lease.waiting = 0
@@ -268,19 +288,6 @@ class LimitState:
         """Whether so little is left, and Redis has so much more, that nothing need be said of it for a while."""
         return self._may_rest and self.left <= self.period.first and not self.lease.need
 
-    def _wanted(self, lease: Lease, lease_seconds: int, lease_units_max: int, *, spaced: bool) -> int:
-        """Units that would be good to have on top of what is left."""
-        seconds = lease_seconds * SPACED_TIMES if spaced and lease.ample else lease_seconds
-        rate, stop = lease.rate_per_s * seconds, self.period.stop
-        if not lease.reported_ms and stop is not None:
-            rate = min(rate, stop // FIRST_PART)  # as it was in the period before
-        lease.target = min(max(rate, self.period.first), lease_units_max)
-        want = max(0, lease.target - lease.units)
-        # A lease that is more than half full is not topped up: syncs would grow with the traffic.
-        if lease.units * (4 if seconds == lease_seconds else 3) > lease.target * 2:
-            want = 0
-        return max(want, lease.waiting - lease.units)
-
     def settle(
         self,
         sent: LeaseReport,
@@ -297,11 +304,11 @@ class LimitState:
         has many more leases of this size to give.
         """
         self.take_in()
-        period, lease = self.period, self.lease
         since = self._own - own_sent
         self._used = reply.spent + since
         self.over_ms = reply.over_ms
-        self.known = self.heard = True
+        period, lease = self.period, self.lease
+        self.known = True
         target = lease.target or period.first
         ample = period.stop is None or period.stop - reply.spent - reply.held > AMPLE_LEASES * target
         if lease is NO_LEASE and not (period.leased and reply.units):
@@ -345,7 +352,14 @@ class LimitState:
         if (
             self.known
             and not (lease.units or lease.need or lease.renewing or lease.contended_until_ms)
-            and not (lease.held_elsewhere or lease.outage_used or lease.refused or lease.watched or self.period.scoped)
+            and not (
+                lease.over_ms
+                or lease.held_elsewhere
+                or lease.outage_used
+                or lease.refused
+                or lease.watched
+                or self.period.scoped
+            )
             and self._own == self.own_reported
         ):
             self.lease = NO_LEASE

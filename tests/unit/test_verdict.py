@@ -22,7 +22,7 @@ EMPTY = Catalogue(metrics={}, plans={}, routes=(), identity=())
 def state(rule: Any = SOFT, used: int = 0, **changes: Any) -> LimitState:
     made = LimitState(limit_period(rule, rule.name, NOON_S, END_S, leased=rule.stop is not None and not rule.shadow))
     made.used = used
-    made.known = True
+    made.known = changes.pop("known", True)
     for name, value in changes.items():
         setattr(made.own_lease() if name in Lease.__slots__ else made, name, value)
     return made
@@ -165,16 +165,16 @@ def test_what_is_known_to_be_spent_is_denied_in_an_outage_too() -> None:
 
 
 def test_headroom_wants_a_unit_left_and_spends_none() -> None:
-    assert verdict.headroom(state(HARD, used=99, heard=True), NOW_MS, away=False) == FINE
-    assert verdict.headroom(state(HARD, used=99, heard=True), NOW_MS, away=True) == FINE
-    spent = verdict.headroom(state(HARD, used=100, heard=True), NOW_MS, away=False)
+    assert verdict.headroom(state(HARD, used=99, known=True), NOW_MS, away=False) == FINE
+    assert verdict.headroom(state(HARD, used=99, known=True), NOW_MS, away=True) == FINE
+    spent = verdict.headroom(state(HARD, used=100, known=True), NOW_MS, away=False)
     assert said(spent) == (429, "limit_reached", 3600)
 
 
 def test_headroom_that_redis_never_told_is_asked_for_and_follows_the_policy_in_an_outage() -> None:
-    assert verdict.headroom(state(HARD), NOW_MS, away=False) == verdict.SHORT
-    assert said(verdict.headroom(state(HARD), NOW_MS, away=True)) == (503, "store_unavailable", 2)
-    assert verdict.headroom(state(limit(HARD, on_outage="open")), NOW_MS, away=True) == DEGRADED
+    assert verdict.headroom(state(HARD, known=False), NOW_MS, away=False) == verdict.SHORT
+    assert said(verdict.headroom(state(HARD, known=False), NOW_MS, away=True)) == (503, "store_unavailable", 2)
+    assert verdict.headroom(state(limit(HARD, on_outage="open"), known=False), NOW_MS, away=True) == DEGRADED
 
 
 def findings(snapshot: Any, route: RouteRule = ONE) -> Findings:
