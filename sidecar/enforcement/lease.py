@@ -109,8 +109,14 @@ def laid(lease: Lease) -> Lease:
 def taken(lease: Lease) -> Lease:
     """A lease of one's own, equal to a shared one."""
     made = Lease(lease.target)
-    for name, value in zip(RESTING, _resting(lease), strict=True):
-        setattr(made, name, value)
+    made.units = lease.units
+    made.ample = lease.ample
+    made.over_ms = lease.over_ms
+    made.renew_at = lease.renew_at
+    made.rate_per_s = lease.rate_per_s
+    made.reported_ms = lease.reported_ms
+    made.own_changed_ms = lease.own_changed_ms
+    made.held_elsewhere = lease.held_elsewhere
     return made
 
 
