@@ -97,7 +97,7 @@ bench-full: install-dev
 	@$(BIN)/python -m bench --full || true
 	@for question in confined "listener --seconds 3" changes forwarding flusher restore; do \
 		$(BIN)/python -m bench.$$question || true; done
-	@$(BIN)/python -m bench.scale --cluster || true
+	@$(BIN)/python -m bench.scale --places one cluster || true
 	@$(BIN)/python bench/picture.py
 
 SEEDS ?= 2000

@@ -6,7 +6,7 @@ theirs does not depend on how long this machine takes for it. Only the time of a
 
 * ``floor``: CPU of Redis for one plain INCR per request, over one pipelined connection.
 
-    python -m bench.scale [--quick] [--cluster] [--writers 10 100 1000]
+    python -m bench.scale [--quick] [--places one cluster] [--writers 10 100 1000]
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="quota-bench-") as name:
         directory = Path(name)
-        places = [("one", one_server)] if not options.cluster else [("one", one_server), ("cluster", cluster)]
-        for place, opened in places:
+        for place in options.places:
+            opened = {"one": one_server, "cluster": cluster}[place]
             for writers in options.writers:
                 here = directory / f"{place}-{writers}"
                 here.mkdir()
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5, help="seconds of the fleet's clock")
     parser.add_argument("--hot-rate", type=int, default=1000, help="requests a second at each writer, hot tenants")
     parser.add_argument("--tail-rate", type=int, default=2000, help="requests a second in all, long tail")
-    parser.add_argument("--cluster", action="store_true", help="also with three nodes")
+    parser.add_argument("--places", nargs="+", choices=["one", "cluster"], default=["one"], help="cluster: three nodes")
     parser.add_argument("--quick", action="store_true", help="10 and 100 writers, two seconds")
     options = parser.parse_args()
     if options.quick:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from sidecar.catalogue.load import parse
@@ -18,7 +17,6 @@ from sidecar.clock import Clock
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.synchroniser import PARTS
-from sidecar.errors import StoreUnavailable
 from sidecar.settings import Settings
 from sidecar.store import snapshots
 from sidecar.store.client import Store
@@ -40,6 +38,7 @@ CAP = 100_000
 STEP_MS = 500 // PARTS
 WRITERS_AT_ONCE = 32
 WAITING_AT_ONCE = 16
+LOOKS_A_TURN = 20
 
 Pick = Callable[[int], Iterable[str]]
 
@@ -88,6 +87,7 @@ class Fleet:
     async def start(self) -> None:
         """Give Redis a catalogue, let every shard grant, and connect every writer."""
         await self.backoffice.put_catalogue(1, CATALOGUE % CAP)
+        await self.backoffice.announce([("catalogue", "")])
         for shard in range(self.keys.shards):
             generation = (await self.backoffice.collect(shard, 0, 0, 60_000)).generation
             await self.backoffice.open(
@@ -97,6 +97,7 @@ class Fleet:
             store = self._store(f"w{number}", self.clock, 5_000)
             core = Core(self._settings, store, self.clock, CoreCounters())
             await core.changes.first_policy()
+            await core.changes.catch_up()  # a first look has all tenants in memory read again: before there are any
             self._tasks.append(asyncio.create_task(core.directory.run()))
             self.cores.append(core)
 
@@ -182,7 +183,12 @@ class Fleet:
         else:
             self.unanswered += 1  # Redis was not heard of within 50 ms: this machine is busy
 
-    async def hear(self, core: Core) -> None:
-        """One look of a writer at what was announced, as it does twice a second."""
-        with suppress(StoreUnavailable):
-            await core.changes.catch_up()
+    async def look(self, writers: int, interval_s: float) -> None:
+        """What so many writers ask of the stream of changes when nothing was announced, in batches."""
+        server = await self.backoffice._calls.servers.owner(self.keys.changes)
+        while True:
+            pipe = server.pipeline(transaction=False)
+            for _ in range(writers // LOOKS_A_TURN):
+                pipe.execute_command("XREVRANGE", self.keys.changes, "+", "-", "COUNT", 1)
+            await pipe.execute()
+            await asyncio.sleep(interval_s / LOOKS_A_TURN)

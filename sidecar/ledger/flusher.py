@@ -25,7 +25,7 @@ from sidecar.ledger.shard import CounterRow, ShardState
 from sidecar.logs import Transition, fields
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from sidecar.clock import Clock
     from sidecar.ledger.connection import Ledger
@@ -124,18 +124,10 @@ class Flusher:
 
     async def pass_all(self) -> None:
         began_ms = self._clock.monotonic_ms()
-        limit = asyncio.Semaphore(SHARDS_AT_ONCE)
-
-        async def one(shard: int) -> None:
-            async with limit:
-                while await self._pass(shard):
-                    pass
-
-        results = await asyncio.gather(*(one(shard) for shard in range(self._shards)), return_exceptions=True)
+        failures = await self._at_once(range(self._shards))
         self._tell_restored()
         counters = self._counters
         counters.backlog_windows = sum(self._backlog)
-        failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise failures[0]
         counters.passes_good += 1
@@ -144,6 +136,18 @@ class Flusher:
         counters.clean_ms = now_ms
         self.cause = ""
         self._state.good()
+
+    async def _at_once(self, shards: Iterable[int], *, full: bool = False) -> list[BaseException]:
+        """Pass over shards until there is no more to do, a few at a time; what failed does not stop the others."""
+        limit = asyncio.Semaphore(SHARDS_AT_ONCE)
+
+        async def one(shard: int) -> None:
+            async with limit:
+                while await self._pass(shard, full=full):
+                    pass
+
+        results = await asyncio.gather(*(one(shard) for shard in shards), return_exceptions=True)
+        return [result for result in results if isinstance(result, BaseException)]
 
     async def project(self) -> None:
         """Give Redis the catalogue in force, and every tenant and key that changed."""
@@ -154,10 +158,10 @@ class Flusher:
             states = await tx.rows("shard_states")
             self._compare({row[0]: ShardState(row[1], row[2]) for row in states})
             self._counters.lease_units_lost = sum(row[3] for row in states)
-        for shard in pending:
-            while await self._pass(shard, full=True):
-                pass
+        failures = await self._at_once(pending, full=True)
         self._tell_restored()
+        if failures:
+            raise failures[0]
 
     def _tell_restored(self) -> None:
         """One line for all shards, since a Redis that lost its state lost that of every shard."""
