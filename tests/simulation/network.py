@@ -51,8 +51,6 @@ class Network:
         self.trapped: Callable[[Process, list[str], int], None] = lambda _process, _tenants, _ms: None
         self.kill: Callable[[Process], None] = lambda _process: None
         self._random = random
-        # What randrange draws by, without its checks.
-        self._below: Callable[[int], int] = random._randbelow  # type: ignore[attr-defined]
 
     def heal(self) -> None:
         self.lost_rate = self.reply_lost_rate = self.late_rate = self.repeated_rate = 0
@@ -81,15 +79,15 @@ class Network:
         return False
 
     def drawn(self, rate: int, fault: str) -> bool:
-        if rate and self._below(1000) < rate:
-            self.count(fault)
-            return True
-        return False
+        if not rate or below(self._random, 1000, 10) >= rate:
+            return False
+        self.count(fault)
+        return True
 
     def delay_us(self) -> int:
         if self.drawn(self.late_rate, "message late"):
-            return LATE_US + self._below(5_990_000)
-        return 100 + self._below(2_900)
+            return LATE_US + below(self._random, 5_990_000, 23)
+        return 100 + below(self._random, 2_900, 12)
 
     def send(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any]) -> None:
         """Let a command travel; its answer, if there is one, arrives in ``done``."""
@@ -156,6 +154,14 @@ class Network:
         if process.paused:  # or everything has healed meanwhile
             self.loop.resume(process)
             self.woken(process)
+
+
+def below(random: Random, limit: int, bits: int) -> int:
+    """What ``random.randrange(limit)`` draws, without its checks; ``bits`` is the length of the limit."""
+    drawn = random.getrandbits(bits)
+    while drawn >= limit:
+        drawn = random.getrandbits(bits)
+    return drawn
 
 
 def leased_to(words: tuple[Any, ...], answer: Any) -> list[str]:

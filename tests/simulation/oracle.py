@@ -64,14 +64,13 @@ class Oracle:
     def spent(self, writer: str, charge: Charge, unleased: set[LimitState], wall_ms: int) -> None:
         """A request was allowed and counted."""
         self.admitted += 1
+        known = self.counted[writer]
         for window, units in charge.windows or ():
-            known = self.counted[writer]
-            known[window.key] += units
-            self.used[window.key.tenant, window.key.series][window.key.period, window.key.hour] += units
-            if window.value != known[window.key]:
-                self.violated(
-                    "C1", f"{window.key} of {writer} has {window.value} in its cell, {known[window.key]} allowed"
-                )
+            place = window.key
+            known[place] += units
+            self.used[place.tenant, place.series][place.period, place.hour] += units
+            if window.value != known[place]:
+                self.violated("C1", f"{place} of {writer} has {window.value} in its cell, {known[place]} allowed")
         checked = set()
         for owner, state, units in charge.limits:
             if not state.period.leased or not units or state.period.small:
