@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.directory import Directory
 from sidecar.enforcement.enforcer import Enforcer, Shortage
 from sidecar.enforcement.exchange import ShardExchange
-from sidecar.enforcement.fast_path import Allowance, Check
+from sidecar.enforcement.fast_path import Allowance, Check, FastPath
 from sidecar.enforcement.repeats import Repeats
 from sidecar.store.messages import LeaseReply, SyncReply, TenantReply
 from sidecar.telemetry import CoreCounters
@@ -204,3 +206,63 @@ def test_the_fast_path_decides_and_counts_as_the_enforcer_does(
                 assert alike(answers[0], answers[1], len(limits)), (what, answers)
             assert fast.seen() == slow.seen(), (what, one, two)
     event(f"allowed on the fast path: {min(fast.fast_ones // 20 * 20, 100)} or more")
+
+
+PAID = limit(included=6_400, stop=None, beyond="bill", on_outage="open")
+CAPPED_LATER = limit(included=640, stop=6_400, beyond="bill")
+CAPPED = limit(included=6_400, stop=6_400)
+INCLUDED = {PAID: 6_400, CAPPED_LATER: 640, CAPPED: 6_400}
+# What was used before, by how far it is from where answers change: 80 % of what is included, and all of it.
+BEFORE = (*range(-12, 3), -21, -40)
+
+
+def used(world: World, rule: LimitRule, units: int) -> None:
+    """Let a worker know a limit of which so much is used."""
+    world.adopt(plan(rule))
+    for spent in (0, units):
+        world.ask(0, b"")
+        world.sync(600, spent, called=False)
+
+
+@pytest.mark.parametrize("rule", [PAID, CAPPED_LATER, CAPPED], ids=["paid", "capped later", "capped"])
+@pytest.mark.parametrize("percent", [80, 100])
+@pytest.mark.parametrize("before", BEFORE)
+def test_the_fast_path_marks_the_very_request_that_reaches_a_boundary(
+    rule: LimitRule, percent: int, before: int
+) -> None:
+    fast, slow = worlds = World(fast=True), World(fast=False)
+    for world in worlds:
+        used(world, rule, INCLUDED[rule] * percent // 100 + before)
+    for number in (0, 0, 1, 0, 0, 1, 1, 0):
+        assert fast.ask(number, b"") == slow.ask(number, b"")
+        assert fast.seen() == slow.seen()
+    assert fast.fast_ones or (rule is CAPPED and percent == 100)
+
+
+@pytest.mark.parametrize(
+    ("units", "marks", "looks"),
+    [
+        (INCLUDED[PAID] * 80 // 100 - 3, ["ok", "ok", "near", "near", "near"], [1, 0, 1, 0, 0]),
+        (INCLUDED[PAID] - 3, ["near", "near", "near", "over", "over"], [1, 1, 1, 1, 0]),
+    ],
+)
+def test_a_close_look_is_taken_where_a_mark_may_change(units: int, marks: list[str], looks: list[int]) -> None:
+    """The first request after a report is looked at, too; so is each of the last units, which are less than a part."""
+    world = World(fast=True)
+    used(world, PAID, units)
+    taken: list[int] = []
+    look = FastPath._look
+
+    def counted(*about: Any) -> bool:
+        taken[-1] += 1
+        return look(*about)
+
+    found, begun = [], []
+    [state] = world.directory.accounts["acme"].limits.values()
+    with mock.patch.object(FastPath, "_look", counted):
+        for _ in marks:
+            taken.append(0)
+            found.append(world.ask(0, b"")[2])
+            begun.append(bool(state.over_ms))
+    assert (found, taken) == (marks, looks)
+    assert begun == [mark == "over" for mark in marks]
