@@ -1,14 +1,14 @@
 """What a tenant in a worker's memory consists of, in bytes by part.
 
 Many tenants are decided once in this process, with the plan of bench/cost.py and a stand-in for Redis that grants all
-that is asked for. Then everything is counted that one tenant refers to and another does not: the size of each object,
-as the allocator rounds it, with what the garbage collector puts in front of it. ``traced`` is what tracemalloc says
-that each tenant took, maps of tenants included. Both are looked at twice:
+that is asked for. Then everything is counted that one tenant refers to and no other does: the size of each object, as
+the allocator rounds it, with what the garbage collector puts in front of it. Beside it stands what holds all tenants,
+for each, and ``traced``: what tracemalloc says that each of the second half took, when memos were full. Twice:
 
-* ``in hand``: just decided, with leases;
-* ``at rest``: some seconds later, when leases went back.
+* ``leases at rest``: just decided; what is left of its leases stays with the worker for some minutes;
+* ``leases gone back``: five minutes later.
 
-    python -m bench.tenant [--tenants 20000] [--json]
+    python -m bench.tenant [--tenants 10000] [--json]
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ from sidecar.store import snapshots
 from sidecar.store.keys import Keyspace
 from sidecar.store.messages import SYNC_REPLY, LeaseReply, Lookup, SyncMessage, SyncReply, TenantReply
 from sidecar.telemetry import CoreCounters
-from sidecar.usage.journal import Journal
+from sidecar.usage.journal import Journal, record_bytes
 
 NOON_S = 1_772_366_400  # 2026-03-01 12:00:00 UTC
 GRAIN = 16  # of Python's allocator
 SHARDS = 16
 TOGETHER = 500  # tenants that are decided between two syncs
-REST_MS = 3_000
+REST_MS = 300_000
+STEP_MS = 4_000
+KEY = b"t-12345\0api_calls\x001772366400\x00492324"  # of a record in the journal
 SPENT = 5_000  # units that others used before
 
 
@@ -187,43 +189,53 @@ def parts(account: Account, others: list[Account]) -> Counter[str]:
 
 def common(place: Place) -> dict[str, int]:
     """Bytes for each tenant of what holds all of them."""
-    count = len(place.directory.accounts)
-    kept = sum(sys.getsizeof(exchange._kept) for exchange in place.exchanges)
-    return {
-        "map of tenants": sys.getsizeof(place.directory.accounts) // count,
-        "queue of windows": kept // count,
-        "journal": place.journal.size_bytes // count,
+    sizes = {
+        "map of tenants": sys.getsizeof(place.directory.accounts),
+        "queues of windows": sum(sys.getsizeof(exchange._kept) for exchange in place.exchanges),
+        "tenants with leases at rest": sum(
+            sys.getsizeof(exchange.resting._accounts)
+            + sum(sys.getsizeof(due) for _, due in exchange.resting._due.values())
+            for exchange in place.exchanges
+        ),
+        "journal, a file in memory": place.journal.cells * record_bytes(KEY),
     }
+    return {part: took // len(place.directory.accounts) for part, took in sizes.items()}
 
 
 async def measure(tenants: int) -> dict[str, Any]:
-    """Bytes by part, in hand and at rest."""
+    """Bytes by part, with leases and without."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
         await place.report(1)
-        await place.decide([f"warm-{number}" for number in range(TOGETHER)])
         names = [f"t-{number}" for number in range(tenants)]
+        half = tenants // 2
+        await place.decide(names[:half])
         gc.collect()
         tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        await place.decide(names)
-        accounts = place.directory.accounts
-        for state in ("in hand", "at rest"):
-            if state == "at rest":
-                await place.report(REST_MS // 500)
-            gc.collect()
-            took = (tracemalloc.get_traced_memory()[0] - before) // tenants
-            one = parts(accounts[names[-1]], [accounts[name] for name in names[-TOGETHER:-1]])
-            found[state] = {"parts": dict(one.most_common()), "sum": sum(one.values()), "traced": took}
+        await place.decide(names[half:])
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0] // (tenants - half)
         tracemalloc.stop()
-        found["common"] = common(place)
+        found["leases at rest"] = look(place, names) | {"traced": traced}
+        for _ in range(REST_MS // STEP_MS):
+            place.now_ms += STEP_MS
+            await place.report(1)
+        found["leases gone back"] = look(place, names)
     return found
+
+
+def look(place: Place, names: list[str]) -> dict[str, Any]:
+    """Parts of one tenant, and its share of what holds all."""
+    accounts = place.directory.accounts
+    own = parts(accounts[names[-1]], [accounts[name] for name in names[-TOGETHER:-1]])
+    shares = common(place)
+    return {"own": dict(own.most_common()), "common": shares, "sum": sum(own.values()) + sum(shares.values())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tenants", type=int, default=20_000)
+    parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found = asyncio.run(measure(given.tenants))
@@ -231,14 +243,11 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(report.headline())
-    for state in ("in hand", "at rest"):
-        told = found[state]
-        print(f"\n{state}: {told['sum']} bytes of its own, {told['traced']} traced")
-        for part, took in told["parts"].items():
+    for state, told in found.items():
+        traced = f", {told['traced']} traced" if "traced" in told else ""
+        print(f"\n{state}: {told['sum']} bytes{traced}")
+        for part, took in (told["own"] | told["common"]).items():
             print(f"  {took:6}  {part}")
-    print("\nof what holds all tenants, for each:")
-    for part, took in found["common"].items():
-        print(f"  {took:6}  {part}")
 
 
 if __name__ == "__main__":

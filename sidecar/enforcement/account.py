@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sidecar.catalogue.period import bounds
 from sidecar.enforcement.contract import contract
 from sidecar.enforcement.keyed import Few, Keyed
-from sidecar.enforcement.limit_period import limit_period
+from sidecar.enforcement.limit_period import LimitPeriod, limit_period
 from sidecar.enforcement.limit_state import LimitState
 from sidecar.memo import remember
 
@@ -27,7 +27,6 @@ ANCESTORS_MAX = 16
 HOUR_MS = 3_600_000
 # Redis keeps a second's or a minute's limit for a minute after its end.
 SMALL_KEPT_S = 180
-SMALL_KEPT_LEAST = 8
 SWEEP_LEAST = 256
 # Limits of users and keys that Redis has not confirmed; beyond it units may stay set aside until the period ends.
 UNCONFIRMED_MAX = 4096
@@ -67,6 +66,21 @@ class Charge:
         self.features_missing: tuple[str, ...] = ()
         self.edition = 0
         self.spends: tuple[tuple[LimitState, int], ...] = ()
+
+
+class Spent:
+    """What this writer spent in a second or minute that is over."""
+
+    __slots__ = ("own", "period")
+
+    def __init__(self, period: LimitPeriod, own: int) -> None:
+        self.period = period
+        self.own = own
+
+    @property
+    def id(self) -> tuple[str, int]:
+        """The limit and the start of its period."""
+        return self.period.id, self.period.start_s
 
 
 class Account:
@@ -116,7 +130,7 @@ class Account:
         self.limits: Keyed[LimitState] = Few()
         self.departed: tuple[LimitState, ...] = ()
         self._sweep_at = SWEEP_LEAST
-        self._small_own: dict[tuple[str, int], int] | None = None
+        self._small_own: Keyed[Spent] = Few()
         self.windows: Keyed[Window] = Few()
         self.adopt(snapshot)
 
@@ -238,8 +252,9 @@ class Account:
         if state is not None:
             fresh.succeed(state, self.exchange.composed_ms)
             self._depart(state)
-        if self._small_own:
-            fresh.own = fresh.own_reported = self._small_own.get((limit_id, start_s), 0)
+        before = self._small_own.get((limit_id, start_s))
+        if before is not None:
+            fresh.own = fresh.own_reported = before.own
         if len(self.limits) >= self._sweep_at:
             self._sweep()
         self.limits = self.limits.put(fresh)
@@ -291,12 +306,13 @@ class Account:
 
         Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
         """
-        kept = self._small_own = self._small_own or {}
-        kept[state.id, state.period.start_s] = state.own
-        # Looked through each time that it has doubled, so that a tenant of a week keeps no more than one of minutes.
-        if len(kept) >= SMALL_KEPT_LEAST and not len(kept) & (len(kept) - 1):
-            newest_s = max(start_s for _, start_s in kept)
-            self._small_own = {key: own for key, own in kept.items() if newest_s - key[1] < SMALL_KEPT_S}
+        kept = self._small_own.put(Spent(state.period, state.own))
+        # Looked through each time that they have doubled, so that a tenant of a week keeps no more than one of minutes.
+        if not len(kept) & (len(kept) - 1):
+            newest_s = max(one.period.start_s for one in kept.values())
+            for one in [one for one in kept.values() if newest_s - one.period.start_s >= SMALL_KEPT_S]:
+                kept = kept.without(one.id)
+        self._small_own = kept
 
 
 def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> str | None:

@@ -9,7 +9,6 @@ import pytest
 from sidecar.catalogue.model import RouteRule
 from sidecar.enforcement.account import (
     CHARGES_MAX,
-    SMALL_KEPT_LEAST,
     SWEEP_LEAST,
     UNCONFIRMED_MAX,
     Account,
@@ -201,7 +200,7 @@ def test_minutes_that_are_long_over_take_no_memory() -> None:
     for minute in range(1_000):
         [(_, state, _)] = owner.charge(ONE, "", "", NOON_S + minute * 60).limits
         state.spend_unleased(7)
-    assert len(owner._small_own or ()) <= 2 * SMALL_KEPT_LEAST
+    assert len(owner._small_own) <= 4
     [(_, again, _)] = owner.charge(ONE, "", "", NOON_S + 998 * 60).limits
     assert again.own == 7
 
