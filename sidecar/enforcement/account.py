@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
 from sidecar.enforcement.contract import contract
-from sidecar.enforcement.keyed import Few, Keyed
+from sidecar.enforcement.keyed import NONE, Keyed
 from sidecar.enforcement.limit_period import LimitPeriod, limit_period
 from sidecar.enforcement.limit_state import LimitState
 from sidecar.memo import remember
@@ -127,11 +127,11 @@ class Account:
         self.refused_since_ms = 0
         self.rests_until_ms = 0
         self.has_children = False
-        self.limits: Keyed[LimitState] = Few()
+        self.limits: Keyed[LimitState] = NONE
         self.departed: tuple[LimitState, ...] = ()
         self._sweep_at = SWEEP_LEAST
-        self._small_own: Keyed[Spent] = Few()
-        self.windows: Keyed[Window] = Few()
+        self._small_own: Keyed[Spent] = NONE
+        self.windows: Keyed[Window] = NONE
         self.adopt(snapshot)
 
     def adopt(self, snapshot: Snapshot) -> None:

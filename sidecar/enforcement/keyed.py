@@ -7,7 +7,7 @@ is in it. Whoever puts something in or takes it out keeps what is returned in pl
 from __future__ import annotations
 
 from collections.abc import Hashable, ValuesView
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 FEW = 8
 
@@ -46,7 +46,7 @@ class Few(tuple[V, ...], Generic[V]):
 
     def without(self, key: Hashable) -> Few[V]:
         """The same but for one."""
-        return Few(one for one in self if one.id != key)
+        return Few(one for one in self if one.id != key) or NONE
 
 
 class Many(Generic[V]):
@@ -80,3 +80,4 @@ class Many(Generic[V]):
 
 
 Keyed = Few[V] | Many[V]
+NONE: Few[Any] = Few()
