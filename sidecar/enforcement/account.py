@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
 from sidecar.enforcement.contract import contract
-from sidecar.enforcement.keyed import NONE, Keyed
+from sidecar.enforcement.keyed import NONE, Few, Keyed
 from sidecar.enforcement.limit_period import LimitPeriod, limit_period
 from sidecar.enforcement.limit_state import LimitState
-from sidecar.memo import remember
+from sidecar.memo import remember, shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +81,12 @@ class Spent:
     def id(self) -> tuple[str, int]:
         """The limit and the start of its period."""
         return self.period.id, self.period.start_s
+
+
+# Tenants that spent the same in the same minutes share what is remembered of it.
+SHARED_MAX = 4_096
+_spent: dict[tuple[LimitPeriod, int], Spent] = {}
+_kept: dict[Few[Spent], Few[Spent]] = {}
 
 
 class Account:
@@ -306,13 +312,14 @@ class Account:
 
         Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
         """
-        kept = self._small_own.put(Spent(state.period, state.own))
+        key = state.period, state.own
+        kept = self._small_own.put(_spent.get(key) or remember(_spent, key, Spent(*key), SHARED_MAX))
         # Looked through each time that they have doubled, so that a tenant of a week keeps no more than one of minutes.
         if not len(kept) & (len(kept) - 1):
             newest_s = max(one.period.start_s for one in kept.values())
             for one in [one for one in kept.values() if newest_s - one.period.start_s >= SMALL_KEPT_S]:
                 kept = kept.without(one.id)
-        self._small_own = kept
+        self._small_own = shared(_kept, kept, SHARED_MAX) if isinstance(kept, Few) else kept
 
 
 def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> str | None:

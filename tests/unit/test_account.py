@@ -293,3 +293,15 @@ def test_a_lease_that_was_used_up_in_its_minute_is_not_asked_for_in_the_next() -
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     owner.roll(NOON_S + 60)
     assert limit_of(owner, "burst") is state
+
+
+def test_tenants_that_spent_the_same_in_the_same_minutes_share_what_is_remembered() -> None:
+    owners = [account(plan(limit(PER_MINUTE), tenant=name)) for name in ("one", "other", "third")]
+    for owner, units in zip(owners, (7, 7, 8), strict=True):
+        for minute in range(3):
+            [(_, state, _)] = owner.charge(ONE, "", "", NOON_S + minute * 60).limits
+            state.spend_unleased(units)
+    one, other, third = owners
+    assert one._small_own is other._small_own
+    assert one._small_own is not third._small_own
+    assert [spent.own for spent in third._small_own.values()] == [8, 8]
