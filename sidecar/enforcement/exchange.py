@@ -291,6 +291,7 @@ class ShardExchange:
             self.valid_until_ms = sent_ms + self.terms.lease_ttl_ms
             self.gone_after_ms = sent_ms + self.terms.reclaim_after_ms
         self.ample = renewed and reply.granting
+        self._called(reply.called)  # first: what this very reply grants is for those who wait for it
         for one, part in zip(sent, reply.parts, strict=True):
             if part.revision != one.revision:
                 # A newer snapshot is there, or Redis does not know the tenant any more: a look-up brings it.
@@ -302,7 +303,6 @@ class ShardExchange:
                 self._refused(one.account, sent_ms, now_ms)
             else:
                 self._take_over(one, part, reply.version, now_ms, renewed=renewed)
-        self._called(reply.called)
         if self.resting.overdue(now_ms):
             self.ample = False  # more of them than one message had room for
         if reply.generation != self.generation:

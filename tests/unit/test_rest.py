@@ -129,3 +129,17 @@ def test_no_more_wake_at_once_than_a_message_has_room_for() -> None:
     assert len(said(shard, NOW_MS + REST_MS)) == WOKEN_PER_SYNC
     assert not shard.ample
     assert len(said(shard, NOW_MS + REST_MS)) == 20
+
+
+def test_who_waited_for_a_lease_has_it_although_somebody_was_short_of_the_tenant_a_moment_ago() -> None:
+    """As in the first seconds of a minute in which there is plenty, after one that was used up."""
+    shard = rested("acme", "other")
+    owner = Account(plan(LARGE, tenant="late"), shard)
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.wait_for(1)
+    shard.touch(owner)
+    said(shard, NOW_MS + 1, FIRST_LEASE_UNITS, called=("late", "acme"))
+    assert state.left == FIRST_LEASE_UNITS
+    assert shard.leases() == (2, 2 * FIRST_LEASE_UNITS)
+    said(shard, NOW_MS + 2, called=("late",))
+    assert state.left == 0
