@@ -5,6 +5,7 @@ Guarantees: what a request costs is worked out once per (route, key, user) and h
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
@@ -26,15 +27,20 @@ CHARGES_MAX = 512
 ANCESTORS_MAX = 16
 HOUR_MS = 3_600_000
 # Redis keeps a second's or a minute's limit for a minute after its end.
-SMALL_KEPT_S = 180
+SMALL_KEPT_MS = 180_000
 SWEEP_LEAST = 256
 # Limits of users and keys that Redis has not confirmed; beyond it units may stay set aside until the period ends.
 UNCONFIRMED_MAX = 4096
+# Limits that departed and are not reported yet, as in a long outage; of those beyond it the same is true.
+DEPARTED_MAX = 1024
+
+Lineage = tuple[tuple["Account", int], ...]
 
 
 class Charge:
     """What one kind of request costs a tenant (and its parent), valid from ``since_ms`` to ``until_ms`` (wall).
 
+    ``lineage``: the tenant's ancestors, each with its edition when it was worked out.
     ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs
     of (window, units), with the first request that is allowed. ``edition`` is that of the account when it was worked
     out; ``spends`` are the limits for the fast path.
@@ -44,8 +50,8 @@ class Charge:
         "edition",
         "features_missing",
         "limits",
+        "lineage",
         "owners",
-        "parent_edition",
         "route",
         "series",
         "since_ms",
@@ -54,9 +60,9 @@ class Charge:
         "windows",
     )
 
-    def __init__(self, route: RouteRule, parent_edition: int, since_ms: int) -> None:
+    def __init__(self, route: RouteRule, lineage: Lineage, since_ms: int) -> None:
         self.route = route
-        self.parent_edition = parent_edition
+        self.lineage = lineage
         self.since_ms = since_ms
         self.until_ms = since_ms + HOUR_MS
         self.limits: list[tuple[Account, LimitState, int]] = []
@@ -69,13 +75,14 @@ class Charge:
 
 
 class Spent:
-    """What this writer spent in a second or minute that is over."""
+    """What this writer spent in a second or minute that is over; ``noted``: in which SMALL_KEPT_MS (monotonic)."""
 
-    __slots__ = ("own", "period")
+    __slots__ = ("noted", "own", "period")
 
-    def __init__(self, period: LimitPeriod, own: int) -> None:
+    def __init__(self, period: LimitPeriod, own: int, noted: int) -> None:
         self.period = period
         self.own = own
+        self.noted = noted
 
     @property
     def id(self) -> tuple[str, int]:
@@ -85,7 +92,7 @@ class Spent:
 
 # Tenants that spent the same in the same minutes share what is remembered of it.
 SHARED_MAX = 4_096
-_spent: dict[tuple[LimitPeriod, int], Spent] = {}
+_spent: dict[tuple[LimitPeriod, int, int], Spent] = {}
 _kept: dict[Few[Spent], Few[Spent]] = {}
 
 
@@ -177,16 +184,16 @@ class Account:
         key = (self, route.name, key_id, user)
         found = memo.get(key)
         # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
-        edition = sum(one.edition for one in self._ancestors())
+        lineage = tuple((one, one.edition) for one in self._ancestors()) if self.parent is not None else ()
         if (
             found is not None
             and found.edition == self.edition
             and found.since_ms <= now_s * 1000 < found.until_ms  # the wall clock may step back
-            and found.parent_edition == edition
+            and found.lineage == lineage
             and (found.route is route or found.route == route)
         ):
             return found
-        charge = Charge(route, edition, (now_s - now_s % 3600) * 1000)
+        charge = Charge(route, lineage, (now_s - now_s % 3600) * 1000)
         charge.features_missing = tuple(name for name in route.requires if not self.contract.features.get(name))
         self._add(charge, route, key_id, user, now_s)
         for one in self._ancestors():
@@ -237,15 +244,16 @@ class Account:
         """Start of the billing period that holds ``now_s``, in unix seconds."""
         return bounds("billing", now_s, self.anchor_s, self.contract.interval_months)[0]
 
-    def roll(self, now_s: int) -> None:
+    def roll(self, now_s: int, most: int) -> None:
         """Go on, in the current period, with limits of seconds and minutes that had a lease when theirs ended.
 
-        So one message asks for the leases of all tenants in it, before each of them has to wait for its own.
+        So one message asks for the leases of all tenants in it, before each of them has to wait for its own. Of a
+        tenant's users ``most`` go on with one message.
         """
-        ended = [
+        ended = (
             state for state in self.limits.values() if state.period.small and state.left and state.period.end_s <= now_s
-        ]
-        for state in ended:
+        )
+        for state in list(islice(ended, most)):
             self._limit(state.rule, state.id.partition(":")[2], now_s)
 
     def _limit(self, rule: LimitRule, value: str, now_s: int) -> LimitState:
@@ -304,7 +312,7 @@ class Account:
         state.depart()
         if state.period.small and state.own:
             self._remember_small(state)
-        self.departed = (*self.departed, state)
+        self.departed = (*self.departed[1 - DEPARTED_MAX :], state)
         self.exchange.touch(self)
 
     def _remember_small(self, state: LimitState) -> None:
@@ -312,12 +320,13 @@ class Account:
 
         Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
         """
-        key = state.period, state.own
+        # By a clock that never steps: the wall clock may come back from far ahead, to a minute it was in before.
+        noted = self.exchange.composed_ms // SMALL_KEPT_MS
+        key = state.period, state.own, noted
         kept = self._small_own.put(_spent.get(key) or remember(_spent, key, Spent(*key), SHARED_MAX))
         # Looked through each time that they have doubled, so that a tenant of a week keeps no more than one of minutes.
         if not len(kept) & (len(kept) - 1):
-            newest_s = max(one.period.start_s for one in kept.values())
-            for one in [one for one in kept.values() if newest_s - one.period.start_s >= SMALL_KEPT_S]:
+            for one in [one for one in kept.values() if noted - one.noted > 1]:
                 kept = kept.without(one.id)
         self._small_own = shared(_kept, kept, SHARED_MAX) if isinstance(kept, Few) else kept
 

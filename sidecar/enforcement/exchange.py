@@ -230,7 +230,7 @@ class ShardExchange:
 
         A limit is never reported without the windows that feed it, or spent units would look unspent.
         """
-        account.roll(self.wall_s)
+        account.roll(self.wall_s, limits_max)
         account.touched = False
         self._touched.pop(account, None)
         if self.resting.wake(account.tenant) is not None:
@@ -241,26 +241,29 @@ class ShardExchange:
             del self._holders[account]
             self._holders[account] = None
         windows = [window for window in account.windows.values() if window.dirty]
-        omitted: frozenset[str] = frozenset()
+        omitted: set[str] = set()
         if len(windows) > windows_max:
             windows.sort(key=lambda window: "@" in window.id[0])  # the tenant's own first: few, and they feed most
-            omitted = frozenset(window.id[0] for window in windows[windows_max:])
+            omitted.update(window.id[0] for window in windows[windows_max:])
             del windows[windows_max:]
         leaving, account.departed = account.departed, ()
+        speaking = [*leaving, *(state for state in account.limits.values() if state.to_report)]
+        if len(speaking) > limits_max:
+            speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message
         departed: list[LimitState] = []
+        staying: list[LimitState] = []
         limits: list[tuple[LimitState, LeaseReport, int]] = []
-        for position, state in enumerate((*leaving, *account.limits.values())):
-            gone = position < len(leaving)
-            if not gone and not state.to_report:
-                continue
+        for state in speaking:
+            gone = account.limits.get(state.id) is not state
             if len(limits) >= limits_max or state.period.series in omitted:
-                omitted |= {state.period.series}
+                omitted.add(state.period.series)
                 if gone:
-                    account.departed = (*account.departed, state)
+                    staying.append(state)
                 continue
             if gone:
                 departed.append(state)
             limits.append((state, self._lease_report(state, now_ms, renewing=not gone), state.own))
+        account.departed += tuple(staying)
         if omitted:
             account.rotate(windows, [state for state, _, _ in limits])
             self.backlogged = True

@@ -9,6 +9,7 @@ import pytest
 from sidecar.catalogue.model import RouteRule
 from sidecar.enforcement.account import (
     CHARGES_MAX,
+    DEPARTED_MAX,
     SWEEP_LEAST,
     UNCONFIRMED_MAX,
     Account,
@@ -16,7 +17,7 @@ from sidecar.enforcement.account import (
 )
 from sidecar.enforcement.contract import Contract
 from sidecar.enforcement.limit_state import FORGET_AFTER_MS, LimitState
-from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, limit, limit_of, plan
+from tests.unit.tenants import HARD, NOON_S, ONE, SOFT, account, exchange, limit, limit_of, plan
 
 DAY_S = 86_400
 PER_USER = limit(HARD, name="per_user", scope="user")
@@ -200,9 +201,43 @@ def test_minutes_that_are_long_over_take_no_memory() -> None:
     for minute in range(1_000):
         [(_, state, _)] = owner.charge(ONE, "", "", NOON_S + minute * 60).limits
         state.spend_unleased(7)
-    assert len(owner._small_own) <= 4
+        owner.exchange.composed_ms += 60_000
+    assert len(owner._small_own) <= 8
     [(_, again, _)] = owner.charge(ONE, "", "", NOON_S + 998 * 60).limits
     assert again.own == 7
+
+
+def test_what_was_spent_of_a_minute_is_known_after_the_clock_came_back_from_far_ahead() -> None:
+    """Redis has this writer's spending of that minute: what is counted from 0 again would be swallowed."""
+    owner = account(plan(limit(PER_MINUTE, scope="user")))
+    users = [f"u{number}" for number in range(20)]
+    for start_s in (NOON_S, NOON_S + 86_400):
+        for user in users:
+            [(_, state, _)] = owner.charge(ONE, "", user, start_s).limits
+            state.spend_unleased(7)
+        owner.exchange.composed_ms += 1_000
+    again = [owner.charge(ONE, "", user, NOON_S).limits[0][1].own for user in users]
+    assert again == [7] * len(users)
+
+
+def test_another_grandparent_is_noticed_although_its_edition_is_an_older_one() -> None:
+    shard = exchange()
+    grandparents = [Account(plan(tenant=name), shard) for name in ("one", "other")]
+    parent = Account(plan(tenant="parent"), shard, grandparents[0])
+    owner = Account(plan(), shard, parent)
+    grandparents[0].drop_charges()
+    assert {found.tenant for found, _, _ in owner.charge(ONE, "", "", NOON_S).limits} == {"acme", "parent", "one"}
+    parent.parent = grandparents[1]
+    parent.adopt(plan(tenant="parent", rev=2))
+    assert {found.tenant for found, _, _ in owner.charge(ONE, "", "", NOON_S).limits} == {"acme", "parent", "other"}
+
+
+def test_limits_that_depart_while_nobody_can_be_told_are_bounded() -> None:
+    owner = account(plan(PER_MINUTE))
+    last = [owner.charge(ONE, "", "", NOON_S + minute * 60).limits[0][1] for minute in range(DEPARTED_MAX + 5)][-1]
+    assert len(owner.departed) == DEPARTED_MAX
+    owner.charge(ONE, "", "", NOON_S)
+    assert owner.departed[-1] is last
 
 
 def test_tenants_of_one_plan_share_what_it_says() -> None:
@@ -279,10 +314,10 @@ def test_a_lease_of_a_minute_that_ended_goes_on_in_the_next_at_the_rate_it_had()
     owner = account(plan(limit(PER_MINUTE, included=8_000, stop=8_000)))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.left, state.own_lease().rate_per_s = 5, 100
-    owner.roll(NOON_S + 59)
+    owner.roll(NOON_S + 59, 1)
     assert limit_of(owner, "burst") is state
     state.spend(1)
-    owner.roll(NOON_S + 60)
+    owner.roll(NOON_S + 60, 1)
     fresh = limit_of(owner, "burst")
     assert (list(owner.departed), state.left, fresh.period.start_s) == ([state], 0, NOON_S + 60)
     assert fresh.report(owner.exchange.composed_ms, 2, 1_000_000).want == 200
@@ -291,7 +326,7 @@ def test_a_lease_of_a_minute_that_ended_goes_on_in_the_next_at_the_rate_it_had()
 def test_a_lease_that_was_used_up_in_its_minute_is_not_asked_for_in_the_next() -> None:
     owner = account(plan(PER_MINUTE))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
-    owner.roll(NOON_S + 60)
+    owner.roll(NOON_S + 60, 1)
     assert limit_of(owner, "burst") is state
 
 

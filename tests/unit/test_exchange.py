@@ -374,3 +374,40 @@ def test_one_message_asks_for_the_next_minute_of_every_tenant_in_it() -> None:
     message, _ = shard.compose(NOW_MS)
     begun = [[(report.start, report.want > 0) for report in part.leases] for part in message.parts]
     assert begun == [[(NOON_S, False), (NOON_S + 60, True)]] * 2
+
+
+def busy_users(shard: ShardExchange, users: int) -> Account:
+    """A tenant each of whose users has a lease of the minute that is about to end."""
+    owner = Account(plan(limit(period="minute", scope="user", included=800, stop=800)), shard)
+    for number in range(users):
+        [(_, state, _)] = owner.charge(ONE, "", f"u{number}", NOON_S).limits
+        state.left = 10
+        state.spend(1)
+    shard.touch(owner)
+    return owner
+
+
+def test_the_minutes_of_many_users_go_on_with_as_many_messages_as_they_need() -> None:
+    shard = exchange()
+    exchanged(shard, NOW_MS)  # learns the generation
+    owner = busy_users(shard, 4 * LIMITS_PER_SYNC)
+    shard.wall_s = NOON_S + 60
+    said = []
+    while shard.pressing:
+        message, sent = shard.compose(NOW_MS)
+        leases = [lease(0)] * sum(len(part.leases) for part in message.parts)
+        shard.apply(message, sent, reply(message, *leases), NOW_MS, NOW_MS)
+        said += [one.start for part in message.parts for one in part.leases]
+        assert len(owner.departed) <= LIMITS_PER_SYNC
+    assert said.count(NOON_S) == said.count(NOON_S + 60) == 4 * LIMITS_PER_SYNC
+
+
+def test_who_waits_is_in_the_next_message_however_many_others_have_something_to_say() -> None:
+    shard = exchange()
+    owner = busy_users(shard, 4 * LIMITS_PER_SYNC)
+    shard.wall_s = NOON_S + 60
+    [(_, state, _)] = owner.charge(ONE, "", "who waits", NOON_S + 60).limits
+    state.wait_for(1)
+    message, _ = shard.compose(NOW_MS)
+    assert [one.id for one in message.parts[0].leases if one.need] == [state.id]
+    assert len(message.parts[0].leases) == LIMITS_PER_SYNC
