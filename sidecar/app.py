@@ -67,7 +67,7 @@ class Backoffice:
         self.drift: DriftCounters | None = None  # of a process that compares with Stripe
         self.forwarder: Forwarder | None = None  # of a process that sends usage to Stripe
 
-    def reading(self) -> Reading:
+    async def reading(self) -> Reading:
         """Everything this process counted."""
         flushed = self._counters.reading(self._clock.monotonic_ms()) if self._flusher is not None else {}
         drift = self.drift.reading(self._clock.monotonic_ms()) if self.drift is not None else {}

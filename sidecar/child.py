@@ -51,7 +51,7 @@ class Member(Struct, frozen=True):
 class Inside(Protocol):
     """What a process tells about itself and can be asked to do."""
 
-    def reading(self) -> Reading: ...
+    async def reading(self) -> Reading: ...
     def components(self) -> dict[str, Component]: ...
     async def flush(self) -> None: ...
 
@@ -144,7 +144,7 @@ class OpsSocket:
     async def _told(self, question: bytes) -> _Told:
         match question:
             case b"reading\n":
-                return _Told(ok=True, body=readings.encode(self._inside.reading()))
+                return _Told(ok=True, body=readings.encode(await self._inside.reading()))
             case b"components\n":
                 return _Told(ok=True, body=msgspec.msgpack.encode(self._inside.components()))
             case b"flush\n":

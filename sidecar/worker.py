@@ -45,9 +45,9 @@ class Worker:
         self._clock = clock
         self._counters = counters
 
-    def reading(self) -> Reading:
+    async def reading(self) -> Reading:
         """Everything this process counted, and how it stands in this moment."""
-        self.core.observe()
+        await self.core.observe()
         return self._counters.reading(self._clock.monotonic_ms()) | self.listener.counters.reading()
 
     def components(self) -> dict[str, Component]:

@@ -102,12 +102,18 @@ class Core:
                 if not await self.synchroniser.join(exchange):
                     raise StoreUnavailable("Redis did not answer; what was counted waits in the journal")
 
-    def observe(self) -> None:
-        """Set what is looked up rather than counted, for a scrape that is about to read it."""
+    async def observe(self) -> None:
+        """Set what is looked up rather than counted, for a scrape that is about to read it.
+
+        Tenants are looked through shard by shard, with decisions in between.
+        """
         counters, journal, store = self._counters, self.journal, self._store
-        held = [exchange.leases() for exchange in self.exchanges]
-        counters.leases_held = sum(leases for leases, _ in held)
-        counters.lease_units = sum(units for _, units in held)
+        leases = units = degraded = 0
+        for exchange in self.exchanges:
+            here, left = exchange.leases()
+            leases, units, degraded = leases + here, units + left, degraded + exchange.degraded
+            await asyncio.sleep(0)
+        counters.leases_held, counters.lease_units, counters.degraded_limits = leases, units, degraded
         counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
         counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
         counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
@@ -121,7 +127,6 @@ class Core:
         counters.breaker_opened = store.breaker_opened
         counters.store_calls = store.calls
         counters.store_errors = store.errors
-        counters.degraded_limits = sum(exchange.degraded for exchange in self.exchanges)
 
     async def stop(self, drain_s: float) -> None:
         """Report everything, return the leases, wait at most ``drain_s`` for the ledger, delete the journal."""

@@ -277,20 +277,23 @@ class Enforcer:
         charge = account.charge(route, _key_id(identity), identity.user, wall_s)
         mark = verdict.standing(account, wall_s)
         if isinstance(mark, int) and not charge.features_missing:
+            unleased: set[LimitState] | frozenset[LimitState] = NONE_UNLEASED
             for owner, state, units in charge.limits:
                 found = self._check(owner, state, units, now_ms, wall_ms, away=away)
-                if not isinstance(found, int) or found >= DEGRADED:
+                if not isinstance(found, int):
                     break
+                if found == DEGRADED:
+                    unleased |= {state}
                 mark = max(mark, found)
             else:
-                self._spend(charge, NONE_UNLEASED, wall_ms)
+                self._spend(charge, unleased, wall_ms)
                 return verdict.allow(account, charge, mark, wall_ms)
         return self._examine_closely(account, charge, now_ms, wall_ms, away=away)
 
     def _examine_closely(
         self, account: Account, charge: Charge, now_ms: int, wall_ms: int, *, away: bool
     ) -> Decision | Shortage:
-        """Something refuses, is short or degraded: look at all of it before anything is spent."""
+        """Something refuses or is short: look at all of it before anything is spent."""
         findings = verdict.Findings(account, charge, wall_ms)
         for owner, state, units in charge.limits:
             findings.add(owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=away))

@@ -17,7 +17,7 @@ from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantRe
 from sidecar.usage.window import Span, Window, WindowKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.limit_state import LimitState
@@ -190,18 +190,20 @@ class ShardExchange:
         self.ample = self.ample and not called
 
     def compose(self, now_ms: int) -> tuple[SyncMessage, list[Sent]]:
-        """The next message: touched tenants first, then holders of leases, as many as its bounds allow.
+        """The next message, in one go."""
+        return self.message(sent := list(self.reports(now_ms)), now_ms), sent
 
-        ``backlogged`` says afterwards that more is waiting than fitted.
+    def reports(self, now_ms: int) -> Iterator[Sent]:
+        """What the next message says: touched tenants first, then holders of leases, as many as its bounds allow.
+
+        Each is consistent in itself: decisions may come between two. ``backlogged`` says afterwards that more waits.
         """
         self.spendable(now_ms)
         self.composed_ms = now_ms
         self.backlogged = False
         self._wake(self.resting.wake_due(now_ms, WOKEN_PER_SYNC))
         accounts = dict.fromkeys(islice(self._touched, TENANTS_PER_SYNC))
-        if len(accounts) < TENANTS_PER_SYNC:
-            accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
-        sent: list[Sent] = []
+        accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
         windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC
         for account in accounts:
             if windows <= 0 or limits <= 0:
@@ -210,20 +212,18 @@ class ShardExchange:
             one = self._report(account, now_ms, windows, limits)
             windows -= len(one.windows)
             limits -= len(one.limits)
-            sent.append(one)
+            yield one
+
+    def message(self, sent: list[Sent], now_ms: int) -> SyncMessage:
+        """The next message, which says that."""
         self._sequence += 1
         if now_ms - self._replied_ms > ACKNOWLEDGED_KEPT_MS:
             self._acknowledged = 0
-        parts = [
-            TenantReport(
-                one.account.tenant,
-                one.revision,
-                [(*window.id, value) for window, value in one.windows],
-                [report for _, report, _ in one.limits],
-            )
-            for one in sent
-        ]
-        return SyncMessage(self.writer, self._sequence, self.generation, self._acknowledged, parts), sent
+        parts: list[TenantReport] = []
+        for account, revision, windows, limits, _ in sent:
+            values = [(*window.id, value) for window, value in windows]
+            parts.append(TenantReport(account.tenant, revision, values, [report for _, report, _ in limits]))
+        return SyncMessage(self.writer, self._sequence, self.generation, self._acknowledged, parts)
 
     def _report(self, account: Account, now_ms: int, windows_max: int, limits_max: int) -> Sent:
         """What a message says of one tenant; what does not fit stays for the next one, and the tenant touched.

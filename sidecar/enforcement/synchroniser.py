@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from sidecar.clock import Clock
     from sidecar.enforcement.account import Account
-    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.enforcement.exchange import Sent, ShardExchange
     from sidecar.store.client import Store
     from sidecar.telemetry import CoreCounters
 
 REFRESH_PAUSE_S = 0.02
+REPORTED_AT_ONCE = 8  # some tenths of a millisecond; then decisions come between
 WATERMARK_POLL_MS = 5_000
 # How soon a shard of which leases are at rest hears that somebody calls for them.
 RESTING_POLL_MS = 2_000
@@ -146,7 +147,14 @@ class Synchroniser:
         sent_ms = self._clock.monotonic_ms()
         self._last_ms[exchange.shard] = sent_ms
         exchange.wall_s = self._clock.wall_s()
-        message, sent = exchange.compose(sent_ms)
+        sent: list[Sent] = []
+        for one in exchange.reports(sent_ms):
+            sent.append(one)
+            if len(sent) % REPORTED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+                if self._waiting[exchange.shard]:
+                    break  # what they need is in the call that they wait for, and it follows at once
+        message = exchange.message(sent, sent_ms)
         counters = self._counters
         try:
             reply = await self._store.sync(exchange.shard, message, exchange.terms.reclaim_after_ms)

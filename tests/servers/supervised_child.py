@@ -25,7 +25,7 @@ class Inside:
         self.counters.snapshot_hits = 1
         self._note = directory / f"flushed-{name}"
 
-    def reading(self) -> Reading:
+    async def reading(self) -> Reading:
         return self.counters.reading(0)
 
     def components(self) -> dict[str, Component]:

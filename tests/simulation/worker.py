@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sidecar.enforcement import synchroniser
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.exchange import ShardExchange
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50, lease_rest_ms=8_000)
 STORE_TIMEOUT_MS = 50
 SYNC_INTERVAL_MS = 500
+synchroniser.REPORTED_AT_ONCE = 1  # there are few tenants, and something may come between any two
 
 
 def settings(folder: Path) -> Any:

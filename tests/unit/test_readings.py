@@ -19,11 +19,11 @@ async def test_a_reading_tells_of_the_moment_in_which_it_is_asked_for(tmp_path: 
     clock = Clock(tmp_path / "clock")
     store = Store(f"redis://127.0.0.1:{free_port()}/0", Keyspace(), clock, identity="w", timeout_ms=5_000)
     worker = Worker(Settings(state_dir=str(tmp_path)), store, clock, CoreCounters())
-    assert worker.reading()["sidecar_breaker_open"] == {(): [0]}
+    assert (await worker.reading())["sidecar_breaker_open"] == {(): [0]}
     for _ in range(3):
         with contextlib.suppress(StoreUnavailable):
             await store.catalogue()
-    assert worker.reading()["sidecar_breaker_open"] == {(): [1]}
-    assert worker.reading()["sidecar_store_errors_total"] == {("hmget",): [3]}
+    assert (await worker.reading())["sidecar_breaker_open"] == {(): [1]}
+    assert (await worker.reading())["sidecar_store_errors_total"] == {("hmget",): [3]}
     await worker.core.abandon()
     await store.close()
