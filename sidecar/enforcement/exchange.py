@@ -199,8 +199,7 @@ class ShardExchange:
         Each is consistent in itself: decisions may come between two. ``backlogged`` says afterwards that more waits.
         """
         self.spendable(now_ms)
-        self.composed_ms = now_ms
-        self.backlogged = False
+        self.composed_ms, self.backlogged = now_ms, False
         self._wake(self.resting.wake_due(now_ms, WOKEN_PER_SYNC))
         accounts = dict.fromkeys(islice(self._touched, TENANTS_PER_SYNC))
         accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
@@ -209,10 +208,8 @@ class ShardExchange:
             if windows <= 0 or limits <= 0:
                 self.backlogged = True
                 break
-            one = self._report(account, now_ms, windows, limits)
-            windows -= len(one.windows)
-            limits -= len(one.limits)
-            yield one
+            yield (one := self._report(account, now_ms, windows, limits))
+            windows, limits = windows - len(one.windows), limits - len(one.limits)
 
     def message(self, sent: list[Sent], now_ms: int) -> SyncMessage:
         """The next message, which says that."""
