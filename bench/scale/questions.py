@@ -27,6 +27,7 @@ async def hot(fleet: Fleet, servers: Servers, per_second: int, seconds: int) -> 
     """Everybody's requests go to the same 100 tenants; a decision stands for ten requests of one tenant."""
     names = [f"hot-{number}" for number in range(HOT_TENANTS)]
     seeded = random.Random(1)
+    await fleet.meet(names, "/many")
 
     def pick(count: int) -> Iterable[str]:
         return seeded.choices(names, k=count)

@@ -128,8 +128,8 @@ class ShardExchange:
 
     def leases(self) -> tuple[int, int]:
         """Leases in hand and the units left in them."""
-        accounts = chain(self._holders, self.resting)
-        left = [state.left for account in accounts for state in account.limits.values() if state.left > 0]
+        states = (state for account in chain(self._holders, self.resting) for state in account.limits.values())
+        left = [state.left for state in states if state.left > 0]
         return len(left), sum(left)
 
     def return_leases(self) -> None:
@@ -144,9 +144,8 @@ class ShardExchange:
 
     def forget(self, account: Account) -> bool:
         """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
-        if account.touched or account.windows or account.departed or account.has_children:
-            return False
-        if account in self._holders or account in self.resting:
+        needed = account.touched or account.windows or account.departed or account.has_children
+        if needed or account in self._holders or account in self.resting:
             return False
         return all(state.left == 0 for state in account.limits.values())
 
@@ -303,8 +302,7 @@ class ShardExchange:
                 self._refused(one.account, sent_ms, now_ms)
             else:
                 self._take_over(one, part, reply.version, now_ms, renewed=renewed)
-        if self.resting.overdue(now_ms):
-            self.ample = False  # more of them than one message had room for
+        self.ample = self.ample and not self.resting.overdue(now_ms)  # more of them than one message had room for
         if reply.generation != self.generation:
             self._start_over(reply.generation)
         self._release_windows()
@@ -325,9 +323,8 @@ class ShardExchange:
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
             ample = state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
             self.ample = self.ample and ample
-        if any(window.dirty for window, _ in one.windows) or any(
-            state.lease.refused or not state.known for state, _, _ in one.limits
-        ):
+        dirty = any(window.dirty for window, _ in one.windows)
+        if dirty or any(state.lease.refused or not state.known for state, _, _ in one.limits):
             self.touch(account)
         holding = any(state.left for state in account.limits.values())
         resting = holding and renewed and self.granting and self.resting.lay(account, now_ms, self.wall_s)
