@@ -1,25 +1,13 @@
-"""A tenant's snapshot as it is kept in Redis: the document for sidecars, and its limits for the scripts.
-
-Guarantees: tenants of one plan share its limits and features in memory, which would be most of what a snapshot takes.
-"""
+"""A tenant's snapshot as it is kept in Redis: the document for sidecars, and its limits for the scripts."""
 
 from __future__ import annotations
 
-from sys import intern
-
 import msgspec
-from msgspec import structs
 
-from sidecar.catalogue.snapshot import LimitRule, Snapshot
+from sidecar.catalogue.snapshot import Snapshot
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Snapshot)
-
-SHARED_MAX = 4_096
-
-Features = dict[str, str | int | bool]
-Shared = tuple[tuple[LimitRule, ...], Features, tuple[str, ...]]
-_shared: dict[tuple[object, ...], Shared] = {}
 
 ScriptLimit = tuple[str, str, str, bool, int, int]
 
@@ -46,19 +34,7 @@ def encode(snapshot: Snapshot) -> bytes:
 
 def decode(document: bytes) -> Snapshot:
     """Reverse of ``encode``; raises msgspec.DecodeError for anything else."""
-    read = _DECODER.decode(document)
-    # A feature that is 1 is not one that is True, though they are equal.
-    kinds = tuple((name, type(value), value) for name, value in read.features.items())
-    key = (read.limits, kinds, read.forward)
-    found = _shared.get(key)
-    if found is None:
-        if len(_shared) >= SHARED_MAX:
-            _shared.clear()
-        found = _shared[key] = (read.limits, read.features, read.forward)
-    limits, features, forward = found
-    return structs.replace(
-        read, plan=intern(read.plan), status=intern(read.status), limits=limits, features=features, forward=forward
-    )
+    return _DECODER.decode(document)
 
 
 def encode_limits(snapshot: Snapshot) -> bytes:
