@@ -36,7 +36,7 @@ STALL_S = 0.02
 STALLED_RATE = 40_000
 SCRAPE_S = 0.5
 RELOAD_AT_S = 0.5
-SETTLE_S = 2.0
+SETTLE_S = 1.0
 
 
 class Day:
@@ -63,10 +63,10 @@ def sampled(
     port: int, rate: int, seconds: float, hot: list[str], beside: Callable[[float], None] | None = None
 ) -> dict[str, Any]:
     """Percentiles of the samples, which are part of the rate."""
-    with steady.load(port, rate - SAMPLES, hot):
+    with steady.load(port, rate - SAMPLES, hot) as load:
         told = open_loop.loaded(port, SAMPLES, seconds, hot, poisson=True, beside=beside)
     open_loop.check(told)
-    return told
+    return told | {"rate": round(load.rate) + SAMPLES}
 
 
 def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def text(found: dict[str, Any]) -> str:
     for mode in ("floor", "busy", "quiet", "outage"):
         told = found[mode]
         p50, p99, p999 = (f"{told[name]:8,.0f} us" for name in ("p50_us", "p99_us", "p999_us"))
-        lines.append(f"{mode:8} p50 {p50}  p99 {p99}  p99.9 {p999}")
+        lines.append(f"{mode:8} p50 {p50}  p99 {p99}  p99.9 {p999}  at {told['rate']:,}/s")
     lines.append(f"p99 without Redis: {found['outage_ratio']} times the healthy one")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ wrk with think times: each of some hundred connections waits after an answer for
 Together they ask at a rate that a stall of the server hardly changes, and that a generator in C holds on one core
 together with Redis, Postgres and the rest. It asks for real-time priority, so that those do not make it come in bursts.
 
-Guarantees: the rate is nearly what was asked for, or the benchmark ends with a message.
+Guarantees: the rate is what was asked for as long as answers take less than a millisecond, and it is told.
 Gives up:   latencies of its own: those who wait do not ask meanwhile, so a stall of more than 5 ms is met by fewer of
             them than were due. The samples beside it are due whatever happens.
 """
@@ -20,7 +20,6 @@ from bench import open_loop, wrk
 
 THINK_MS = (5, 15)
 SETTLE_S = 1.0
-RATE_MIN = 0.9
 PRIORITY = 1
 SCRIPT = """
 local asked, number = {%s}, 0
@@ -39,13 +38,11 @@ def script(tenants: Sequence[str], *, thinking: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def load(port: int, rate: int, tenants: Sequence[str]) -> Iterator[None]:
-    """Meanwhile the server gets that many requests a second."""
+def load(port: int, rate: int, tenants: Sequence[str]) -> Iterator[wrk.Load]:
+    """Meanwhile the server gets that many requests a second; afterwards the load says how many it were."""
     connections = round(rate * sum(THINK_MS) / 2 / 1_000)
     asked = script(tenants, thinking=True)
     with wrk.running(f"http://127.0.0.1:{port}/", asked, connections, priority=PRIORITY) as told:
         time.sleep(SETTLE_S)
-        yield
-    told.check()
-    if told.rate < RATE_MIN * rate:
-        raise SystemExit(f"only {told.rate:,.0f} of {rate:,} requests/s were sent; is the machine busy?")
+        yield told
+    told.check(open_loop.LOST_MAX)
