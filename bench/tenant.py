@@ -75,7 +75,7 @@ class Place(Clock):
             self,
             counters,
             interval_ms=500,
-            refresh=self.directory.refresh,
+            refresh=self.directory.refresh_next,
         )
         self.enforcer = Enforcer(self.directory, self._synchroniser, self, self, counters, Repeats(10_000))  # type: ignore[arg-type]
         self._route = self.directory.policy.routes.match("GET", "localhost", "/v1/agents/42/run")

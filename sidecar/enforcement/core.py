@@ -66,7 +66,7 @@ class Core:
             clock,
             counters,
             interval_ms=settings.sync_interval_ms,
-            refresh=self.directory.refresh,
+            refresh=self.directory.refresh_next,
         )
         self.enforcer = Enforcer(
             self.directory, self.synchroniser, store, clock, counters, Repeats(settings.request_repeat_s * 1000)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -76,7 +76,8 @@ class Directory:
         self._without_room = 0
         self._loading: dict[str, asyncio.Task[Account | None]] = {}
         self._overtaken: set[str] = set()  # loads in flight whose answer may be from before an announced change
-        self._refreshing: dict[str, None] = {}
+        self._refreshing: OrderedDict[str, None] = OrderedDict()
+        self._refreshing_next: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
 
     @property
@@ -156,6 +157,11 @@ class Directory:
         self._refreshing[account.tenant] = None
         self._wake.set()
 
+    def refresh_next(self, account: Account) -> None:
+        """The same for one that is in use, and of which Redis takes no report until then: not behind all others."""
+        self._refreshing_next[account.tenant] = None
+        self.refresh(account)
+
     def changed(self, kind: str, name: str) -> None:
         """Take note of an announced change of a tenant or key."""
         if kind == "key":
@@ -194,7 +200,7 @@ class Directory:
         """Refresh accounts, a few at a time."""
         while True:
             await self._wake.wait()
-            batch = list(self._refreshing)[:REFRESHES_AT_ONCE]
+            batch = self._to_refresh()
             if not batch:
                 self._wake.clear()
                 continue
@@ -202,10 +208,17 @@ class Directory:
             if not any(results):
                 await asyncio.sleep(REFRESH_PAUSE_S)
 
+    def _to_refresh(self) -> list[str]:
+        """The next few: at most half of them are those in use, which may fail again and again."""
+        in_use = islice(self._refreshing_next, REFRESHES_AT_ONCE // 2)
+        found = dict.fromkeys(chain(in_use, islice(self._refreshing, REFRESHES_AT_ONCE)))
+        return list(islice(found, REFRESHES_AT_ONCE))
+
     async def _refresh(self, tenant: str) -> bool:
         account = self.accounts.get(tenant)
         # Taken out first: a change that is announced meanwhile puts it in again.
         self._refreshing.pop(tenant, None)
+        self._refreshing_next.pop(tenant, None)
         try:
             if account is not None and await self._load(tenant) is None:
                 self._withdraw(account)

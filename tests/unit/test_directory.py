@@ -50,3 +50,16 @@ def test_no_more_than_a_few_are_looked_at_for_one_that_comes() -> None:
     with mock.patch.object(known.accounts["t0"].exchange, "forget", return_value=False) as forget:
         assert not known._has_room()
     assert forget.call_count == EVICTION_LOOKS
+
+
+def test_tenants_in_use_are_refreshed_before_all_that_changed_and_those_are_not_forgotten() -> None:
+    """After an applied catalogue: Redis takes no report of a tenant, and grants it nothing, until it was read again."""
+    known = directory(100)
+    names = [f"t{number}" for number in range(20)]
+    admit(known, *names)
+    for name in names:
+        known.changed("tenant", name)
+    for name in ("t7", "t9", "t8"):
+        known.refresh_next(known.accounts[name])
+    assert known._to_refresh() == ["t7", "t9", "t0", "t1"]
+    assert list(known._refreshing) == names
