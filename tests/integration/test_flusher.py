@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import redis.asyncio
 
 from sidecar.embedded import EmbeddedRedis
 from sidecar.ledger import keys, tenants
@@ -237,3 +238,23 @@ async def epochs(place: Installation) -> dict[int, int]:
 async def sql(place: Installation, text: str) -> object:
     async with place.ledger.transaction() as tx:
         return await tx._connection.fetchval(text)
+
+
+async def test_units_taken_back_in_an_idle_shard_are_in_the_ledger_with_the_next_pass(
+    place: Installation, redis_server: EmbeddedRedis
+) -> None:
+    """A shard whose marks stay as they are is looked at by script every half minute only."""
+    await place.catalogue()
+    flusher = place.flusher(hold="full")
+    shard = place.keys.shard_of("t")
+    await flusher.flush()
+    await flusher.pass_all()
+    looks = flusher._store.calls["collect"]
+    await flusher.pass_all()
+    assert flusher._store.calls["collect"] == looks
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        await client.hincrby(place.keys.epoch(shard), "reclaimed", 5)
+    await flusher.pass_all()
+    async with place.ledger.transaction() as tx:
+        [row] = await tx._connection.fetch("select lease_units_lost from shards where shard = $1", shard)
+    assert row[0] == 5
