@@ -60,6 +60,7 @@ class ChangeReader:
         self._last_id = b""
         self._number = 0
         self._catalogue_due = True
+        self._text_hash = 0
         self._all_due = self._plans_due = False  # accounts that have to be read again
         self._stream = Transition(log, "the stream of changes")
         self._polling = asyncio.Lock()
@@ -136,7 +137,8 @@ class ChangeReader:
             return
         self._catalogue_due = False
         policy = self._directory.policy
-        if policy is None or policy.revision != found.revision:
+        # A restored ledger gives a number again, maybe to another text.
+        if policy is None or policy.revision != found.revision or self._text_hash != hash(found.text):
             kept = KeptCatalogue(found.revision, found.text)
             self._put_in_force(kept, keep=True, compiled=decode(found.compiled, found.text))
 
@@ -156,6 +158,7 @@ class ChangeReader:
             log.error("catalogue refused, the last good one stays", extra=fields(problems=error.problems))  # noqa: TRY400
             return
         known = self._directory.policy is not None
+        self._text_hash = hash(kept.text)
         self._directory.policy = Policy(catalogue, RouteTable(catalogue.routes), kept.revision)
         self.problem = ""
         self._counters.catalogue_reload_ok = 1

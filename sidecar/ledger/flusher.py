@@ -365,6 +365,7 @@ class Flusher:
     async def _ledger_went_back(self, tx: ShardTransaction, ledger_epoch: int, redis_epoch: int) -> None:
         """Postgres was restored from a backup: whatever Redis still has is sent again, every tenant published anew."""
         shard = tx.shard
+        self._projector.doubt()
         marked = await self._store.mark_all_dirty(shard)
         await tx.rows("forget_tenants_projected", shard)
         await tx.rows("forget_keys_projected", shard)

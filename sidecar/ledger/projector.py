@@ -50,19 +50,26 @@ class Projector:
         self._clock = clock
         self._revision = 0
         self._catalogue: Catalogue | None = None
+        self._doubted = False
+
+    def doubt(self) -> None:
+        """The ledger was restored from a backup: a number that is given again may stand for another catalogue."""
+        self._revision = 0
+        self._doubted = True
 
     async def catalogue(self, tx: Transaction) -> list[tuple[str, str]]:
         """Give Redis the catalogue in force, if it has another one; returns what to announce."""
         revision = await plans.current_revision(tx)
         if revision < self._revision:
             self._revision = 0  # the ledger was restored from a backup: the number comes again, for another catalogue
-        if revision == await self._store.catalogue_revision():
+        if revision == await self._store.catalogue_revision() and not self._doubted:
             return []
         version = await plans.current(tx)
         if version is None:
             return []
         await self._store.put_catalogue(version.revision, version.document, self._compiled(version))
         await plans.mark_projected(tx, version.revision)
+        self._doubted = False
         return [("catalogue", str(version.revision))]
 
     def _compiled(self, version: PlanVersion) -> bytes:

@@ -56,6 +56,22 @@ async def test_a_catalogue_put_by_an_older_flusher_is_not_taken_for_the_one_comp
     assert core.enforcer.policy.catalogue == parse(text, "revision 2")
 
 
+async def test_a_number_that_a_restored_ledger_gave_again_brings_the_new_text(inside: Installation) -> None:
+    store = inside.store
+    await store.put_catalogue(1, CATALOGUE)
+    core = await inside.core(changes_interval_ms=5_000)
+    await core.changes.catch_up()
+    policy = core.enforcer.policy
+    await store.announce([("catalogue", "1")])
+    await core.changes.catch_up()
+    assert core.enforcer.policy is policy
+    text = CATALOGUE.replace("100", "200")
+    await store.put_catalogue(1, text)
+    await store.announce([("catalogue", "1")])
+    await core.changes.catch_up()
+    assert core.enforcer.policy.catalogue == parse(text, "revision 1")
+
+
 async def test_whoever_flushes_a_worker_finds_it_knowing_what_was_announced_before(inside: Installation) -> None:
     store = inside.store
     await store.put_catalogue(1, CATALOGUE)

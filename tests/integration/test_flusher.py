@@ -177,6 +177,29 @@ async def test_a_ledger_restored_from_a_backup_gets_everything_again(place: Inst
     assert await place.counted("t") == 7
 
 
+async def test_a_catalogue_whose_number_was_given_before_the_restore_takes_the_place_of_that_one(
+    place: Installation,
+) -> None:
+    """Nobody looked between the restore and the next catalogue, so the number never seemed to go down."""
+    await place.catalogue()
+    await place.tenant("t", "plus")
+    flusher = place.flusher()
+    await report(place, "t", 7)
+    await flusher.flush()
+    other = CATALOGUE.replace("period: month", "period: day")
+    async with place.ledger.transaction() as tx:
+        await tx._connection.execute("update plan_versions set document = $1", other)
+        await tx._connection.execute("update shards set epoch = 0")
+        await tx._connection.execute("update tenants set rev = rev + 1")
+    await flusher.flush()
+    await flusher.project()
+    stored = await place.store.catalogue()
+    assert stored is not None
+    assert stored.text == other
+    found = snapshots.decode((await place.store.lookup("t")).document)
+    assert {limit.period for limit in found.limits} == {"day"}
+
+
 async def test_what_another_server_got_is_projected_to_this_one(place: Installation) -> None:
     """In a split brain the mark in the ledger may speak of the old primary; an idle shard is looked at, too."""
     await place.catalogue()
