@@ -35,7 +35,7 @@ class TenantReport(Struct, frozen=True, array_like=True):
 
 
 class SyncMessage(Struct, frozen=True, array_like=True):
-    """A consistent snapshot of one writer for one shard, taken between two requests."""
+    """What one writer says of one shard; each part is a consistent snapshot, taken between two requests."""
 
     writer: str
     sequence: int
