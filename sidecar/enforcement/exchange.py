@@ -1,7 +1,7 @@
 """One writer's side of the sync protocol for one shard (docs/protocol.md): composes messages, takes over replies.
 
-Guarantees: each tenant's part of a message is a consistent snapshot; a reply counts only if it answers the
-            latest message and came in time; a new generation makes every kept window dirty again and reports every lease.
+Guarantees: a tenant's part of a message is a consistent snapshot; a reply counts only if it answers the latest message
+            and came in time; a new generation makes every kept window dirty again and reports every lease.
 Gives up:   nothing is awaited or timed here; the synchroniser drives it, and so does the simulator.
 """
 
