@@ -85,6 +85,8 @@ def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[st
             found["floor"] = sampled(int(server.at), rate, seconds, hot)
         day = Day(dev)
         found["busy"] = sampled(dev.authz_port, rate, seconds, hot, day.goes_on)
+        place.tenants(dev, tenants)  # waits until all of them are published
+        time.sleep(SETTLE_S)
         found["quiet"] = sampled(dev.authz_port, rate, seconds, hot)
         dev.signal_redis(signal.SIGSTOP)
         try:
