@@ -225,11 +225,15 @@ def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decisio
     return None
 
 
+def _lost_of(world: World, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
+    return world.oracle.unreported(world.redis, writer, tenant, rule)
+
+
 def _lost(world: World, tenant: str, rule: LimitRule, limit_id: str, start: int) -> int:
     """Units allowed by writers whose disk went, which nobody knows of any more."""
     lost = 0
     for writer in world.oracle.lost:
-        found = world.oracle.unreported(world.redis, writer, tenant, rule)
+        found = _lost_of(world, writer, tenant, rule)
         lost += found.get((limit_id, start), 0)
     return lost
 
@@ -287,7 +291,11 @@ def check_metric(world: World) -> None:
     oracle = world.oracle
     if world.lost_state or any(fault in world.network.faults for fault in DISTURBED):
         return
-    for (writer, key), units in oracle.vanished_units.items():
+    for (writer, key), vanished in oracle.vanished_units.items():
+        tenant, limit_id, start = key
+        rules = [rule for rule in oracle.snapshots[tenant].limits if rule.name == limit_id.partition(":")[0]]
+        # The last message of the writer may have been under way when its disk went, and have told of some of it.
+        units = min(vanished, sum(_lost_of(world, writer, tenant, rule).get((limit_id, start), 0) for rule in rules))
         if units > oracle.reclaimed_from[writer, key] + oracle.unleased[key]:
             about = f"{writer} vanished with {units} of {key}, {oracle.reclaimed_from[writer, key]} were taken back"
             oracle.violated("metric", about)
