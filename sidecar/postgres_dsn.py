@@ -21,7 +21,8 @@ def problems(dsn: str) -> list[str]:
     try:
         parts = urlsplit(dsn)
     except ValueError:
-        return [f"{NAME} is no URL; percent-encode what is not a letter or digit in user and password"]
+        remedy = "percent-encode what is not a letter or digit in user and password, and name several hosts by names"
+        return [f"{NAME} is no URL that the driver can read; {remedy}"]
     found = []
     for host in parts.netloc.rpartition("@")[2].split(","):
         port = host.rpartition("]")[2].partition(":")[2]

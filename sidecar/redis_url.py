@@ -10,8 +10,9 @@ Guarantees: no message quotes any part of the URL, for it holds passwords.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 from msgspec import Struct
 
@@ -22,6 +23,8 @@ SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redi
 PORT = 6379
 SENTINEL_PORT = 26379
 PORT_MAX = 65_535
+# Not urlsplit: newer versions of Python refuse a list of hosts with an IPv6 address in it.
+_URL = re.compile(r"[^:]+://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
 
 Kind = Literal["one", "sentinel", "cluster"]
 
@@ -61,37 +64,34 @@ def parse(text: str) -> RedisUrl:
     scheme, found, _ = text.partition("://")
     if not found or scheme not in SCHEMES:
         raise _bad(f"must begin with {', '.join(f'{name}://' for name in SCHEMES[:-1])} or {SCHEMES[-1]}://")
-    try:
-        parts = urlsplit(text)
-    except ValueError as error:
-        raise _bad("is no URL; percent-encode what is not a letter or digit in user and password") from error
+    netloc, path, query = _parts(text)
     tls, kind = scheme.startswith("rediss"), scheme.partition("+")[2]
     if scheme == "unix":
-        if not parts.path.strip("/"):
+        if not path.strip("/"):
             raise _bad("has no path; write unix:///path/of/the/socket")
-        _only_database(parts.query)
+        _only_database(query)
         return RedisUrl(kind="one", given=text)
-    login, _, places = parts.netloc.rpartition("@")
+    login, _, places = netloc.rpartition("@")
     user, _, password = login.partition(":")
     if kind == "":
         if len(_hosts(places, PORT)) > 1:
             raise _bad("names several hosts; write redis+sentinel:// or redis+cluster:// for them")
-        _database(parts.path.strip("/"))
-        _only_database(parts.query)
+        _database(path.strip("/"))
+        _only_database(query)
         return RedisUrl(kind="one", given=text, tls=tls)
     if kind == "cluster":
-        if parts.path.strip("/") not in ("", "0"):
+        if path.strip("/") not in ("", "0"):
             raise _bad("names a database; a cluster has number 0 only")
-        if parts.query:
+        if query:
             raise _bad("has options behind '?'; redis+cluster:// takes none")
         hosts = _hosts(places, PORT)
         return RedisUrl(
             kind="cluster", given=text, tls=tls, hosts=hosts, user=unquote(user), password=unquote(password)
         )
-    master, _, database = parts.path.strip("/").partition("/")
+    master, _, database = path.strip("/").partition("/")
     if not master:
         raise _bad("names no master; write redis+sentinel://host:26379/NAME, as `sentinel monitor NAME` has it")
-    options = parse_qs(parts.query, keep_blank_values=True)
+    options = parse_qs(query, keep_blank_values=True)
     if set(options) - {"sentinel_user", "sentinel_password"}:
         raise _bad("has an unknown option behind '?'; sentinel_user and sentinel_password are known")
     return RedisUrl(
@@ -106,6 +106,14 @@ def parse(text: str) -> RedisUrl:
         sentinel_user=options.get("sentinel_user", [""])[-1],
         sentinel_password=options.get("sentinel_password", [""])[-1],
     )
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Authority, path and query (RFC 3986, section 3)."""
+    found = _URL.match(text)
+    if found is None or found[1].count("[") != found[1].count("]"):
+        raise _bad("is no URL; percent-encode what is not a letter or digit in user and password")
+    return found[1], found[2], found[3] or ""
 
 
 def _hosts(places: str, default_port: int) -> tuple[tuple[str, int], ...]:

@@ -61,7 +61,7 @@ async def only_living_journals(dev: SidecarDev) -> None:
 async def test_the_ledger_has_every_answered_allow_after_20_kills(dev: SidecarDev) -> None:
     tenant = put_tenant(dev, "large")
     killer = Killer(dev)
-    async with Traffic(dev.authz_port, [tenant], clients=20, rate_per_s=600) as traffic:
+    async with Traffic(dev.authz_port, [tenant], clients=20) as traffic:
         for _ in range(KILLS):
             await traffic.reached(50)
             await killer.kill()

@@ -37,7 +37,8 @@ def test_a_good_dsn_has_no_problem(tmp_path: Path) -> None:
     authority.touch()
     for dsn in (
         f"postgresql://{LOGIN}h/db",
-        f"postgres://{LOGIN}h1:5432,[::1]:5433/db",
+        f"postgres://{LOGIN}h1:5432,h2:5433/db",
+        f"postgres://{LOGIN}[::1]:5433/db",
         "postgresql:///db?host=/run/postgresql",
         f"postgresql://{LOGIN}h/db?sslmode=require",
         f"postgresql://{LOGIN}h/db?sslmode=verify-full&sslrootcert={authority}",
