@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -50,6 +51,7 @@ def machine() -> dict[str, Any]:
         "cpu": models[0] if models else platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "python_in": sys.base_prefix,
         **{name: version(name) for name in VERSIONS},
     }
 
