@@ -315,6 +315,14 @@ class Account:
         self.departed = (*self.departed[1 - DEPARTED_MAX :], state)
         self.exchange.touch(self)
 
+    def replaced(self, departed: LimitState) -> bool:
+        """Whether another limit speaks for what Redis keeps of it: one of that name whose period began with its own.
+
+        Reported later than that one's first lease, it would give back what is being spent.
+        """
+        state = self.limits.get(departed.id)
+        return state is not None and state.period.start_s == departed.period.start_s and not departed.period.small
+
     def _remember_small(self, state: LimitState) -> None:
         """Keep what was spent in a second or minute: it may come back, with the plan or with a step of the clock.
 

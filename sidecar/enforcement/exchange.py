@@ -242,7 +242,7 @@ class ShardExchange:
             windows.sort(key=lambda window: "@" in window.id[0])  # the tenant's own first: few, and they feed most
             omitted.update(window.id[0] for window in windows[windows_max:])
             del windows[windows_max:]
-        leaving, account.departed = account.departed, ()
+        leaving, account.departed = [state for state in account.departed if not account.replaced(state)], ()
         speaking = [*leaving, *(state for state in account.limits.values() if state.to_report)]
         if len(speaking) > limits_max:
             speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message

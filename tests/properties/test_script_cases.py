@@ -18,7 +18,9 @@ NOW_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 HOUR = NOW_MS // 3_600_000
 DAY_S = NOW_MS // 86_400_000 * 86_400
 RECLAIM_MS = 60_000
+DAY_MS = 86_400_000
 LIMIT = ["calls", "api", "day", False, 100, 100]
+MONTHLY = ["calls", "api", "month", False, 100, 100]
 
 
 class Redis:
@@ -119,6 +121,29 @@ def test_the_lease_of_a_minute_outlives_its_writer(redis: Redis) -> None:
     redis.lease("w1", 0, 30, small=True)
     redis.retire("w1", lost=False)
     assert redis.limit["held"] == "30"
+
+
+def test_a_lease_of_a_day_long_over_goes_back_where_the_day_began_with_a_month(redis: Redis) -> None:
+    """Both have one hash; the writer speaks of the day for the last time, and what it held was nobody's for a month."""
+    redis.lease("w1", 0, 30)
+    redis.publish(2, MONTHLY)
+    redis.server.set_ttl(redis.space.limit("acme", "calls", DAY_S), 10 * DAY_MS)
+    redis.now_ms += 2 * DAY_MS
+    day = ["calls", "calls", DAY_S, (DAY_S + 86_400) * 1000, False, 0, 0, 0, 0]
+    redis.sync("w1", [], [day], revision=2)
+    assert redis.limit["held"] == "0"
+
+
+def test_a_month_is_not_forgotten_with_the_day_that_it_began_with(redis: Redis) -> None:
+    """A cap of the month would begin anew when nobody asked for two days."""
+    month = ["calls", "calls", DAY_S, (DAY_S + 31 * 86_400) * 1000, False, 0, 0, 30, 0]
+    day = ["calls", "calls", DAY_S, (DAY_S + 86_400) * 1000, False, 0, 0, 0, 0]
+    redis.publish(2, MONTHLY)
+    redis.sync("w1", [["api", 0, HOUR, 5]], [month], revision=2)
+    redis.sync("w2", [], [day], revision=2)
+    _, ttl_ms = redis.server.state()[redis.space.limit("acme", "calls", DAY_S)]
+    assert ttl_ms > 30 * DAY_MS
+    assert redis.limit["spent"] == "5"
 
 
 def test_a_window_that_grew_during_the_pass_stays_marked_where_it_first_changed(redis: Redis) -> None:

@@ -217,6 +217,18 @@ def test_a_limit_that_departed_asks_for_nothing_even_if_somebody_waited() -> Non
     assert (report.start, report.left, report.need, report.want) == (state.period.start_s, 0, 0, 0)
 
 
+def test_a_day_that_departed_does_not_give_back_the_lease_of_a_month_that_began_with_it() -> None:
+    """Redis keeps both under one key: with the month's limit in use, the month's report speaks for it."""
+    shard = exchange()
+    owner, day, _ = granted(shard)
+    owner.adopt(plan(limit(HARD, period="month"), rev=2))
+    [(_, month, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    assert (month.id, month.period.start_s) == (day.id, day.period.start_s)
+    [report] = shard.compose(NOW_MS)[0].parts[0].leases
+    assert (report.end_ms, report.left) == (month.period.end_s * 1000, 0)
+    assert owner.departed == ()
+
+
 def test_an_idle_lease_is_given_back() -> None:
     shard = exchange()
     _, state, _ = granted(shard)

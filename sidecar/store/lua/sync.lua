@@ -117,19 +117,32 @@ local function grant(tenant, key, stop, current, need, want)
   return current + units
 end
 
+-- A limit keeps its name when its period becomes another, and two periods that begin together have one hash. So a report
+-- of the shorter one must not let the hash expire with it, and what is held of one long over goes back.
+local SHORTEST_MS = { hour = HOUR_MS, day = DAY_MS, month = 28 * DAY_MS, billing = 28 * DAY_MS, lifetime = 1e15 }
+
+local function give_back(key)
+  local found = redis.call('HMGET', key, 'g', 'l:' .. writer)
+  if accepted and found[1] == generation.gen then set_lease(key, writer, held_key, tonumber(found[2]) or 0, 0) end
+end
+
 local function report_lease(tenant, limits, lease, current_revision)
   local name, id, start, end_ms, small = lease[1], lease[2], lease[3], lease[4], lease[5]
   local left, need, want, cumulative = lease[6], lease[7], lease[8], lease[9]
   local ttl = end_ms + LIMIT_KEPT_MS - now
   if small then ttl = math.max(end_ms + 60000 - now, 60000) end -- a machine whose clock is late still gets its share
-  if ttl <= 0 then return { 0, 0, 0, 0, false } end
   local key = limit_key(tenant, id, start)
+  if ttl <= 0 then
+    give_back(key)
+    return { 0, 0, 0, 0, false }
+  end
   local limit
   for _, candidate in ipairs(limits) do
     if candidate[1] == name then limit = candidate end
   end
-  open_limit(key, limit and limit[2], nil)
-  if end_ms < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
+  local former = limit and end_ms - start * 1000 < (SHORTEST_MS[limit[3]] or 0)
+  open_limit(key, limit and limit[2], former and longest_ttl(limit[3]) or nil)
+  if end_ms < 1e15 and not former then redis.call('PEXPIRE', key, integer(ttl)) end
   if small then
     redis.call('HSET', key, 'small', '1')
     report_small(key, limit, cumulative)

@@ -19,6 +19,8 @@ HOURS_DIRECT = 47
 NO_END_MS = 10**15
 LONGEST_MS = {"hour": 2 * DAY_MS, "day": 3 * DAY_MS, "month": 400 * DAY_MS, "billing": 400 * DAY_MS}
 
+SHORTEST_MS = {"hour": HOUR_MS, "day": DAY_MS, "month": 28 * DAY_MS, "billing": 28 * DAY_MS, "lifetime": NO_END_MS}
+
 
 class Limit(NamedTuple):
     name: str
@@ -210,12 +212,15 @@ class Shard:
     ) -> list[Any]:  # fmt: skip
         keys = self.keys
         ttl = max(end_ms + 60_000 - self.now, 60_000) if small else end_ms + DAY_MS - self.now
-        if ttl <= 0:
-            return [0, 0, 0, 0, False]
         key = self.limit_key(tenant, limit_id, start)
+        if ttl <= 0:
+            if accepted and keys.get(key, "g") == self.generation:
+                self.set_lease(key, writer, 0)
+            return [0, 0, 0, 0, False]
         limit = next((limit for limit in limits if limit.name == name), None)
-        self.open_limit(key, limit.metric if limit else None, None)
-        if end_ms < NO_END_MS:
+        former = limit is not None and end_ms - start * 1000 < SHORTEST_MS.get(limit.kind, 0)
+        self.open_limit(key, limit.metric if limit else None, LONGEST_MS.get(limit.kind) if limit and former else None)
+        if end_ms < NO_END_MS and not former:
             keys.expire(key, ttl)
         if small:
             keys.put(key, small=1)
