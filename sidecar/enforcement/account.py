@@ -145,10 +145,14 @@ class Account:
         self._sweep_at = SWEEP_LEAST
         self._small_own: Keyed[Spent] = NONE
         self.windows: Keyed[Window] = NONE
+        self.anchor_s = snapshot.anchor_s
+        self.contract = contract(snapshot)
         self.adopt(snapshot)
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
+        billing = snapshot.anchor_s, snapshot.interval_months
+        rebased = billing != (self.anchor_s, self.contract.interval_months)
         self.rev = snapshot.rev
         self.anchor_s = snapshot.anchor_s
         self.contract = contract(snapshot)
@@ -157,6 +161,11 @@ class Account:
         rules = {rule.name: rule for rule in snapshot.limits}
         for state in list(self.limits.values()):
             rule = rules.get(state.rule.name)
+            if rule is not None and (rebased or rule.period != state.rule.period) and not state.period.small:
+                start_s, end_s = bounds(rule.period, state.period.start_s, *billing)
+                # Redis keeps both under one key, which has to live as long as the new one.
+                if start_s == state.period.start_s:
+                    state.last(end_s)
             if rule is None or (rule.metric, rule.period, rule.scope) != _shape(state.rule):
                 self._depart(state)
                 continue

@@ -87,6 +87,12 @@ class LimitState:
         if not leased and self.lease.units:
             self.own_lease().units = 0
 
+    def last(self, end_s: int) -> None:
+        """Last until then: the period that began when this one did is now a longer or a shorter one."""
+        self.take_in()
+        period = self.period
+        self.period = limit_period(period.rule, period.id, period.start_s, end_s, leased=period.leased)
+
     def own_lease(self) -> Lease:
         """The lease to write to."""
         if self.lease.shared:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sidecar.catalogue.model import RouteRule
+from sidecar.catalogue.period import bounds
 from sidecar.enforcement.account import (
     CHARGES_MAX,
     DEPARTED_MAX,
@@ -340,3 +341,26 @@ def test_tenants_that_spent_the_same_in_the_same_minutes_share_what_is_remembere
     assert one._small_own is other._small_own
     assert one._small_own is not third._small_own
     assert [spent.own for spent in third._small_own.values()] == [8, 8]
+
+
+def test_a_billing_period_that_becomes_a_year_goes_on_with_its_lease() -> None:
+    """Redis keeps the year under the month's key: reported with the month's end, it would be forgotten with that."""
+    anchor_s = NOON_S - 43_200
+    owner = account(plan(limit(HARD, period="billing"), anchor_s=anchor_s))
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.left = 7
+    owner.adopt(plan(limit(HARD, period="billing"), rev=2, anchor_s=anchor_s, interval_months=12))
+    [(_, year, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    assert year is state
+    assert year.left == 7
+    assert (year.period.start_s, year.period.end_s) == bounds("billing", NOON_S, anchor_s, 12)
+
+
+def test_a_day_that_becomes_a_month_is_reported_with_the_months_end() -> None:
+    owner = account(plan())
+    [(_, day, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    owner.adopt(plan(limit(HARD, period="month"), rev=2))
+    [departed] = owner.departed
+    assert departed is day
+    assert (day.period.start_s, day.period.end_s) == bounds("month", NOON_S)
+    assert day.rule.period == "day"
