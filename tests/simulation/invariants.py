@@ -279,7 +279,7 @@ def _freed_in_ms(world: World) -> int:
     """
     alive = {worker.core.writer for worker in world.workers() if worker.process.alive}
     heard_ms = [
-        world.oracle.heard_ms(key.decode().partition("limit:")[0], holder.removeprefix("l:"))
+        world.oracle.heard_ms(world.redis, key.decode().partition("limit:")[0], holder.removeprefix("l:"))
         for key, _, leases in _still_held(world)
         for holder in leases
         if holder.removeprefix("l:") not in alive

@@ -46,7 +46,8 @@ class Oracle:
         self.snapshots: dict[str, Snapshot] = {}
         self.admitted = 0
         self.silent_after_ms = self.hold_ms = 0
-        self._accepted: dict[tuple[str, str], int] = {}
+        # By server: an old primary may hear who is unheard elsewhere.
+        self._accepted: dict[tuple[str, str, str], int] = {}
         self._sequences: dict[tuple[str, str, str], int] = {}
         self._caps: dict[tuple[str, str], list[tuple[int, int | None]]] = defaultdict(list)
         self._now_ms = now_ms
@@ -136,21 +137,21 @@ class Oracle:
                 for writer in list(self.counted):
                     self._except(server, writer, snapshot.tenant, rule)
 
-    def accepted(self, tag: str, writer: str, generation: str, sequence: int) -> None:
+    def accepted(self, server: MemoryRedis, tag: str, writer: str, generation: str, sequence: int) -> None:
         """A server took a message of a writer for a sign of life."""
-        lately = self._now_ms() - self.heard_ms(tag, writer) < RECORDS_KEPT_MS
-        self._accepted[tag, writer] = self._now_ms()
+        lately = self._now_ms() - self.heard_ms(server, tag, writer) < RECORDS_KEPT_MS
+        self._accepted[server.replid, tag, writer] = self._now_ms()
         known = self._sequences.get((tag, writer, generation), 0)
         if sequence <= known and lately:
             self.violated("L2", f"{writer} shows life in {generation} by message {sequence} after {known}")
         self._sequences[tag, writer, generation] = max(known, sequence)
 
-    def _silent(self, tag: str, writer: str) -> bool:
-        return self._now_ms() - self.heard_ms(tag, writer) >= self.silent_after_ms
+    def _silent(self, server: MemoryRedis, tag: str, writer: str) -> bool:
+        return self._now_ms() - self.heard_ms(server, tag, writer) >= self.silent_after_ms
 
-    def heard_ms(self, tag: str, writer: str) -> int:
-        """When a server last took a message of a writer for a sign of life."""
-        return self._accepted.get((tag, writer), NEVER_MS)
+    def heard_ms(self, server: MemoryRedis, tag: str, writer: str) -> int:
+        """When this server last took a message of a writer for a sign of life."""
+        return self._accepted.get((server.replid, tag, writer), NEVER_MS)
 
     # What Redis tells.
 
@@ -175,7 +176,9 @@ class Oracle:
         if writer in self.lost:
             return  # accounted for when it vanished
         if any(
-            self._silent(tag, writer) for tag in self._tags if server.command(b"EXISTS", (f"{tag}tenant:{key[0]}",))
+            self._silent(server, tag, writer)
+            for tag in self._tags
+            if server.command(b"EXISTS", (f"{tag}tenant:{key[0]}",))
         ):
             self.slack[key] += min(late, units)
         self._note(f"Redis took {units} of {key} back from {writer}, which had spent {late} unreported")
@@ -197,7 +200,7 @@ class Oracle:
                 self.vanished(server, writer)  # Redis may have forgotten what it had heard, and the ledger never did
                 continue
             known = server.command(b"HGET", (f"{tag}writer:{writer}", "gen")) == generation.encode()
-            if known or not self._silent(tag, writer):
+            if known or not self._silent(server, tag, writer):
                 continue
             for tenant, snapshot in self.snapshots.items():
                 if server.command(b"EXISTS", (f"{tag}tenant:{tenant}",)):

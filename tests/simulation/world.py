@@ -161,8 +161,10 @@ class World:
                 if revision >= 0:
                     self.oracle.published(server, snapshots.decode(document))
         elif script == "retire" and not int(arguments[3]) and not self.lost_state:
-            # A worker that stops may still count for who waited, and leaves its journal to a successor then.
-            if not any(worker.core.writer == arguments[1] and worker.process.alive for worker in self.workers()):
+            # A worker that stops may still count for who waited, and leaves its journal to a successor then. What it
+            # said of itself may come once more after its end.
+            sender = msgspec.msgpack.decode(arguments[0])[2].rpartition("-")[0]
+            if not any(one.core.writer == arguments[1] and one.process.name == sender for one in self.workers()):
                 self.oracle.retired(server, arguments[1])
         elif script == "sync":
             self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))
@@ -177,7 +179,7 @@ class World:
             return
         if message[2] != reply.generation:
             self.oracle.violated("L2", f"{writer} shows life in {reply.generation} by a message of {message[2]!r}")
-        self.oracle.accepted(tag, writer, reply.generation, message[1])
+        self.oracle.accepted(server, tag, writer, reply.generation, message[1])
         for part, answered in zip(parts, reply.parts, strict=True):
             snapshot = self.oracle.snapshots.get(part[0])
             if snapshot is not None and answered.revision == part[1] < snapshot.rev and not self.lost_state:
