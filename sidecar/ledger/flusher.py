@@ -20,7 +20,7 @@ from sidecar.errors import NotFound, SidecarError
 from sidecar.ledger.distrust import distrust
 from sidecar.ledger.folding import fold
 from sidecar.ledger.projector import Projector
-from sidecar.ledger.restore import restore
+from sidecar.ledger.restore import catch_up, restore
 from sidecar.ledger.shard import CounterRow, ShardState
 from sidecar.logs import Transition, fields
 
@@ -241,8 +241,8 @@ class Flusher:
             if collected.epoch > state.epoch:
                 await self._ledger_went_back(tx, state.epoch, collected.epoch)
                 collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
-            if collected.state == "open" and collected.generation != state.generation:
-                await self._project_anew(tx, collected)
+            if collected.generation != state.generation:
+                await self._meet(tx, collected, first=not state.generation)
             epoch = await self._merge(tx, collected, state.epoch)
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await store.announce(await self._projector.keys(tx))
@@ -301,15 +301,16 @@ class Flusher:
             await tx.set_generation(collected.generation)
         return complete
 
-    async def _project_anew(self, tx: ShardTransaction, collected: Collected) -> None:
-        """Make everything of a shard pending for a data set that grants and is not the one the ledger knows.
+    async def _meet(self, tx: ShardTransaction, collected: Collected, *, first: bool) -> None:
+        """Note that the ledger is filled from another data set from now on, and bring that one up to it.
 
-        Somebody marked as projected what another server got, as an old primary may in a split brain; or the ledger was
-        restored to a time before this generation.
+        Whoever passes over the former one again then finds out that the ledger has what it lacks.
         """
-        await tx.rows("forget_tenants_projected", tx.shard)
-        await tx.rows("forget_keys_projected", tx.shard)
-        await tx.set_generation(collected.generation)
+        if not (first and collected.state == "held"):
+            await tx.set_generation(collected.generation)
+        if collected.state == "held":
+            return  # its restore is yet to come
+        await catch_up(tx, self._store, collected)
         log.warning("shard is projected anew", extra=fields(shard=tx.shard, generation=collected.generation))
 
     def _lately_seen(self, shard: int, counted: list[str]) -> list[str]:

@@ -23,7 +23,20 @@ async def restore(tx: ShardTransaction, store: Store, collected: Collected) -> l
 
     Raises StoreUnavailable when another generation began meanwhile: the next pass starts over.
     """
-    rows = await tx.recent_counters(collected.base_hour)
+    return await _bring_back(tx, store, collected, collected.base_hour)
+
+
+async def catch_up(tx: ShardTransaction, store: Store, collected: Collected) -> None:
+    """Bring everything to a data set that grants and is not the one the ledger was filled from.
+
+    Somebody counted in the ledger, or marked as projected, what another server got, as an old primary may in a split
+    brain; or the ledger was restored to a time before this generation. Raises StoreUnavailable as ``restore`` does.
+    """
+    await _bring_back(tx, store, collected, collected.first_direct_hour)
+
+
+async def _bring_back(tx: ShardTransaction, store: Store, collected: Collected, since_hour: int) -> list[str]:
+    rows = await tx.recent_counters(since_hour)
     for first in range(0, len(rows), ROWS_PER_CALL):
         batch = [
             (r.tenant, series(r), r.period_s, r.hour, r.writer, r.amount) for r in rows[first : first + ROWS_PER_CALL]

@@ -211,6 +211,47 @@ async def test_a_cap_is_exact_when_an_old_copy_takes_over(
         await heir.abandon()
 
 
+@pytest.mark.parametrize("old_has_restored", [True, False])
+async def test_what_only_the_old_primary_heard_counts_at_the_new_one_though_its_worker_is_gone(
+    fresh_redis: Callable[[], Awaitable[EmbeddedRedis]],
+    redis_prefix: str,
+    database: str,
+    tmp_path: Path,
+    old_has_restored: bool,
+) -> None:
+    """The new primary restored before the ledger heard of it, and nobody is left to report it there."""
+    old, new = await fresh_redis(), await fresh_redis()
+    async with (
+        redis.asyncio.Redis.from_url(old.url) as direct,
+        installation(old.url, redis_prefix, database, tmp_path) as before,
+        installation(new.url, redis_prefix, database, tmp_path) as after,
+    ):
+        await before.catalogue()
+        await before.tenant("t", "plus")
+        flusher, successor = before.flusher(), after.flusher()
+        await flusher.flush()
+        core = await before.core()
+        first = sum([(await before.ask(core, "t")).allow for _ in range(5)])
+        await settled(before, core, flusher, "t", first)
+        await successor.flush()
+        shard, month = before.keys.shard_of("t"), bounds("month", before.clock.wall_s())[0]
+        # A pass that the new primary was told of and that went no further: the epoch does not give the old one away.
+        async with before.ledger.shard(shard) as tx:
+            assert tx is not None
+            epoch = (await tx.state()).epoch
+        await after.store.collect(shard, epoch, 1_000, 60_000)
+        if not old_has_restored:
+            await direct.hset(before.keys.epoch(shard), "state", "held")
+        second = sum([(await before.ask(core, "t")).allow for _ in range(5)])
+        await core.flush()
+        await flusher.flush()
+        await core.stop(5)
+        assert not list((tmp_path / "one" / "journals").iterdir())
+        assert await before.counted("t") == first + second == 10
+        await successor.flush()
+        assert int((await after.store.limit("t", "api_calls", month))["spent"]) == 10
+
+
 async def test_a_worker_starts_with_the_catalogue_it_kept_while_redis_is_away(
     fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], redis_prefix: str, database: str, tmp_path: Path
 ) -> None:

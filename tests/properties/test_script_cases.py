@@ -284,3 +284,17 @@ def test_a_snapshot_older_than_the_one_in_force_changes_nothing(redis: Redis) ->
     assert redis.call("publish", [redis.space.tenant("acme")], [[*message, older, 9]], "document") == [2]
     redis.publish(1, LIMIT)
     assert redis.kept(redis.space.limit("acme", "more", start))["spent"] == "45"
+
+
+def test_what_is_brought_to_a_data_set_that_grants_counts_at_once_and_once(redis: Redis) -> None:
+    """Else its units could be granted until the snapshot that follows, which may never come."""
+    redis.sync("w1", [["api", 0, HOUR, 5]], [])
+    row = ["acme", "api", 0, HOUR, "w2", 95]
+    assert redis.call("merge", [], redis.generation, [row]) == 1
+    assert redis.limit["spent"] == "100"
+    assert redis.lease("w3", 0, 20) == 0
+    assert redis.call("merge", [], redis.generation, [row]) == 1
+    redis.sync("w2", [["api", 0, HOUR, 95]], [])
+    assert redis.limit["spent"] == "100"
+    redis.publish(1, LIMIT)
+    assert redis.limit["spent"] == "100"

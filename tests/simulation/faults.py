@@ -8,11 +8,12 @@ from typing import Any
 
 from tests.simulation.catalogues import PLANS, TEXTS
 from tests.simulation.postgres import Tables
-from tests.simulation.worker import SHARDS, TERMS
+from tests.simulation.worker import SHARDS, TERMS, Worker
 from tests.simulation.world import TENANTS, Machine, World
 
 SPLIT_MS_MAX = TERMS.reclaim_after_ms - TERMS.lease_ttl_ms - 1_000
 JUMP_UNSEEN_MS = 10_000  # as far as a server's clock may step unnoticed: silence is cut short by it
+LEAVING = 0.3  # how many workers only an old primary hears, where flushers are on both sides
 HOURS_LEAPT = (1, 2, 5, 23, 30, 46, 48, 60, 24 * 41)
 
 
@@ -181,6 +182,22 @@ class Faults:
         for _ in range(3):
             self._later(draw.randrange(ms), self._change, draw)
         self._later(ms, self._end_split, old)
+        self._leave(ms, Random(f"{world.seed} leave"))
+
+    def _leave(self, ms: int, draw: Random) -> None:
+        """Workers that only the old primary hears stop, and nobody is left to tell the new one what they counted."""
+        world = self._world
+        for machine in world.machines:
+            for worker in machine.alive():
+                if draw.random() < LEAVING:
+                    world.network.old_side.add(worker.process)
+                    self._later(draw.randrange(ms), self._stop, machine, worker, draw)
+
+    def _stop(self, machine: Machine, worker: Worker, draw: Random) -> None:
+        if worker.started and worker.process.alive and not (worker.stopping or worker.process.paused):
+            self._world.count("clean stop", worker.process.name)
+            worker.stop(15)
+            self._later(draw.choice((1, 3_000)), self._replace, machine)
 
     def trap(self) -> None:
         """One worker sleeps between an answer that brings it a lease and its use, until others have what it held."""

@@ -32,6 +32,7 @@ from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.synchroniser import Synchroniser
+from sidecar.ledger import flusher
 from sidecar.ledger.flusher import Flusher
 from sidecar.ledger.projector import Projector
 from sidecar.store.scripts import Script
@@ -341,9 +342,10 @@ MUTATIONS: dict[str, Patch] = {
         "publish", ("if (tonumber(found[2]) or 0) > message[7] then return -2 end", "")
     ),
     "what another server got counts as projected": method(
-        Flusher,
-        "_locked_pass",
-        ('if collected.state == "open" and collected.generation != state.generation:', "if False:"),
+        Flusher, "_meet", ("await catch_up(tx, self._store, collected)", "pass")
+    ),
+    "what only another server heard is not brought over": method(
+        flusher, "catch_up", ("collected.first_direct_hour", "2**40")
     ),
     "the ledger's number of a catalogue is taken for good": method(
         Projector, "catalogue", ("if revision < self._revision:", "if False:")

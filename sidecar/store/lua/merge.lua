@@ -1,11 +1,29 @@
--- merge: bring the ledger's recent windows back with max after a loss; `spent` follows by publish (docs/protocol.md).
+-- merge: bring the ledger's recent windows back with max, after a loss or when another server was counted from (docs/protocol.md).
 -- KEYS[1] {tag}epoch
 -- ARGV[2] generation  ARGV[3] msgpack list of {tenant, series, period, hour, writer, cumulative}
+-- What is new counts at once, or a data set that grants would give it away until the publish that follows; the writer's
+-- own report finds its value known and adds nothing.
 -- Returns 1, or -1 when the generation has changed (then nothing was done).
 
 load_generation()
 if ARGV[2] ~= generation.gen then return -1 end
+
+local known = {}
+local function limits_of(tenant)
+  if not known[tenant] then
+    local packed = redis.call('HGET', tag .. 'tenant:' .. escaped(tenant), 'lim')
+    known[tenant] = packed and cmsgpack.unpack(packed) or {}
+  end
+  return known[tenant]
+end
+
 for _, row in ipairs(cmsgpack.unpack(ARGV[3])) do
-  merge_window(row[1], row[2], row[3], row[4], row[5], row[6])
+  local tenant, series, period, hour = row[1], row[2], row[3], row[4]
+  local growth = merge_window(tenant, series, period, hour, row[5], row[6])
+  if growth > 0 then
+    each_fed(limits_of(tenant), series, period, hour, function(limit, id, start)
+      spend(tenant, limit, id, start, growth)
+    end)
+  end
 end
 return 1
