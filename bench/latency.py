@@ -81,27 +81,33 @@ def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[st
             most, _ = wrk.drive(f"{dev.at.authz}/", steady.script(hot), 2, open_loop.CONNECTIONS)
             rate = int(most / 2)
         found["rate"] = rate
-        with listener.serving("floor") as server:
+        with listener.serving("floor") as server, place.alone(server.pid):
             found["floor"] = sampled(int(server.at), rate, seconds, hot)
-        day = Day(dev)
-        found["busy"] = sampled(dev.authz_port, rate, seconds, hot, day.goes_on)
-        place.tenants(dev, tenants)  # waits until all of them are published
-        time.sleep(SETTLE_S)
-        found["quiet"] = sampled(dev.authz_port, rate, seconds, hot)
-        dev.signal_redis(signal.SIGSTOP)
-        try:
-            time.sleep(SETTLE_S)  # the breaker opens
-            found["outage"] = sampled(dev.authz_port, rate, seconds, hot)
-        finally:
-            dev.signal_redis(signal.SIGCONT)
+        with place.alone(place.worker(dev)):
+            found |= decided(dev, seconds, tenants, rate, hot)
     ratio = round(found["outage"]["p99_us"] / found["quiet"]["p99_us"], 2)
     return found | {"tenants": tenants, "outage_ratio": ratio}
+
+
+def decided(dev: SidecarDev, seconds: float, tenants: int, rate: int, hot: list[str]) -> dict[str, Any]:
+    """Percentiles of decisions in every mode."""
+    found = {"busy": sampled(dev.authz_port, rate, seconds, hot, Day(dev).goes_on)}
+    place.tenants(dev, tenants)  # waits until all of them are published
+    time.sleep(SETTLE_S)
+    found["quiet"] = sampled(dev.authz_port, rate, seconds, hot)
+    dev.signal_redis(signal.SIGSTOP)
+    try:
+        time.sleep(SETTLE_S)  # the breaker opens
+        found["outage"] = sampled(dev.authz_port, rate, seconds, hot)
+    finally:
+        dev.signal_redis(signal.SIGCONT)
+    return found
 
 
 def stalled(seconds: float, rate: int) -> dict[str, Any]:
     """Percentiles of a constant answer whose server is stopped for STALL_S in every second."""
     names = [f"t-{number}" for number in range(HOT)]
-    with place.on_last_core(), listener.serving("floor") as server:
+    with place.on_last_core(), listener.serving("floor") as server, place.alone(server.pid):
         stops = 0
 
         def stall(elapsed_s: float) -> None:

@@ -75,7 +75,7 @@ class Place(Clock):
             self,
             counters,
             interval_ms=500,
-            refresh=self.directory.refresh_next,
+            renew=self.directory.renew,
         )
         self.enforcer = Enforcer(self.directory, self._synchroniser, self, self, counters, Repeats(10_000))  # type: ignore[arg-type]
         self._route = self.directory.policy.routes.match("GET", "localhost", "/v1/agents/42/run")
@@ -191,7 +191,7 @@ def common(place: Place) -> dict[str, int]:
     """Bytes for each tenant of what holds all of them."""
     sizes = {
         "map of tenants": sys.getsizeof(place.directory.accounts),
-        "queues of windows": sum(sys.getsizeof(exchange._kept) for exchange in place.exchanges),
+        "queues of windows": sum(sys.getsizeof(exchange._kept._windows) for exchange in place.exchanges),
         "tenants with leases at rest": sum(
             sys.getsizeof(exchange.resting._accounts)
             + sum(sys.getsizeof(due) for _, due in exchange.resting._due.values())

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.changes import ChangeReader
@@ -26,6 +27,8 @@ from sidecar.signals import end
 from sidecar.usage.journal import SUFFIX, Journal
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
     from sidecar.clock import Clock
     from sidecar.settings import Settings
     from sidecar.store.client import Store
@@ -35,6 +38,9 @@ log = logging.getLogger(__name__)
 
 WATERMARK_POLL_S = 0.2
 WATCH_INTERVAL_S = 1.0
+OBSERVED_AT_ONCE = 64  # limits: some tens of microseconds, in which no request is decided
+
+T = TypeVar("T")
 
 
 class Core:
@@ -66,7 +72,7 @@ class Core:
             clock,
             counters,
             interval_ms=settings.sync_interval_ms,
-            refresh=self.directory.refresh_next,
+            renew=self.directory.renew,
         )
         self.enforcer = Enforcer(
             self.directory, self.synchroniser, store, clock, counters, Repeats(settings.request_repeat_s * 1000)
@@ -103,17 +109,15 @@ class Core:
                     raise StoreUnavailable("Redis did not answer; what was counted waits in the journal")
 
     async def observe(self) -> None:
-        """Set what is looked up rather than counted, for a scrape that is about to read it.
-
-        Tenants are looked through shard by shard, with decisions in between.
-        """
+        """Set what is looked up rather than counted, for a scrape that is about to read it."""
         counters, journal, store = self._counters, self.journal, self._store
-        leases = units = degraded = 0
-        for exchange in self.exchanges:
-            here, left = exchange.leases()
-            leases, units, degraded = leases + here, units + left, degraded + exchange.degraded
-            await asyncio.sleep(0)
-        counters.leases_held, counters.lease_units, counters.degraded_limits = leases, units, degraded
+        held = units = degraded = 0
+        async for left in _unhurried(exchange.leases() for exchange in self.exchanges):
+            held += left > 0
+            units += left
+        async for one in _unhurried(exchange.degraded() for exchange in self.exchanges):
+            degraded += one
+        counters.leases_held, counters.lease_units, counters.degraded_limits = held, units, degraded
         counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
         counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
         counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
@@ -171,6 +175,14 @@ class Core:
             (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
             (self._store_state.good if store.available else self._store_state.bad)()
             await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+async def _unhurried(parts: Iterable[Iterable[T]]) -> AsyncIterator[T]:
+    """Everything in the parts, with decisions in between."""
+    for number, one in enumerate(chain.from_iterable(parts)):
+        if number % OBSERVED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        yield one
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ Gives up:   the bound, for tenants that the ledger knows and that still have som
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict, deque
 from itertools import chain, islice
@@ -157,8 +158,19 @@ class Directory:
         self._refreshing[account.tenant] = None
         self._wake.set()
 
-    def refresh_next(self, account: Account) -> None:
-        """The same for one that is in use, and of which Redis takes no report until then: not behind all others."""
+    def renew(self, account: Account, document: bytes) -> None:
+        """Put a newer snapshot in force of an account that is in use, and of which Redis takes no report until then.
+
+        Without the document it is looked up, not behind all others. A look-up that is due anyway may bring another yet.
+        """
+        if document and self.accounts.get(account.tenant) is account:
+            with contextlib.suppress(StoreRefused):
+                snapshot = _decoded(account.tenant, document)
+                named = _parent(snapshot)
+                parent = self.account(named) if named else None
+                if parent is not None or not named:
+                    self._admit(snapshot, parent)
+                    return
         self._refreshing_next[account.tenant] = None
         self.refresh(account)
 
@@ -253,16 +265,12 @@ class Directory:
                 raise self._no_room(tenant)
             self._remember_unknown(tenant)
             return None
-        try:
-            snapshot = snapshots.decode(found.document)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StoreRefused(f"the snapshot of tenant {tenant} in Redis cannot be read: {error}") from error
+        snapshot = _decoded(tenant, found.document)
         parent = None
-        if snapshot.parent and snapshot.parent != tenant:
-            parent = self.account(snapshot.parent) or await self.load(snapshot.parent)
+        if named := _parent(snapshot):
+            parent = self.account(named) or await self.load(named)
             if parent is None:
-                raise ParentMissing(f"tenant {tenant} has the parent {snapshot.parent}, which Redis does not have yet")
-            parent.has_children = True
+                raise ParentMissing(f"tenant {tenant} has the parent {named}, which Redis does not have yet")
         return self._admit(snapshot, parent)
 
     def _loaded(self, tenant: str, task: asyncio.Task[Account | None]) -> None:
@@ -287,6 +295,8 @@ class Directory:
             account.parent = parent
             account.adopt(snapshot)
             account.exchange.touch(account)
+        if parent is not None:
+            parent.has_children = True
         account.provisional = False
         account.withdrawn = False
         return account
@@ -345,6 +355,18 @@ class Directory:
             )
         except SidecarError:
             return None
+
+
+def _decoded(tenant: str, document: bytes) -> Snapshot:
+    try:
+        return snapshots.decode(document)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreRefused(f"the snapshot of tenant {tenant} in Redis cannot be read: {error}") from error
+
+
+def _parent(snapshot: Snapshot) -> str:
+    """The tenant that takes part in what this one uses; empty where there is none."""
+    return snapshot.parent if snapshot.parent != snapshot.tenant else ""
 
 
 def _remember(names: OrderedDict[str, T], name: str, value: T, most: int) -> None:

@@ -7,10 +7,10 @@ Gives up:   nothing is awaited or timed here; the synchroniser drives it, and so
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.enforcement.kept import Kept, owner
 from sidecar.enforcement.rest import Resting
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
@@ -27,10 +27,7 @@ TENANTS_PER_SYNC = 200
 # One script call has to end well within the store's timeout, whatever one tenant has.
 WINDOWS_PER_SYNC = 250
 LIMITS_PER_SYNC = 250
-WINDOWS_EXAMINED = 256
 WOKEN_PER_SYNC = 100
-# A cell whose hour came back with a step of the clock would start from 0 again, below what Redis has.
-HOURS_KEPT = 1
 # A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
 HEARD_MS = 1_000
 ACKNOWLEDGED_KEPT_MS = 86_400_000
@@ -61,16 +58,16 @@ class ShardExchange:
         self.hour = 0  # the current hour (unix s // 3600, wall), set by whoever drives this
         self.wall_s = 0  # the wall clock (unix s), likewise; limits whose period ended by it go on in the next one
         self.redis_hour = 0  # the same by Redis' clock, at the last reply
-        self.freed_hour = 0  # windows of hours up to this one may have been freed and must not be opened again
         self.closing = False
         self.ample = False  # of everything in the last message Redis has plenty, so the next one can wait
         self.spaced = False  # and does, as whoever drives this has decided
         self.backlogged = False
         self.composed_ms = 0
-        self.stale: list[Account] = []
+        self.stale: list[tuple[Account, bytes]] = []  # with the newer snapshot, if Redis sent it
         self.charges: dict[tuple[Account, str, str, str], Charge] = {}  # a memo of its accounts
         self.generation_changes = 0
         self.replies_unused = 0
+        self._forfeits = 0
         self._journal = journal
         self._sequence = 0
         self._acknowledged = 0
@@ -79,12 +76,12 @@ class ShardExchange:
         self._touched: dict[Account, None] = {}
         self._holders: dict[Account, None] = {}
         self.resting = Resting(terms.lease_rest_ms)  # holders that are not reported
-        self._kept: deque[Window] = deque()
+        self._kept = Kept(journal)
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to tell Redis or to hear from it."""
-        return bool(self._touched or self._holders or self.resting or self._kept)
+        return bool(self._touched or self._holders or self.resting or len(self._kept))
 
     @property
     def pressing(self) -> bool:
@@ -107,15 +104,14 @@ class ShardExchange:
         return all(window.in_ledger(self.watermark) for window in self._kept)
 
     @property
-    def degraded(self) -> int:
-        """Limits that were decided by their outage policy since Redis last answered for them."""
-        states = (state for account in self._touched for state in account.limits.values())
-        return sum(1 for state in states if state.lease.outage_used or state.lease.refused)
-
-    @property
     def kept(self) -> int:
         """Windows that are still in the journal."""
         return len(self._kept)
+
+    @property
+    def freed_hour(self) -> int:
+        """Windows of hours up to this one may have been freed and must not be opened again."""
+        return self._kept.freed_hour
 
     @property
     def held_off(self) -> bool:
@@ -126,11 +122,15 @@ class ShardExchange:
         """Whether Redis answered within the last HEARD_MS, so that asking again can wait for the next sync."""
         return now_ms - self._heard_ms < HEARD_MS
 
-    def leases(self) -> tuple[int, int]:
-        """Leases in hand and the units left in them."""
-        states = (state for account in chain(self._holders, self.resting) for state in account.limits.values())
-        left = [state.left for state in states if state.left > 0]
-        return len(left), sum(left)
+    def leases(self) -> Iterator[int]:
+        """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
+        for account in tuple(chain(self._holders, self.resting)):
+            yield from (max(0, state.left) for state in account.limits.values())
+
+    def degraded(self) -> Iterator[bool]:
+        """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
+        for account in tuple(self._touched):
+            yield from (bool(state.lease.outage_used or state.lease.refused) for state in account.limits.values())
 
     def return_leases(self) -> None:
         """Lower every lease to nothing and ask for no more; the next messages say so."""
@@ -156,7 +156,7 @@ class ShardExchange:
             key = WindowKey(account.tenant, *span)
             window = Window(account, span, self._journal.cell(key.encode()))
             account.windows = account.windows.put(window)
-            self._kept.append(window)
+            self._kept.add(window)
         return window
 
     def spendable(self, now_ms: int) -> bool:
@@ -170,6 +170,7 @@ class ShardExchange:
 
     def _forfeit(self) -> None:
         """Give up every lease."""
+        self._forfeits += 1
         self._wake(self.resting.wake_all())
         for account in self._holders:
             account.forfeit()
@@ -272,7 +273,18 @@ class ShardExchange:
         return state.report(now_ms, *bounds, renewing=renewing and not self.closing, spaced=self.spaced)
 
     def apply(self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int) -> None:
-        """Take over a reply. ``sent_ms``: when the message was sent (monotonic)."""
+        """Take over a reply, in one go."""
+        for _ in self.applied(message, sent, reply, sent_ms, now_ms):
+            pass
+
+    def applied(
+        self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int
+    ) -> Iterator[Sent]:
+        """Take over a reply, tenant by tenant: where it renews, decisions may come between two.
+
+        ``sent_ms``: when the message was sent (monotonic). What comes after leases were given up meanwhile (a process
+        that slept through ``reclaim_after``, or is to end) brings none.
+        """
         timely = message.sequence == self._sequence and now_ms - sent_ms < self.terms.lease_ttl_ms
         if not timely:
             self.replies_unused += 1
@@ -291,21 +303,26 @@ class ShardExchange:
             self.gone_after_ms = sent_ms + self.terms.reclaim_after_ms
         self.ample = renewed and reply.granting
         self._called(reply.called)  # first: what this very reply grants is for those who wait for it
+        forfeits = self._forfeits
         for one, part in zip(sent, reply.parts, strict=True):
             if part.revision != one.revision:
-                # A newer snapshot is there, or Redis does not know the tenant any more: a look-up brings it.
-                self.stale.append(one.account)
+                # A newer snapshot is there, or Redis does not know the tenant any more.
+                self.stale.append((one.account, part.document))
             if part.revision > one.revision or one.account.rev != one.revision:
                 # Without effect, or from before a snapshot that came meanwhile and may have lowered a cap.
                 self.ample = False
                 self._reject(one)
                 self._refused(one.account, sent_ms, now_ms)
+            elif forfeits != self._forfeits:
+                self._reject(one)
             else:
                 self._take_over(one, part, reply.version, now_ms, renewed=renewed)
+            if renewed:
+                yield one
         self.ample = self.ample and not self.resting.overdue(now_ms)  # more of them than one message had room for
         if reply.generation != self.generation:
             self._start_over(reply.generation)
-        self._release_windows()
+        self._kept.release(self.hour, self.redis_hour, self.watermark)
 
     def _refused(self, account: Account, sent_ms: int, now_ms: int) -> None:
         """A tenant whose part has no effect is not renewed by syncs of its shard: leases end after ``lease_ttl``."""
@@ -362,36 +379,10 @@ class ShardExchange:
         for window in self._kept:
             window.acknowledged = 0
             window.version = 0
-            self.touch(_owner(window))
+            self.touch(owner(window))
         self._wake(self.resting.wake_all())
         for account in self._holders:
             self.touch(account)
         for account in self._touched:
             for state in account.limits.values():
                 state.known = False
-
-    def _release_windows(self) -> None:
-        """Free cells whose hour is over, and the one after it, and whose value the ledger has.
-
-        Over by Redis' clock too: this machine's alone may be far ahead, and step back to hours that were freed.
-        """
-        first_kept = min(self.hour, self.redis_hour) - HOURS_KEPT
-        for _ in range(min(len(self._kept), WINDOWS_EXAMINED)):
-            window = self._kept[0]
-            hour = window.id[2]
-            if first_kept <= hour <= self.hour:
-                return
-            self._kept.popleft()
-            if hour < first_kept and window.in_ledger(self.watermark):
-                account = _owner(window)
-                self.freed_hour = max(self.freed_hour, hour)
-                account.windows = account.windows.without(window.id)
-                # A charge worked out for that hour must not reach the cell again, even if the wall clock steps back.
-                account.drop_charges()
-                self._journal.free(window.cell)
-            else:
-                self._kept.append(window)
-
-
-def _owner(window: Window) -> Account:
-    return cast("Account", window.owner)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sidecar.telemetry import CoreCounters
 
 REFRESH_PAUSE_S = 0.02
-REPORTED_AT_ONCE = 8  # some tenths of a millisecond; then decisions come between
+TENANTS_AT_ONCE = 8  # of a message or its answer: a tenth of a millisecond or two; then decisions come between
 WATERMARK_POLL_MS = 5_000
 # How soon a shard of which leases are at rest hears that somebody calls for them.
 RESTING_POLL_MS = 2_000
@@ -37,7 +37,7 @@ SPACED_INTERVALS = 5
 
 
 class Synchroniser:
-    """Runs syncs of one writer. ``refresh`` is told of accounts whose snapshot is older than Redis'.
+    """Runs syncs of one writer. ``renew`` gets accounts whose snapshot is older than Redis', and that one, if it came.
 
     ``floor_ms``: the earliest wall time for which windows may still be opened; before it they may have been freed.
     """
@@ -50,14 +50,14 @@ class Synchroniser:
         counters: CoreCounters,
         *,
         interval_ms: int,
-        refresh: Callable[[Account], None],
+        renew: Callable[[Account, bytes], None],
     ) -> None:
         self._exchanges = exchanges
         self._store = store
         self._clock = clock
         self._counters = counters
         self._interval_ms = interval_ms
-        self._refresh = refresh
+        self._renew = renew
         self.floor_ms = 0
         self._waiting: list[list[asyncio.Future[bool]]] = [[] for _ in exchanges]
         self._again = [False] * len(exchanges)
@@ -150,7 +150,7 @@ class Synchroniser:
         sent: list[Sent] = []
         for one in exchange.reports(sent_ms):
             sent.append(one)
-            if len(sent) % REPORTED_AT_ONCE == 0:
+            if len(sent) % TENANTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
                 if self._waiting[exchange.shard]:
                     break  # what they need is in the call that they wait for, and it follows at once
@@ -163,12 +163,14 @@ class Synchroniser:
             exchange.undo(sent)
             return False
         now_ms = self._clock.monotonic_ms()
-        exchange.apply(message, sent, reply, sent_ms, now_ms)
+        for number, _ in enumerate(exchange.applied(message, sent, reply, sent_ms, now_ms), 1):
+            if number % TENANTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
         self.floor_ms = max(self.floor_ms, (exchange.freed_hour + 1) * HOUR_MS)
         counters.syncs_good += 1
         counters.last_sync_ms = now_ms
         counters.sync_us.observe((now_ms - sent_ms) * 1000)
         stale, exchange.stale = exchange.stale, []
-        for account in stale:
-            self._refresh(account)
+        for account, document in stale:
+            self._renew(account, document)
         return True

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TENANTS_PER_ROUND = 500
-PUBLISHED_AT_ONCE = 100  # some milliseconds of Redis' time
+PUBLISHED_AT_ONCE = 25  # one or two milliseconds of Redis' time
 KEYS_AT_ONCE = 16
 REVISIONS_OUTRUN_MAX = 100_000
 

@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Struct
 
 UNITS_MAX = 2**53 - 1
+# Bytes before the content of a string, by the first of them; 1 where the length is in that one (msgpack specification).
+STRING_HEADS = {0xD9: 2, 0xDA: 3, 0xDB: 5}
 
 
 class LeaseReport(Struct, frozen=True, array_like=True):
@@ -59,6 +61,16 @@ class TenantReply(Struct, frozen=True, array_like=True):
 
     revision: int
     leases: list[LeaseReply]
+    stored: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def document(self) -> bytes:
+        """The newer snapshot (store/snapshots.py); empty where the answer does not bring it.
+
+        Lua's strings come as msgpack's, which are text to a decoder: so this is what stands behind the length.
+        """
+        whole = bytes(self.stored)
+        return whole[STRING_HEADS.get(whole[0], 1) :] if whole else whole
 
 
 class SyncReply(Struct, frozen=True, array_like=True):

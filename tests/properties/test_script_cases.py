@@ -12,6 +12,7 @@ from sidecar.clock import Clock
 from sidecar.embedded import EmbeddedRedis
 from sidecar.store.client import OUTDATED, Store
 from sidecar.store.keys import Keyspace, escaped, unescaped
+from sidecar.store.messages import SYNC_REPLY
 from tests.properties.models.server import ScriptServer, unpacked
 
 NOW_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
@@ -51,18 +52,22 @@ class Redis:
             self.now_ms += 5_000
             self.call("find_key", [self.space.api_key("none")])
 
-    def publish(self, revision: int, *limits: list[Any], tenant: str = "acme") -> None:
+    def publish(self, revision: int, *limits: list[Any], tenant: str = "acme", document: str = "document") -> None:
         message = [tenant, revision, list(limits), self.generation, self.direct, [], self.version]
-        assert self.call("publish", [self.space.tenant(tenant)], [message], "document")[0] >= 0
+        assert self.call("publish", [self.space.tenant(tenant)], [message], document)[0] >= 0
 
     def sync(
         self, writer: str, windows: list[Any], leases: list[Any], *, revision: int = 1, tenant: str = "acme"
     ) -> Any:
         self.sequences[writer] = self.sequences.get(writer, 0) + 1
+        return unpacked(self.send(writer, self.sequences[writer], [[tenant, revision, windows, leases]]))
+
+    def send(self, writer: str, sequence: int, parts: list[Any]) -> bytes:
+        """A sync message; the answer as it is on the wire."""
         keys = [self.space.writers(0), self.space.writer(0, writer), self.space.held(0, writer), self.space.dirty(0)]
         keys.append(self.space.called(0))
-        message = [writer, self.sequences[writer], self.generation, 0, [[tenant, revision, windows, leases]]]
-        return unpacked(self.call("sync", keys, RECLAIM_MS, message))
+        answer: bytes = self.call("sync", keys, RECLAIM_MS, [writer, sequence, self.generation, 0, parts])
+        return answer
 
     def lease(self, writer: str, left: int, want: int, *, small: bool = False) -> int:
         """Report one lease of the tenant's limit, and ask for more; returns what Redis set aside."""
@@ -298,3 +303,26 @@ def test_what_is_brought_to_a_data_set_that_grants_counts_at_once_and_once(redis
     assert redis.limit["spent"] == "100"
     redis.publish(1, LIMIT)
     assert redis.limit["spent"] == "100"
+
+
+@pytest.mark.parametrize("length", [0, 31, 32, 255, 256, 65_535, 65_536])
+def test_whoever_reports_by_an_old_snapshot_is_sent_the_newer_one(redis: Redis, length: int) -> None:
+    redis.publish(3, document="é" + "x" * length)
+    [part] = SYNC_REPLY.decode(redis.send("w1", 1, [["acme", 2, [], []]])).parts
+    assert (part.revision, part.leases, part.document.decode()) == (3, [], "é" + "x" * length)
+    [part] = SYNC_REPLY.decode(redis.send("w1", 2, [["acme", 3, [], []]])).parts
+    assert (part.revision, part.document) == (3, b"")
+
+
+def test_no_more_snapshots_are_sent_than_an_answer_should_hold(redis: Redis) -> None:
+    tenants = [f"t{number}" for number in range(25)]
+    for tenant in tenants:
+        redis.publish(2, tenant=tenant)
+    parts = SYNC_REPLY.decode(redis.send("w1", 1, [[tenant, 1, [], []] for tenant in tenants])).parts
+    assert [part.document for part in parts] == [b"document"] * 20 + [b""] * 5
+
+
+def test_whoever_reports_the_windows_of_another_is_sent_no_snapshots(redis: Redis) -> None:
+    redis.publish(2)
+    [part] = SYNC_REPLY.decode(redis.send("w1", 0, [["acme", 1, [], []]])).parts
+    assert (part.revision, part.document) == (2, b"")

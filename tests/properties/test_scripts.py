@@ -183,7 +183,7 @@ class ScriptMachine(RuleBasedStateMachine):
         return found
 
     def take_over(self, writer: Writer, parts: list[Any], replies: list[Any]) -> None:
-        for (tenant, _, _, leases), (_, answers) in zip(parts, replies, strict=True):
+        for (tenant, _, _, leases), (_, answers, *_) in zip(parts, replies, strict=True):
             for lease, answer in zip(leases, answers, strict=False):
                 writer.leases[tenant, lease[1], lease[2]] = answer[0]
 

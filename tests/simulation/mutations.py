@@ -31,6 +31,7 @@ from sidecar.billing.outbox.meter_events import MeterEvents
 from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.kept import Kept
 from sidecar.enforcement.synchroniser import Synchroniser
 from sidecar.ledger import flusher
 from sidecar.ledger.flusher import Flusher
@@ -351,7 +352,7 @@ MUTATIONS: dict[str, Patch] = {
         Projector, "catalogue", ("if revision < self._revision:", "if False:")
     ),
     "a cell is freed by the writer's clock alone": method(
-        ShardExchange, "_release_windows", ("min(self.hour, self.redis_hour) - HOURS_KEPT", "self.hour")
+        Kept, "release", ("min(hour, redis_hour) - HOURS_KEPT", "hour")
     ),
 }
 

@@ -23,14 +23,17 @@ from tests.simulation.oracle import Oracle
 from tests.simulation.scheduler import Process, VirtualLoop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sidecar.catalogue.model import RouteRule
     from sidecar.enforcement.account import Charge
+    from sidecar.enforcement.exchange import Sent
     from sidecar.enforcement.limit_state import LimitState
 
 TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50, lease_rest_ms=8_000)
 STORE_TIMEOUT_MS = 50
 SYNC_INTERVAL_MS = 500
-synchroniser.REPORTED_AT_ONCE = 1  # there are few tenants, and something may come between any two
+synchroniser.TENANTS_AT_ONCE = 1  # there are few tenants, and something may come between any two
 
 
 def settings(folder: Path) -> Any:
@@ -98,24 +101,25 @@ class Worker:
 
     def _repeat_replies(self, exchange: ShardExchange) -> None:
         """Let replies come once more, after their successors: transports differ, the exchange has to cope."""
-        apply = exchange.apply
+        take_over = exchange.applied
         earlier: list[tuple[Any, Any, Any, int]] = []
 
-        def applied(message: Any, sent: Any, reply: Any, sent_ms: int, now_ms: int) -> None:
+        def applied(message: Any, sent: Any, reply: Any, sent_ms: int, now_ms: int) -> Iterator[Sent]:
             before_ms = exchange.valid_until_ms
-            apply(message, sent, reply, sent_ms, now_ms)
+            yield from take_over(message, sent, reply, sent_ms, now_ms)
             if exchange.valid_until_ms > max(before_ms, sent_ms + TERMS.lease_ttl_ms):
                 self._oracle.violated("L1", f"{self.process.name} goes by a reply for too long")
             self._answered[exchange.shard] = message.sequence
             if earlier and earlier[0][0].sequence != message.sequence and self._again():
                 states = [state for one in earlier[0][1] for state, _, _ in one.limits]
                 before = [state.left for state in states]
-                apply(*earlier[0], now_ms)
+                for _ in take_over(*earlier[0], now_ms):
+                    pass
                 if [state.left for state in states] != before and exchange.generation == earlier[0][2].generation:
                     self._oracle.violated("L1", f"{self.process.name} goes by a reply that is superseded")
             earlier[:] = [(message, sent, reply, sent_ms)]
 
-        exchange.apply = applied  # type: ignore[method-assign]
+        exchange.applied = applied  # type: ignore[method-assign]
 
     def start(self) -> None:
         self.process.spawn(self._loop, self._start())

@@ -167,7 +167,7 @@ def test_a_part_without_effect_is_said_again_with_the_new_snapshot() -> None:
     count(owner, window, 3)
     message, sent = shard.compose(NOW_MS)
     shard.apply(message, sent, reply(message, revision=2), NOW_MS, NOW_MS)
-    assert shard.stale == [owner]
+    assert shard.stale == [(owner, b"")]
     assert (state.left, window.dirty) == (50, True)
     owner.adopt(plan(limit(HARD, stop=40, included=40), rev=2))
     part = shard.compose(NOW_MS)[0].parts[0]
@@ -179,7 +179,7 @@ def test_a_tenant_that_redis_does_not_know_is_looked_up() -> None:
     owner, _, _ = granted(shard)
     message, sent = shard.compose(NOW_MS)
     shard.apply(message, sent, reply(message, lease(0), revision=-1), NOW_MS, NOW_MS)
-    assert shard.stale == [owner]
+    assert shard.stale == [(owner, b"")]
 
 
 def test_a_reply_from_before_a_lower_cap_gives_nothing_back() -> None:
@@ -191,6 +191,36 @@ def test_a_reply_from_before_a_lower_cap_gives_nothing_back() -> None:
     shard.apply(message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
     assert state.left == 0
     assert shard.compose(NOW_MS)[0].parts[0].leases[0].left == 0
+
+
+@pytest.mark.parametrize("ending", [True, False])
+def test_what_an_answer_brings_after_leases_were_given_up_is_not_spent(ending: bool) -> None:
+    """Decisions come between two tenants of an answer; so may the end of the process, or a sleep beyond reclaiming."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    states = [touched(shard, tenant)[1] for tenant in ("a", "b")]
+    message, sent = shard.compose(NOW_MS)
+    coming = shard.applied(message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
+    next(coming)
+    assert [state.left for state in states] == [80, 0]
+    if ending:
+        shard.return_leases()
+    else:
+        assert not shard.spendable(NOW_MS + shard.terms.reclaim_after_ms)
+    assert [one.account.tenant for one in coming] == ["b"]
+    assert [state.left for state in states] == [0, 0]
+    assert [one.left for part in shard.compose(NOW_MS)[0].parts for one in part.leases] == [0, 0]
+
+
+def test_a_new_generation_is_taken_over_in_one_go() -> None:
+    """Or windows whose numbers are of the old one would be held against the ledger's progress in the new one."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    for tenant in ("a", "b"):
+        touched(shard, tenant)
+    message, sent = shard.compose(NOW_MS)
+    assert not list(shard.applied(message, sent, reply(message, lease(80), generation="g2"), NOW_MS, NOW_MS))
+    assert shard.generation == "g2"
 
 
 def test_a_departed_limit_is_reported_until_redis_has_heard_it() -> None:

@@ -7,7 +7,9 @@
 --   lease {name, id, start, end_ms, small, left, need, want, cumulative}: want and need are units on top of left;
 --   `small` limits (seconds, minutes) carry the writer's cumulative spending of the period, others 0
 -- Returns msgpack {generation, granting, watermark, version, accepted, parts, hour, called}
---   part {revision, leases}; where the revision is newer than the writer's the part had no effect: look the tenant up
+--   part {revision, leases, snapshot}; where the revision is newer than the writer's the part had no effect, and the
+--   snapshot is the newer one. It is missing where there are too many of them, or the message is of another's windows
+--   (sequence 0)
 --   lease {units, spent, held, over_ms, called}: `called` asks for units nobody spends
 --   called: tenants of which somebody was short within the last CALLED_TOLD_MS, for leases that are not in the message
 
@@ -21,6 +23,7 @@ local RECLAIM_MOST = 8
 local CALLED_MS = 1000
 local CALLED_TOLD_MS = 10000
 local CALLED_MOST = 100
+local SNAPSHOTS_MOST = 20
 
 local stored = redis.call('HMGET', writer_key, 'gen', 'seq', 'dead')
 local stored_sequence = 0
@@ -164,14 +167,20 @@ local function report_lease(tenant, limits, lease, current_revision)
   return { current, tonumber(found[1]) or 0, tonumber(found[2]) or 0, tonumber(found[3]) or 0, called }
 end
 
-local replies = {}
+local replies, snapshots = {}, 0
 for index, part in ipairs(parts) do
   local tenant, revision = part[1], part[2]
   local tenant_key = tag .. 'tenant:' .. escaped(tenant)
   local found = redis.call('HMGET', tenant_key, 'rev', 'lim', 'introduced')
   local own_revision = tonumber(found[1]) or -1
   if own_revision > revision then
-    replies[index] = { own_revision, {} }
+    -- Whoever waits there for this tenant need not wait for a look-up as well.
+    if sequence > 0 and snapshots < SNAPSHOTS_MOST then
+      snapshots = snapshots + 1
+      replies[index] = { own_revision, {}, redis.call('HGET', tenant_key, 'doc') }
+    else
+      replies[index] = { own_revision, {} }
+    end
   else
     local limits = found[2] and cmsgpack.unpack(found[2]) or {}
     if found[3] then redis.call('PEXPIRE', tenant_key, integer(DAY_MS)) end

@@ -169,7 +169,12 @@ class Shard:
             keys.expire(record, LONG_MS)
             keys.rank(self.tag + "writers", writer, self.real)
         version = keys.number(self.epoch, "version") + 1
-        replies = [self._sync_part(writer, accepted, version, reclaim_after, *part) for part in parts]
+        replies = [
+            [own, [], keys.get(self.tenant_key(tenant), "doc")]
+            if sequence and (own := int(keys.get(self.tenant_key(tenant), "rev") or -1)) > revision
+            else self._sync_part(writer, accepted, version, reclaim_after, tenant, revision, *rest)
+            for tenant, revision, *rest in parts
+        ]
         watermark, version = keys.number(self.epoch, "watermark"), keys.number(self.epoch, "version")
         ranked = keys.ranked.get(self.tag + "called", {})
         called = [name for name in keys.lowest(self.tag + "called", 100) if ranked[name] >= self.real - 10_000]
