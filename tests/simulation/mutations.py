@@ -258,8 +258,8 @@ MUTATIONS: dict[str, Patch] = {
             _ACCEPTED + "\nif generation.state == 'held' then parts = {} end\nlocal refused = #message[5] - #parts",
         ),
         (
-            "local replies = {}",
-            "local replies = {}\n" + _REFUSED,
+            "local replies, snapshots = {}, 0",
+            "local replies, snapshots = {}, 0\n" + _REFUSED,
         ),
     ),
     "granting during the restore": every_script((_GRANTING, "return true")),
@@ -290,14 +290,14 @@ MUTATIONS: dict[str, Patch] = {
     ),
     "using late replies": method(
         ShardExchange,
-        "apply",
+        "applied",
         (
             "timely = message.sequence == self._sequence and now_ms - sent_ms < self.terms.lease_ttl_ms",
             "timely, sent_ms = message.sequence == self._sequence, now_ms",
         ),
     ),
     "using superseded replies": method(
-        ShardExchange, "apply", ("timely = message.sequence == self._sequence and", "timely =")
+        ShardExchange, "applied", ("timely = message.sequence == self._sequence and", "timely =")
     ),
     "dropping a departed writer's entry": script(
         "retire",
