@@ -48,7 +48,7 @@ identity: [{header: x-tenant-id}]
 default_plan: free
 """
 METRIC = "api_calls"
-TENANTS_AT_ONCE = 250
+REPORTED_AT_ONCE = 250
 FLOOR = """
 create table floor (
     shard int, hour timestamptz, tenant text collate "C", metric text collate "C", scope text collate "C",
@@ -91,8 +91,8 @@ class Place:
 
         async def shard(number: int) -> None:
             names = self.shards[number]
-            for first in range(0, len(names), TENANTS_AT_ONCE):
-                some = names[first : first + TENANTS_AT_ONCE]
+            for first in range(0, len(names), REPORTED_AT_ONCE):
+                some = names[first : first + REPORTED_AT_ONCE]
                 parts = [TenantReport(name, 2**40, [(METRIC, 0, hour, amount)], []) for name in some]
                 for writer in self.writers:
                     await self.store.sync(number, SyncMessage(writer, 0, "", 0, parts), 60_000)
