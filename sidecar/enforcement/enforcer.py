@@ -332,7 +332,9 @@ class Enforcer:
 
     def _away(self, exchange: ShardExchange, now_ms: int) -> bool:
         """Whether no lease can be had from this shard at the moment."""
-        return not self._store.reachable(exchange.shard) or (exchange.held_off and exchange.heard_lately(now_ms))
+        if exchange.ended or not self._store.reachable(exchange.shard):
+            return True
+        return exchange.held_off and exchange.heard_lately(now_ms)
 
     def _spend(self, charge: Charge, unleased: frozenset[LimitState] | set[LimitState], wall_ms: int) -> None:
         windows = charge.windows

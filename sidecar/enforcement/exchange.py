@@ -59,6 +59,7 @@ class ShardExchange:
         self.wall_s = 0  # the wall clock (unix s), likewise; limits whose period ended by it go on in the next one
         self.redis_hour = 0  # the same by Redis' clock, at the last reply
         self.closing = False
+        self.ended = False  # everything is reported and the leases are about to be freed: none is taken any more
         self.ample = False  # of everything in the last message Redis has plenty, so the next one can wait
         self.spaced = False  # and does, as whoever drives this has decided
         self.backlogged = False
@@ -316,7 +317,7 @@ class ShardExchange:
             elif forfeits != self._forfeits:
                 self._reject(one)
             else:
-                self._take_over(one, part, reply.version, now_ms, renewed=renewed)
+                self._take_over(one, part, reply.version, now_ms, renewed=renewed and not self.ended)
             if renewed:
                 yield one
         self.ample = self.ample and not self.resting.overdue(now_ms)  # more of them than one message had room for
@@ -344,7 +345,8 @@ class ShardExchange:
         if dirty or any(state.lease.refused or not state.known for state, _, _ in one.limits):
             self.touch(account)
         holding = any(state.left for state in account.limits.values())
-        resting = holding and renewed and self.granting and self.resting.lay(account, now_ms, self.wall_s)
+        may_rest = renewed and self.granting and not self.closing
+        resting = holding and may_rest and self.resting.lay(account, now_ms, self.wall_s)
         if holding and not resting:
             self._holders[account] = None
         else:

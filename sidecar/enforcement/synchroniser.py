@@ -103,14 +103,20 @@ class Synchroniser:
                 self._start(exchange)
 
     async def drain(self) -> bool:
-        """Report everything there is; returns whether Redis has it all."""
-        for exchange in self._exchanges:
-            while exchange.pressing:
+        """Report everything there is; returns whether Redis has it all.
+
+        In the moment in which it has, no lease is held, and none is taken any more: what a call in flight may bring is
+        freed in Redis when the writer retires.
+        """
+        while pressing := [exchange for exchange in self._exchanges if exchange.pressing]:
+            for exchange in pressing:
                 for _ in range(exchange.rounds):
                     if not await self.join(exchange):
                         return False
-                if exchange.pressing:  # a snapshot has to be read again first
-                    await asyncio.sleep(REFRESH_PAUSE_S)
+            if any(exchange.pressing for exchange in pressing):  # a snapshot has to be read again first
+                await asyncio.sleep(REFRESH_PAUSE_S)
+        for exchange in self._exchanges:
+            exchange.ended = True
         return True
 
     async def poll(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -257,3 +258,26 @@ async def test_a_grace_that_is_over_is_over_for_a_new_worker_too(place: Installa
     second = await place.core("second")
     decision = await place.ask(second, "t")
     assert (decision.allow, decision.reason) == (False, "limit_reached")
+
+
+async def test_nothing_is_granted_between_a_workers_last_report_and_its_retirement(place: Installation) -> None:
+    """What it got then could be spent here and, freed by the retirement, elsewhere."""
+    await place.catalogue()
+    await place.flusher().flush()
+    core = await place.core()
+    assert (await place.ask(core, "t")).allow
+    about_to, go_on = asyncio.Event(), asyncio.Event()
+    retire = core._store.retire
+
+    async def retired(shard: int, writer: str, **more: Any) -> int:
+        about_to.set()
+        await go_on.wait()
+        return await retire(shard, writer, **more)
+
+    core._store.retire = retired  # type: ignore[method-assign]
+    stopping = asyncio.create_task(core.stop(1))
+    await about_to.wait()
+    decision = await place.ask(core, "t")
+    assert (decision.allow, decision.status, decision.reason) == (False, 503, "store_unavailable")
+    go_on.set()
+    await stopping

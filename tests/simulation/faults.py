@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from tests.simulation.catalogues import PLANS, TEXTS
+from tests.simulation.catalogues import PLANS, TEXTS, catalogue
 from tests.simulation.postgres import Tables
 from tests.simulation.worker import SHARDS, TERMS, Worker
 from tests.simulation.world import TENANTS, Machine, World
@@ -14,6 +14,7 @@ from tests.simulation.world import TENANTS, Machine, World
 SPLIT_MS_MAX = TERMS.reclaim_after_ms - TERMS.lease_ttl_ms - 1_000
 JUMP_UNSEEN_MS = 10_000  # as far as a server's clock may step unnoticed: silence is cut short by it
 LEAVING = 0.3  # how many workers only an old primary hears, where flushers are on both sides
+ASKED_LAST, ASKED_LAST_TIMES, ASKED_LAST_MS = 0.5, 6, 60
 HOURS_LEAPT = (1, 2, 5, 23, 30, 46, 48, 60, 24 * 41)
 
 
@@ -131,8 +132,20 @@ class Faults:
         started = [worker for worker in alive if worker.started and not worker.process.paused]
         if machine and started:
             self._world.count("clean stop")
-            self._random.choice(started).stop(self._random.choice((1, 4, 15)))
+            worker = self._random.choice(started)
+            worker.stop(self._random.choice((1, 4, 15)))
+            self._ask_last(worker)
             self._later(self._random.choice((1, 500, 3_000)), self._replace, machine)
+
+    def _ask_last(self, worker: Worker) -> None:
+        """Some still ask while a worker stops, and what they wait for comes when its leases are about to be freed."""
+        draw = Random(f"{self._world.seed} {worker.process.name} is asked last")
+        if draw.random() < ASKED_LAST:
+            tenants = draw.sample(TENANTS, 3)
+            for _ in range(ASKED_LAST_TIMES):
+                route = draw.choice(catalogue(TEXTS[0]).routes)
+                ms = self._world.loop.now_ms + draw.randrange(ASKED_LAST_MS)
+                self._world.loop.at(ms, self._world.send, worker, draw.choice(tenants), route, "u1")
 
     def pause(self) -> None:
         machine = self._machine()
@@ -197,6 +210,7 @@ class Faults:
         if worker.started and worker.process.alive and not (worker.stopping or worker.process.paused):
             self._world.count("clean stop", worker.process.name)
             worker.stop(15)
+            self._ask_last(worker)
             self._later(draw.choice((1, 3_000)), self._replace, machine)
 
     def trap(self) -> None:

@@ -351,6 +351,9 @@ MUTATIONS: dict[str, Patch] = {
     "the ledger's number of a catalogue is taken for good": method(
         Projector, "catalogue", ("if revision < self._revision:", "if False:")
     ),
+    "a stopping worker takes what is granted after its last report": method(
+        Synchroniser, "drain", ("exchange.ended = True", "pass")
+    ),
     "a cell is freed by the writer's clock alone": method(
         Kept, "release", ("min(hour, redis_hour) - HOURS_KEPT", "hour")
     ),

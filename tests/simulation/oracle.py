@@ -43,6 +43,7 @@ class Oracle:
         self.reclaimed: dict[LimitKey, int] = defaultdict(int)
         self.reclaimed_from: dict[tuple[str, LimitKey], int] = defaultdict(int)
         self.vanished_units: dict[tuple[str, LimitKey], int] = defaultdict(int)
+        self.retiring: set[str] = set()  # writers whose own retirement a server has carried out
         self.snapshots: dict[str, Snapshot] = {}
         self.admitted = 0
         self.silent_after_ms = self.hold_ms = 0
@@ -82,6 +83,8 @@ class Oracle:
                 self.unleased[key] += units
             else:
                 self._check(key, state)
+                if writer in self.retiring:
+                    self.violated("L1", f"{writer} spends {units} of a lease of {key} that its retirement freed")
         for owner, series, units in charge.series:
             snapshot = self.snapshots.get(owner.tenant)
             for rule in snapshot.limits if snapshot is not None else ():

@@ -160,11 +160,13 @@ class World:
             for revision, document in zip(answer, arguments[2:], strict=True):
                 if revision >= 0:
                     self.oracle.published(server, snapshots.decode(document))
-        elif script == "retire" and not int(arguments[3]) and not self.lost_state:
+        elif script == "retire" and not int(arguments[3]):
             # A worker that stops may still count for who waited, and leaves its journal to a successor then. What it
             # said of itself may come once more after its end.
             sender = msgspec.msgpack.decode(arguments[0])[2].rpartition("-")[0]
-            if not any(one.core.writer == arguments[1] and one.process.name == sender for one in self.workers()):
+            if any(one.core.writer == arguments[1] and one.process.name == sender for one in self.workers()):
+                self.oracle.retiring.add(arguments[1])
+            elif not self.lost_state:
                 self.oracle.retired(server, arguments[1])
         elif script == "sync":
             self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))

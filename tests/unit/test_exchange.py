@@ -274,6 +274,32 @@ def test_a_closing_writer_asks_for_nothing_and_returns_all() -> None:
     assert (state.left, report.left, report.want) == (0, 0, 0)
 
 
+def test_what_is_granted_after_the_last_report_is_never_spent_but_what_was_counted_is_told() -> None:
+    """The writer's retirement frees it in Redis, and others are granted it."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    _, state, window = touched(shard)
+    state.wait_for(1)
+    message, sent = shard.compose(NOW_MS)
+    shard.return_leases()
+    assert not shard.pressing
+    shard.ended = True
+    shard.apply(message, sent, reply(message, lease(1)), NOW_MS, NOW_MS)
+    assert (state.left, window.dirty) == (0, False)
+
+
+def test_leases_of_which_the_last_report_comes_between_two_tenants_of_an_answer_are_not_taken() -> None:
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    states = [touched(shard, tenant)[1] for tenant in ("t1", "t2")]
+    message, sent = shard.compose(NOW_MS)
+    answer = shard.applied(message, sent, reply(message, lease(5)), NOW_MS, NOW_MS)
+    next(answer)
+    shard.ended = True
+    assert list(answer) == sent[1:]
+    assert [state.left for state in states] == [5, 0]
+
+
 def test_more_tenants_than_fit_take_turns() -> None:
     shard = exchange()
     for number in range(TENANTS_PER_SYNC + 10):

@@ -129,6 +129,23 @@ def test_a_stop_returns_what_rests() -> None:
     assert not shard.pressing
 
 
+def test_a_stopping_writer_lays_nothing_to_rest_that_was_asked_for_before() -> None:
+    """It looks idle then, and what rests could be spent after its retirement has freed it in Redis."""
+    shard = exchange(Terms(lease_rest_ms=REST_MS))
+    shard.wall_s = NOON_S
+    said(shard, NOW_MS)
+    account = Account(plan(LARGE), shard)
+    [(_, state, _)] = account.charge(ONE, "", "", NOON_S).limits
+    state.wait_for(1)
+    shard.touch(account)
+    message, sent = shard.compose(NOW_MS)
+    shard.return_leases()
+    shard.apply(message, sent, reply(message, lease(FIRST_LEASE_UNITS)), NOW_MS, NOW_MS)
+    assert (state.left, bool(shard.resting), shard.pressing) == (FIRST_LEASE_UNITS, False, True)
+    assert said(shard, NOW_MS) == ["acme"]
+    assert (state.left, shard.pressing) == (0, False)
+
+
 def test_no_more_wake_at_once_than_a_message_has_room_for() -> None:
     shard = rested(*(f"t{number}" for number in range(WOKEN_PER_SYNC + 20)))
     said(shard, NOW_MS + REST_MS // 2)
