@@ -86,6 +86,7 @@ def use_up(world: Leasing, writer: Writer) -> None:
             denied += 1
 
 
+@example(steps=[("request", 0), ("change_plan", 0)], cap=10, period="day")  # a lease at rest goes back, too
 @given(steps=STEPS, cap=CAP, period=st.sampled_from(("day", "lifetime")))
 @settings(max_examples=120)
 def test_the_cap_holds_and_can_be_used_to_the_last_unit(steps: list[tuple[str, int]], cap: int, period: str) -> None:

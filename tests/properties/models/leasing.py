@@ -23,7 +23,7 @@ from tests.properties.models import passes
 from tests.properties.models.shard import HOUR_MS, Shard
 
 START_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
-TERMS = Terms()
+TERMS = Terms(lease_rest_ms=30_000)  # well within what ``quiet`` waits for
 ROUTES = {cost: RouteRule(name=f"cost {cost}", costs={"api": cost}) for cost in range(1, 10)}
 NOWHERE = Path("/dev/null/journal")
 
