@@ -94,6 +94,9 @@ class Place(Clock):
     def reachable(self, shard: int) -> bool:
         return True
 
+    def callable(self, shard: int) -> bool:
+        return True
+
     async def lookup(self, tenant: str, _default: object) -> Lookup:
         found = resolve(
             self.catalogue,

@@ -152,6 +152,9 @@ class Synchroniser:
     async def _call(self, exchange: ShardExchange) -> bool:
         sent_ms = self._clock.monotonic_ms()
         self._last_ms[exchange.shard] = sent_ms
+        if not self._store.callable(exchange.shard):  # then nothing need be said and taken back for it
+            self._counters.syncs_failed += 1
+            return False
         exchange.wall_s = self._clock.wall_s()
         sent: list[Sent] = []
         for one in exchange.reports(sent_ms):

@@ -22,13 +22,16 @@ class Breaker:
     def open(self) -> bool:
         return self._failures >= self.failures_max
 
+    def would_allow(self, now_ms: int) -> bool:
+        """Whether a call could be made now, which is not the same a moment later."""
+        return self._failures < self.failures_max or now_ms >= self._next_probe_ms
+
     def allows(self, now_ms: int) -> bool:
         """Whether a call may be made now; an open breaker allows one a ``probe_ms``."""
-        if self._failures < self.failures_max:
-            return True
-        if now_ms < self._next_probe_ms:
+        if not self.would_allow(now_ms):
             return False
-        self._next_probe_ms = now_ms + self.probe_ms
+        if self.open:
+            self._next_probe_ms = now_ms + self.probe_ms
         return True
 
     def succeeded(self) -> None:

@@ -93,6 +93,10 @@ class Store:
         """Whether a request may wait for this shard; False while its breaker is open."""
         return not self._calls.breaker(self.keys.epoch(shard)).open
 
+    def callable(self, shard: int) -> bool:
+        """Whether a call would be made now: the shard's breaker is closed, or a probe is due."""
+        return self._calls.breaker(self.keys.epoch(shard)).would_allow(self._clock.monotonic_ms())
+
     async def close(self) -> None:
         """Close every connection."""
         await self._calls.servers.close()
