@@ -193,8 +193,8 @@ def test_a_reply_from_before_a_lower_cap_gives_nothing_back() -> None:
     assert shard.compose(NOW_MS)[0].parts[0].leases[0].left == 0
 
 
-@pytest.mark.parametrize("ending", [True, False])
-def test_what_an_answer_brings_after_leases_were_given_up_is_not_spent(ending: bool) -> None:
+@pytest.mark.parametrize("what", ["to end", "ended", "slept"])
+def test_what_an_answer_brings_after_leases_were_given_up_is_not_spent(what: str) -> None:
     """Decisions come between two tenants of an answer; so may the end of the process, or a sleep beyond reclaiming."""
     shard = exchange()
     exchanged(shard, NOW_MS)
@@ -203,8 +203,11 @@ def test_what_an_answer_brings_after_leases_were_given_up_is_not_spent(ending: b
     coming = shard.applied(message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
     next(coming)
     assert [state.left for state in states] == [80, 0]
-    if ending:
+    if what == "to end":
         shard.return_leases()
+    elif what == "ended":
+        states[0].forfeit()
+        shard.ended = True
     else:
         assert not shard.spendable(NOW_MS + shard.terms.reclaim_after_ms)
     assert [one.account.tenant for one in coming] == ["b"]
