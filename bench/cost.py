@@ -58,17 +58,18 @@ def _series(text: str, name: str, labels: str) -> list[tuple[str, int]]:
 
 
 def counted(dev: SidecarDev, rate: int, seconds: float, names: list[str], *, zipf: bool) -> dict[str, Any]:
-    """One load without a pause, of which the first WARM_S seconds are not counted: in a pause leases go back."""
-    before: list[Counted] = []
+    """One load without a pause, of which the middle counts: first leases find their size, and last they go back."""
+    looks: list[Counted] = []
 
     def beside(elapsed_s: float) -> None:
-        if not before and elapsed_s >= START_S + WARM_S:
-            before.append(Counted(dev))
+        if elapsed_s >= START_S + WARM_S + len(looks) * seconds and len(looks) <= 1:
+            looks.append(Counted(dev))
 
-    told = open_loop.loaded(dev.authz_port, rate, WARM_S + seconds, names, zipf=zipf, beside=beside, real_time=False)
-    after = Counted(dev)
+    lasting_s = START_S + WARM_S + seconds + START_S
+    told = open_loop.loaded(dev.authz_port, rate, lasting_s, names, zipf=zipf, beside=beside, real_time=False)
     open_loop.check(told)
-    return after.since(before[0])
+    before, after = looks
+    return after.since(before)
 
 
 def measure(dev: SidecarDev, tenants: int, rate: int, seconds: float) -> dict[str, dict[str, Any]]:
