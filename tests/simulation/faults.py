@@ -356,7 +356,9 @@ class Faults:
     def redis_clock(self) -> None:
         jump_ms = self._random.choice((-3_600_000, -30_000, -900, 5_000, 11_000, 60_000, 3_600_000))
         self._world.count("redis clock jumps", f"by {jump_ms} ms")
-        self._world.redis_wrong_ms += jump_ms
+        world = self._world
+        world.redis_wrong_ms += jump_ms
+        world.redis_wrong_most_ms = max(world.redis_wrong_most_ms, world.redis_wrong_ms)
         if 0 < jump_ms <= JUMP_UNSEEN_MS:
             self._world.oracle.silent_after_ms -= jump_ms
 

@@ -10,8 +10,9 @@ from functools import cache
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.decision import Decision
+from sidecar.enforcement.kept import HOURS_KEPT
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS
-from sidecar.enforcement.synchroniser import RESTING_POLL_MS
+from sidecar.enforcement.synchroniser import HOUR_MS, RESTING_POLL_MS
 from sidecar.ledger import projection
 from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
@@ -203,7 +204,10 @@ def check_caps_usable(world: World) -> None:
             return  # the cap is beyond what one run uses
         world.oracle.violated("L3", f"{worker.process.name} does not know {tenant}: {denied}")
         return
-    now_s = worker.clock.wall_s()
+    # It may not count in hours that it has closed when its clock, and Redis', were ahead, as far as both were.
+    redis_hour = (world.start_ms + world.loop.elapsed_ms + world.redis_wrong_most_ms) // HOUR_MS
+    closed_s = min(worker.core.synchroniser.floor_ms // 1000, (redis_hour - HOURS_KEPT) * 3600)
+    now_s = max(worker.clock.wall_s(), closed_s)
     full = False
     for owner in (account, account.parent):
         for rule in owner.contract.limits if owner is not None else ():

@@ -130,13 +130,15 @@ class Oracle:
         if before is not None and (before.rev > snapshot.rev or before == snapshot):
             return
         self.snapshots[snapshot.tenant] = snapshot
-        known = {rule.name for rule in before.limits if rule.stop is not None} if before is not None else set()
+        known = (
+            {rule.name: _shape(rule) for rule in before.limits if rule.stop is not None} if before is not None else {}
+        )
         present = {rule.name: rule for rule in snapshot.limits if rule.stop is not None}
         for name in known - present.keys():
             self._caps[snapshot.tenant, name].append((self._now_ms(), None))
         for name, rule in present.items():
             self._caps[snapshot.tenant, name].append((self._now_ms(), rule.stop))
-            if name not in known:
+            if known.get(name) != _shape(rule):  # under its name, another limit may count something else
                 for writer in list(self.counted):
                     self._except(server, writer, snapshot.tenant, rule)
 
@@ -262,6 +264,10 @@ class Oracle:
             if found is not None:
                 return int(found)
         return 0
+
+
+def _shape(rule: LimitRule) -> tuple[str, str, str]:
+    return rule.metric, rule.period, rule.scope
 
 
 def _start(rule: LimitRule, period: int, hour: int) -> int:

@@ -9,6 +9,7 @@ from unittest import mock
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.usage.window import WindowKey
@@ -64,6 +65,15 @@ def test_who_was_heard_by_the_server_that_takes_its_lease_back_is_no_exception()
     assert oracle.slack[KEY] == 0
     oracle.taken_back(new, lease, b"l:w", 5)
     assert oracle.slack[KEY] == 5
+
+
+def test_what_nobody_was_told_of_is_excepted_from_a_limit_that_begins_under_the_name_of_another() -> None:
+    oracle, redis = judging(), server("one")
+    before = oracle.snapshots["acme"]
+    oracle.published(redis, structs.replace(before, rev=2, limits=(structs.replace(DAILY, stop=50),)))
+    assert oracle.slack == {}
+    oracle.published(redis, structs.replace(before, rev=3, limits=(structs.replace(DAILY, period="hour"),)))
+    assert oracle.slack == {("acme", "calls", HOUR * 3600): 7}
 
 
 def test_only_a_successor_has_to_know_what_the_writer_it_retires_had_counted(world: World) -> None:

@@ -94,7 +94,7 @@ class World:
         self.loop = VirtualLoop()  # type: ignore[abstract]
         self.history: list[str] = []
         self.start_ms = self._beginning()
-        self.redis_wrong_ms = 0
+        self.redis_wrong_ms = self.redis_wrong_most_ms = 0
         self.redis = self._server()
         self.postgres = Postgres(SHARDS, lambda: self.start_ms + self.loop.elapsed_ms)
         self.postgres.watch = self._committed
