@@ -305,6 +305,17 @@ def test_what_is_brought_to_a_data_set_that_grants_counts_at_once_and_once(redis
     assert redis.limit["spent"] == "100"
 
 
+def test_what_is_brought_too_late_is_left_to_the_total_of_the_ledger(redis: Redis) -> None:
+    """The row was read while its hour was recent; the total of a snapshot that came before it has it."""
+    redis.publish(1, ["calls", "api", "lifetime", False, 100, 100])
+    redis.sync("w1", [["api", 0, HOUR, 5]], [])
+    row = ["acme", "api", 0, redis.direct - 1, "w2", 40]
+    assert redis.call("merge", [], redis.generation, [row]) == 1
+    assert redis.kept(redis.space.limit("acme", "calls", 0))["spent"] == "5"
+    assert redis.call("merge", [], redis.generation, [[*row[:3], redis.direct, *row[4:]]]) == 1
+    assert redis.kept(redis.space.limit("acme", "calls", 0))["spent"] == "45"
+
+
 @pytest.mark.parametrize("length", [0, 31, 32, 255, 256, 65_535, 65_536])
 def test_whoever_reports_by_an_old_snapshot_is_sent_the_newer_one(redis: Redis, length: int) -> None:
     redis.publish(3, document="é" + "x" * length)

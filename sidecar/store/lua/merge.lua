@@ -2,7 +2,8 @@
 -- KEYS[1] {tag}epoch
 -- ARGV[2] generation  ARGV[3] msgpack list of {tenant, series, period, hour, writer, cumulative}
 -- What is new counts at once, or a data set that grants would give it away until the publish that follows; the writer's
--- own report finds its value known and adds nothing.
+-- own report finds its value known and adds nothing. Of hours that only the ledger answers for nothing is added: its
+-- total has them, and a message that comes so late would count them twice.
 -- Returns 1, or -1 when the generation has changed (then nothing was done).
 
 load_generation()
@@ -20,7 +21,7 @@ end
 for _, row in ipairs(cmsgpack.unpack(ARGV[3])) do
   local tenant, series, period, hour = row[1], row[2], row[3], row[4]
   local growth = merge_window(tenant, series, period, hour, row[5], row[6])
-  if growth > 0 then
+  if growth > 0 and hour >= first_direct_hour() then
     each_fed(limits_of(tenant), series, period, hour, function(limit, id, start)
       spend(tenant, limit, id, start, growth)
     end)

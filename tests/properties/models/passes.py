@@ -68,7 +68,8 @@ def merge(shard: Shard, generation: str, rows: list[list[Any]]) -> int:
         return -1
     for tenant, series, period, hour, writer, value in rows:
         growth = shard.merge_window(tenant, (series, period, hour), writer, value)
-        limits = limits_of(shard.keys.get(shard.tenant_key(tenant), "lim")) if growth else []
+        counts = growth and hour >= shard.direct
+        limits = limits_of(shard.keys.get(shard.tenant_key(tenant), "lim")) if counts else []
         for limit, limit_id, start in fed(limits, series, period, hour):
             shard.spend(shard.limit_key(tenant, limit_id, start), limit, growth)
     return 1
