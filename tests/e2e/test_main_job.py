@@ -70,7 +70,10 @@ async def test_a_hard_cap_lets_exactly_its_amount_pass_and_the_ledger_has_it(
     dev: SidecarDev, gateway: Gateway, upstream: Upstream, client: aiohttp.ClientSession
 ) -> None:
     tenant, key = dev.new_tenant("hard")
-    assert await statuses(client, f"{gateway.url}/v1/x", key, 25) == [200] * 20 + [429] * 5
+    # The tenant's shard may still be held: behind the gateway before this one Redis was killed.
+    _, seen = await until(client, f"{gateway.url}/v1/x", key, 200)
+    assert set(seen) <= {200, 503}
+    assert await statuses(client, f"{gateway.url}/v1/x", key, 24) == [200] * 19 + [429] * 5
     assert len(upstream.received) == 20
     async with client.get(gateway.url, headers={"x-api-key": key}) as answer:
         problem = await answer.json(content_type="application/problem+json")

@@ -45,6 +45,13 @@ def redis_stopped(dev: SidecarDev) -> Iterator[None]:
         dev.signal_redis(signal.SIGCONT)
 
 
+def all_back(dev: SidecarDev) -> bool:
+    """Whether whatever has logged that something is away has logged its return."""
+    told = [json.loads(line) for line in dev.log_lines()]
+    last = {(line["role"], line["logger"], line["event"].rpartition(" is ")[0]): line["event"] for line in told}
+    return not any(event.endswith(" is away") for event in last.values())
+
+
 def degraded_limits(dev: SidecarDev) -> str:
     return dev.metrics().split("\nsidecar_degraded_limits ")[1].split()[0]
 
@@ -158,8 +165,9 @@ async def test_commands_that_need_redis_say_soon_that_it_does_not_answer(dev: Si
 async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_and_not_while_it_lasts(dev: SidecarDev) -> None:
     tenant = put_tenant(dev, "open")
     async with Traffic(dev.authz_port, [tenant], clients=5, rate_per_s=100) as traffic:
-        # The outage of the test before is over for the worker as well.
+        # The outage of the test before is over for the worker as well, and it has said so, which it does once a second.
         await until(lambda: traffic.tally.marks["ok"] > 50)
+        await until(lambda: all_back(dev))
         lines = len(dev.log_lines())
         with redis_stopped(dev):
             degraded = traffic.tally.marks["degraded"]
