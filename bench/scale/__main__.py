@@ -24,6 +24,7 @@ from bench import report
 from bench.scale import questions
 from bench.scale.fleet import Fleet
 from bench.scale.servers import Servers, cluster, one_server
+from bench.scale.watch import Watch, watched
 
 FLOOR_CALLS = 100_000
 FLOOR_AT_ONCE = 1_000
@@ -41,10 +42,12 @@ async def floor(servers: Servers, directory: Path) -> float:
         return (await alone.used()).since(before).cpu_s / FLOOR_CALLS * 1e6
 
 
-async def ask(servers: Servers, directory: Path, writers: int, seconds: int, rates: tuple[int, int]) -> dict[str, Any]:
+async def ask(
+    servers: Servers, directory: Path, writers: int, seconds: int, rates: tuple[int, int], watch: Watch
+) -> dict[str, Any]:
     """Every question of one fleet."""
     directory.mkdir(parents=True, exist_ok=True)
-    fleet = Fleet(servers.url, directory, writers)
+    fleet = Fleet(servers.url, directory, writers, watch)
     try:
         await fleet.start()
         found: dict[str, Any] = {
@@ -67,11 +70,11 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             for writers in options.writers:
                 here = directory / f"{place}-{writers}"
                 here.mkdir()
-                async with opened(here) as servers:
+                async with watched() as watch, opened(here) as servers:
                     if "floor_cpu_s_per_million" not in found:
                         found["floor_cpu_s_per_million"] = round(await floor(servers, directory), 3)
                     rates = (options.hot_rate, options.tail_rate)
-                    part = await ask(servers, here / "state", writers, options.seconds, rates)
+                    part = await ask(servers, here / "state", writers, options.seconds, rates, watch)
                 found[f"{place}_{writers}"] = part
                 tell(place, writers, part)
     return found

@@ -1,15 +1,18 @@
 """Writers: cores as a worker process has one each, driven from outside in steps of a clock that all of them share.
 
 Everything between a decision and Redis is the program's own. What differs: nobody waits between two steps, so a
-second of the fleet takes as long as the machine needs; journals are in memory.
+second of the fleet takes as long as the machine needs; journals are in memory. Where real time is waited for, at the
+start and for a change, their clock runs with it: an open breaker of a clock that stands still would never be tried.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.resolve import resolve
@@ -24,6 +27,9 @@ from sidecar.store.keys import Keyspace
 from sidecar.store.messages import Publication
 from sidecar.telemetry import CoreCounters
 
+if TYPE_CHECKING:
+    from bench.scale.watch import Watch
+
 CATALOGUE = """
 metrics: {api_calls: {}}
 plans:
@@ -36,6 +42,7 @@ default_plan: standard
 """
 CAP = 100_000
 STEP_MS = 500 // PARTS
+BEGAN_MS = 1_000_000
 WRITERS_AT_ONCE = 32
 WAITING_AT_ONCE = 16
 LOOKS_A_TURN = 20
@@ -44,26 +51,41 @@ Pick = Callable[[int], Iterable[str]]
 
 
 class SteppedClock(Clock):
-    """Stands still until it is moved."""
+    """Stands still until it is moved, or while it is ``running``."""
 
-    __slots__ = ("_began_wall_ms", "moved_ms")
+    __slots__ = ("_ahead_ms", "_run_since_ms", "moved_ms")
 
     def __init__(self) -> None:
         super().__init__()
-        self._began_wall_ms = Clock().wall_ms()
-        self.moved_ms = 1_000_000
+        self.moved_ms = BEGAN_MS
+        self._ahead_ms = super().wall_ms() - BEGAN_MS
+        self._run_since_ms: int | None = None
 
     def wall_ms(self) -> int:
-        return self._began_wall_ms + self.moved_ms - 1_000_000
+        return self._ahead_ms + self.monotonic_ms()
 
     def monotonic_ms(self) -> int:
-        return self.moved_ms
+        return self.moved_ms + self._run_ms()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let it go on with real time meanwhile."""
+        self._run_since_ms = super().monotonic_ms()
+        try:
+            yield
+        finally:
+            self.moved_ms += self._run_ms()
+            self._run_since_ms = None
+
+    def _run_ms(self) -> int:
+        return 0 if self._run_since_ms is None else super().monotonic_ms() - self._run_since_ms
 
 
 class Fleet:
     """So many writers on one Redis."""
 
-    def __init__(self, url: str, directory: Path, writers: int) -> None:
+    def __init__(self, url: str, directory: Path, writers: int, watch: Watch) -> None:
+        self.watch = watch
         self.keys = Keyspace(f"scale{writers}")
         self.clock = SteppedClock()
         self._url = url
@@ -86,6 +108,10 @@ class Fleet:
 
     async def start(self) -> None:
         """Give Redis a catalogue, let every shard grant, and connect every writer."""
+        with self.clock.running():
+            await self._start()
+
+    async def _start(self) -> None:
         await self.backoffice.put_catalogue(1, CATALOGUE % CAP)
         await self.backoffice.announce([("catalogue", "")])
         for shard in range(self.keys.shards):
@@ -94,6 +120,7 @@ class Fleet:
                 shard, generation, first=True, reclaim_after_ms=60_000, hold="reported", writers=[]
             )
         for number in range(self._writers):
+            self.watch.doing(f"the first look at Redis of writer {number}")
             store = self._store(f"w{number}", self.clock, 5_000)
             core = Core(self._settings, store, self.clock, CoreCounters())
             await core.changes.first_policy()
@@ -101,7 +128,14 @@ class Fleet:
             self._tasks.append(asyncio.create_task(core.directory.run()))
             self.cores.append(core)
 
+    def check(self, others: Iterable[asyncio.Task[None]]) -> None:
+        """Raise what ended a loop of a writer, or one of the others, if something did."""
+        for task in (*self._tasks, *others):
+            if task.done():
+                task.result()
+
     async def stop(self) -> None:
+        self.watch.doing("the end of all writers")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,6 +186,7 @@ class Fleet:
         documents = [(tenant, snapshots.decode(one.document)) for tenant, one in found]
         for number in range(0, len(self.cores), WRITERS_AT_ONCE):
             some = self.cores[number : number + WRITERS_AT_ONCE]
+            self.watch.doing(f"the first leases of writer {number} and those after it")
             for _ in range(2):  # the first message of a writer only learns the generation
                 for core in some:
                     for _, snapshot in documents:
@@ -174,7 +209,9 @@ class Fleet:
                     due = per_second * STEP_MS / 1000
                     count = int(due) + (self._seeded.random() < due % 1)
                     waiting += [(core, name) for name in pick(count) if not self._decided(core, name, path)]
+                self.watch.doing(f"{len(waiting)} requests that wait at writer {first} and those after it")
                 await self._wait(waiting, path)
+                self.watch.doing(f"calls of writer {first} and those after it")
                 for core in some:
                     core.synchroniser.tick(part)
                 await asyncio.gather(*(core.synchroniser.close() for core in some))

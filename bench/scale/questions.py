@@ -98,6 +98,11 @@ async def change(fleet: Fleet) -> dict[str, float]:
     A process of Python cannot look at the stream for a thousand writers in time. Redis has the looks of all of them to
     answer, but those beyond LOOKING_MOST come from a loop that makes them in batches and does nothing with them.
     """
+    with fleet.clock.running():
+        return await _change(fleet)
+
+
+async def _change(fleet: Fleet) -> dict[str, float]:
     tenant = "changing"
     await fleet.publish(tenant, "standard")
     looking = fleet.cores[:LOOKING_MOST]
@@ -106,21 +111,25 @@ async def change(fleet: Fleet) -> dict[str, float]:
         await core.directory.load(tenant)
     polling = [asyncio.create_task(_poll(core, POLL_S * turn / len(looking))) for turn, core in enumerate(looking)]
     polling.append(asyncio.create_task(fleet.look(len(fleet.cores) - len(looking), POLL_S)))
-    await asyncio.sleep(POLL_S)
     took: list[float] = []
-    for turn in range(CHANGES):
-        began = time.perf_counter()
-        revision = await fleet.publish(tenant, "standard", ("suspended", "active")[turn % 2])
-        behind = set(looking)
-        while behind:
-            await asyncio.sleep(LOOK_S)
-            now = time.perf_counter()
-            for core in [one for one in behind if _revision(one, tenant) >= revision]:
-                behind.remove(core)
-                took.append(now - began)
-    for task in polling:
-        task.cancel()
-    await asyncio.gather(*polling, return_exceptions=True)
+    try:
+        await asyncio.sleep(POLL_S)
+        for turn in range(CHANGES):
+            began = time.perf_counter()
+            revision = await fleet.publish(tenant, "standard", ("suspended", "active")[turn % 2])
+            behind = set(looking)
+            while behind:
+                await asyncio.sleep(LOOK_S)
+                now = time.perf_counter()
+                for core in [one for one in behind if _revision(one, tenant) >= revision]:
+                    behind.remove(core)
+                    took.append(now - began)
+                    fleet.watch.doing(f"change {turn}, which {len(behind)} of {len(looking)} writers do not know of")
+                fleet.check(polling)
+    finally:
+        for task in polling:
+            task.cancel()
+        await asyncio.gather(*polling, return_exceptions=True)
     took.sort()
     return {
         "change_median_ms": round(took[len(took) // 2] * 1000, 1),
