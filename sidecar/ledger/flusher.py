@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from sidecar.errors import NotFound, SidecarError
 from sidecar.ledger.distrust import distrust
+from sidecar.ledger.epochs import UNSEEN, Epochs
 from sidecar.ledger.folding import fold
 from sidecar.ledger.projector import Projector
 from sidecar.ledger.restore import catch_up, restore
@@ -69,15 +70,13 @@ class Flusher:
         self._projector = Projector(store, clock)
         self._shards = store.keys.shards
         self._locks = [asyncio.Lock() for _ in range(self._shards)]
-        self._epochs = [-1] * self._shards
-        self._floors = [0] * self._shards
+        self._epochs = Epochs(self._shards, clock)
         self._looked: list[tuple[int, Glance] | None] = [None] * self._shards
         self._opening = [0] * self._shards
         self._awaited: list[list[str]] = [[] for _ in range(self._shards)]
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
         self._started_ms = clock.monotonic_ms()
         self._reclaimed = [("", 0)] * self._shards
-        self._generations = [""] * self._shards
         self._round = [0] * self._shards
         self._caught_up = [False] * self._shards
         self._backlog = [0] * self._shards
@@ -103,7 +102,10 @@ class Flusher:
                 version, watermark = await self._store.marks(shard)
                 if watermark >= wanted or version < wanted:  # or Redis lost it, and the journals report it again
                     break
+        failures = await self._at_once(self._epochs.unseen)
         self._tell_restored()
+        if failures:
+            raise failures[0]
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -156,8 +158,8 @@ class Flusher:
             await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
             states = await tx.rows("shard_states")
-            self._compare({row[0]: ShardState(row[1], row[2]) for row in states})
-            self._counters.lease_units_lost = sum(row[3] for row in states)
+            self._epochs.compare({row[0]: ShardState(*row[1:4]) for row in states})
+            self._counters.lease_units_lost = sum(row[4] for row in states)
         failures = await self._at_once(pending, full=True)
         self._tell_restored()
         if failures:
@@ -170,26 +172,9 @@ class Flusher:
             grants_at_ms = max(self._opening[shard] for shard in restored)
             log.warning("shards restored after lost state", extra=fields(shards=restored, grants_at_ms=grants_at_ms))
 
-    def _compare(self, states: dict[int, ShardState]) -> None:
-        """Look at a shard even if it is idle when the ledger is not as the last pass over it left it.
-
-        It is older when it was restored from a backup; it knows another generation when somebody else passed since,
-        maybe over another server than this flusher reaches.
-        """
-        for shard in range(self._shards):
-            state = states.get(shard, ShardState(0, ""))
-            if state.epoch < self._epochs[shard] or state.generation != self._generations[shard]:
-                self._epochs[shard] = -1
-
     def vouches(self, epochs: dict[int, int]) -> bool:
-        """Whether a ledger with these epochs is as new as Redis knows it to be; False until every shard was seen once.
-
-        One that was restored from a backup is not, until a pass has found that out and dealt with it.
-        """
-        return all(
-            self._epochs[shard] >= 0 and epochs.get(shard, 0) >= max(self._epochs[shard], self._floors[shard])
-            for shard in range(self._shards)
-        )
+        """Whether a ledger with these epochs is as new as Redis knows it to be; see Epochs."""
+        return self._epochs.vouches(epochs)
 
     async def fold(self) -> None:
         """Fold what counters of windows that are long over there are; see folding.fold."""
@@ -201,9 +186,9 @@ class Flusher:
     async def _pass(self, shard: int, *, full: bool = False) -> bool:
         """One pass over a shard; returns whether there is more to do. ``full``: also when nothing seems dirty."""
         async with self._locks[shard]:
-            if not full and self._epochs[shard] >= 0:
+            if not full and self._epochs.seen[shard] != UNSEEN:
                 marks = await self._store.glance(shard)
-                self._floors[shard] = max(self._floors[shard], marks.epoch)
+                self._epochs.hear(shard, marks.epoch)
                 if self._still(shard, marks) or (marks.clean and await self._nothing_to_do(shard, marks)):
                     return False
             self._looked[shard] = None
@@ -211,11 +196,11 @@ class Flusher:
 
     async def _nothing_to_do(self, shard: int, marks: Glance) -> bool:
         """Look at a shard by script: whether it is as the last pass over it left it, with nobody silent."""
-        glance = await self._store.collect(shard, self._epochs[shard], 0, self._terms.reclaim_after_ms)
-        self._floors[shard] = max(self._floors[shard], glance.epoch)
+        glance = await self._store.collect(shard, self._epochs.seen[shard], 0, self._terms.reclaim_after_ms)
+        self._epochs.hear(shard, glance.epoch)
         self._backlog[shard] = glance.dirty
         opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
-        known = glance.state == "open" and glance.generation == self._generations[shard]
+        known = glance.state == "open" and glance.generation == self._epochs.generations[shard]
         reclaimed = (glance.generation, glance.reclaimed) != self._reclaimed[shard]
         if not known or reclaimed or glance.dirty or glance.silent or opening:
             return False
@@ -238,7 +223,8 @@ class Flusher:
                 return full
             state = await tx.state()
             collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
-            if collected.epoch > state.epoch:
+            self._epochs.hear(shard, collected.epoch)
+            if state.doubted or collected.epoch > state.epoch:
                 await self._ledger_went_back(tx, state.epoch, collected.epoch)
                 collected = await store.collect(shard, state.epoch, WINDOWS_PER_PASS, self._terms.reclaim_after_ms)
             if collected.generation != state.generation:
@@ -246,8 +232,9 @@ class Flusher:
             epoch = await self._merge(tx, collected, state.epoch)
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await store.announce(await self._projector.keys(tx))
-            if self._generations[shard] != collected.generation:
-                self._generations[shard], self._round[shard], self._caught_up[shard] = collected.generation, 0, False
+            if self._epochs.generations[shard] != collected.generation:
+                self._epochs.generations[shard] = collected.generation
+                self._round[shard], self._caught_up[shard] = 0, False
             complete = len(collected.windows) >= collected.dirty
             caught_up = self._caught_up[shard] or complete
             version = collected.version if complete else self._round[shard]
@@ -259,7 +246,7 @@ class Flusher:
                 await tx.rows("count_lost_leases", shard, collected.reclaimed)
         if known:
             self._reclaimed[shard] = reclaimed
-        self._epochs[shard] = epoch
+        self._epochs.seen[shard] = epoch
         await self._settle(shard, collected, epoch, caught_up=caught_up)
         if restored and (collected.state == "held" or self._opening[shard] > collected.real_ms):
             await self._open(shard, collected, first=not state.generation)
@@ -366,6 +353,8 @@ class Flusher:
     async def _ledger_went_back(self, tx: ShardTransaction, ledger_epoch: int, redis_epoch: int) -> None:
         """Postgres was restored from a backup: whatever Redis still has is sent again, every tenant published anew."""
         shard = tx.shard
+        if await tx.doubt():
+            self._epochs.doubt()
         self._projector.doubt()
         marked = await self._store.mark_all_dirty(shard)
         await tx.rows("forget_tenants_projected", shard)

@@ -39,10 +39,14 @@ class CounterRow(Struct, frozen=True, gc=False):
 
 
 class ShardState(Struct, frozen=True):
-    """How far a shard is: the epoch of the last pass that wrote, and the Redis generation the ledger knows."""
+    """How far a shard is: the epoch of the last pass that wrote, and the Redis generation the ledger knows.
+
+    ``doubted``: another shard showed that this ledger was restored from a backup.
+    """
 
     epoch: int
     generation: str
+    doubted: bool = False
 
 
 class ShardTransaction(Transaction):
@@ -93,12 +97,24 @@ class ShardTransaction(Transaction):
 
     async def state(self) -> ShardState:
         row = await self.row("shard_state", self.shard)
-        self._folded_hour = int(row[2]) if row is not None else 0
-        return ShardState(row[0], row[1]) if row is not None else ShardState(0, "")
+        self._folded_hour = int(row[3]) if row is not None else 0
+        return ShardState(*row[:3]) if row is not None else ShardState(0, "")
 
     async def raise_epoch(self, beyond: int = 0) -> int:
         """Raise the epoch by one, or to ``beyond`` + 1 when that is more, and return it."""
         return int(await self.value("raise_epoch", self.shard, beyond))
+
+    async def doubt(self) -> bool:
+        """Have every other shard compared, too: a ledger that was restored is older in all of them. Whether it did.
+
+        One that is doubted already gives no cause to doubt the others again: they were, or were compared since.
+        """
+        await self.rows("take_doubts")
+        known = (await self.state()).doubted
+        if not known:
+            await self.rows("doubt_other_shards", self.shard)
+        await self.rows("trust_shard", self.shard)
+        return not known
 
     async def set_generation(self, generation: str) -> None:
         await self.rows("set_generation", self.shard, generation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -27,9 +27,9 @@ async def site(
         yield opened
 
 
-async def use(site: Installation, core: Core, flusher: Flusher, times: int) -> None:
-    """Have every tenant's requests allowed, and carried to the ledger."""
-    for name in NAMES:
+async def use(site: Installation, core: Core, flusher: Flusher, times: int, names: Sequence[str] = NAMES) -> None:
+    """Have tenants' requests allowed, and carried to the ledger."""
+    for name in names:
         for _ in range(times):
             assert (await site.ask(core, name)).allow
     await core.flush()
@@ -72,3 +72,31 @@ async def test_a_ledger_an_hour_old_is_found_out_and_stripe_is_asked_first(
     assert sum(row["amount"] for row in await place.rows() if row["adopted"]) == 20 * len(NAMES)
     assert await place.states() == {"delivered": len(await place.rows())}
     assert place.refusals() == []
+
+
+async def test_what_a_quiet_tenant_was_billed_is_not_billed_again(place: Forwarding, site: Installation) -> None:
+    """Its shard has not changed since the backup, so that nothing but another one's epoch tells of the restore."""
+    quiet, busy = NAMES[:2]
+    assert site.keys.shard_of(quiet) != site.keys.shard_of(busy)
+    await place.tenants(NAMES)
+    flusher = site.flusher()
+    await flusher.flush()
+    core = await site.core()
+    await use(site, core, flusher, 7, [quiet, busy])
+    await place.back_up()
+    forwarder = place.forwarder(vouch=flusher.vouches)
+    await forwarder.flush()
+    await use(site, core, flusher, 4, [busy])
+    assert place.at_stripe() == {(quiet, "api_calls"): 7, (busy, "api_calls"): 7}
+
+    await place.restore()
+    flusher = site.flusher()
+    forwarder = place.forwarder(vouch=flusher.vouches)
+    for _ in range(2):
+        await flusher.flush()
+        await forwarder.flush()
+        await place.advance(HOUR_S)
+    await forwarder.flush()
+    assert place.at_stripe() == {(quiet, "api_calls"): 7, (busy, "api_calls"): 11}
+    await place.agree()
+    assert not await place.sql("select from shards where doubted")

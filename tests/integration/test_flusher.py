@@ -10,6 +10,7 @@ import redis.asyncio
 
 from sidecar.embedded import EmbeddedRedis
 from sidecar.ledger import keys, tenants
+from sidecar.ledger.epochs import VOUCHED_MS
 from sidecar.ledger.projector import Projector
 from sidecar.store import snapshots
 from sidecar.store.messages import SyncMessage, TenantReport
@@ -251,6 +252,22 @@ async def test_a_flusher_vouches_only_for_a_ledger_that_is_as_new_as_redis(place
     await other.flush()
     assert other.vouches(await epochs(place))
     assert await sql(place, "select ledger_id from installation") != ledger_id
+
+
+async def test_what_redis_said_long_ago_vouches_for_nothing(
+    place: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still for days knows neither of a backup that was restored nor of what was sent since."""
+    await place.catalogue()
+    await report(place, "t", 7)
+    flusher = place.flusher()
+    await flusher.flush()
+    assert flusher.vouches(await epochs(place))
+    now_ms = place.clock.monotonic_ms()
+    monkeypatch.setattr(type(place.clock), "monotonic_ms", lambda _: now_ms + VOUCHED_MS)
+    assert not flusher.vouches(await epochs(place))
+    await flusher.pass_all()
+    assert flusher.vouches(await epochs(place))
 
 
 async def epochs(place: Installation) -> dict[int, int]:

@@ -372,7 +372,7 @@ class Faults:
     def _older(self, backup: Tables) -> bool:
         redis, keys = self._world.redis, self._world.keys
         epochs = [int(redis.command(b"HGET", (keys.epoch(shard), "epoch")) or 0) for shard in range(SHARDS)]
-        return all(epoch > backup.shards.get(shard, [0])[0] for shard, epoch in enumerate(epochs))
+        return any(epoch > backup.shards.get(shard, [0])[0] for shard, epoch in enumerate(epochs))
 
     def _postgres_up(self) -> None:
         self._world.postgres.up = True

@@ -33,9 +33,11 @@ from sidecar.enforcement.core import Core
 from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.kept import Kept
 from sidecar.enforcement.synchroniser import Synchroniser
-from sidecar.ledger import flusher
+from sidecar.ledger import epochs, flusher
+from sidecar.ledger.epochs import Epochs
 from sidecar.ledger.flusher import Flusher
 from sidecar.ledger.projector import Projector
+from sidecar.ledger.shard import ShardTransaction
 from sidecar.store.scripts import Script
 from sidecar.usage.journal import SUFFIX
 from sidecar.usage.recovery import inspect as inspect_journal
@@ -242,6 +244,8 @@ if not lost then
 end
 """
 
+_doubting_no_others = method(ShardTransaction, "doubt", ("known = (await self.state()).doubted", "known = True"))
+
 MUTATIONS: dict[str, Patch] = {
     "spent moved by leases as well as windows": script(
         "sync",
@@ -333,7 +337,9 @@ MUTATIONS: dict[str, Patch] = {
     ),
     "a jump of Redis' clock counts as silence": every_script((_STEADY, "if false then")),
     "windows that the ledger lacks expire": script("sync", ("redis.call('PERSIST', key)", "")),
-    "a restored ledger is not noticed in an idle shard": replaced(Flusher, "_compare", lambda _self, _epochs: None),
+    "a restored ledger is not noticed in an idle shard": both(
+        replaced(Epochs, "compare", lambda _self, _states: None), _doubting_no_others
+    ),
     "forgotten revisions are not outrun": method(
         Projector,
         "_publish",
@@ -385,7 +391,9 @@ BILLING: dict[str, Patch] = {
         fate, "failed", ('"busy", "waiting", reason, slow', '"busy", "waiting", reason, no_effect=True, slow')
     ),
     "a restored ledger is trusted": _trusting,
-    "nobody vouches for the ledger": replaced(Flusher, "vouches", lambda *_: True),
+    "nobody vouches for the ledger": replaced(Epochs, "vouches", lambda *_: True),
+    "what Redis said days ago vouches for the ledger": replaced(epochs, "VOUCHED_MS", 2**60),
+    "a restored ledger is compared only where its epoch shows it": _doubting_no_others,
 }
 
 

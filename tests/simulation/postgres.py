@@ -31,6 +31,7 @@ class Tables(msgspec.Struct):
     plans: list[tuple[int, str]] = []
     folded_before: int = 0  # hour
     shards: dict[int, list[Any]] = {}
+    doubted: dict[int, bool] = {}
     revision: int = 0
 
     def copy(self) -> Tables:
@@ -43,6 +44,7 @@ class Tables(msgspec.Struct):
             list(self.plans),
             self.folded_before,
             shards,
+            dict(self.doubted),
             self.revision,
         )
 
@@ -70,6 +72,7 @@ class Postgres:
         self.tables = Tables()
         self.unknown: set[str] = set()
         self.locks: dict[int, MemoryTransaction] = {}
+        self.doubting: MemoryTransaction | None = None
         self.open: list[MemoryTransaction] = []
         self.watch: Callable[[CounterKey, int, int], None] = lambda _key, _before, _after: None
 
@@ -157,6 +160,8 @@ class MemoryTransaction(ShardTransaction):
         self._postgres.open.remove(self)
         if self._postgres.locks.get(self.shard) is self:
             del self._postgres.locks[self.shard]
+        if self._postgres.doubting is self:
+            self._postgres.doubting = None
 
     def _alive(self) -> None:
         if self not in self._postgres.open or not self._postgres.up:
@@ -182,10 +187,30 @@ class MemoryTransaction(ShardTransaction):
 
     def _shard_state(self, shard: int) -> Iterable[Any]:
         found = self._postgres.tables.shards.get(shard)
-        return [] if found is None else [(*found, self._postgres.tables.folded_before)]
+        doubted = shard in self._postgres.tables.doubted
+        return [] if found is None else [(*found, doubted, self._postgres.tables.folded_before)]
 
     def _shard_states(self) -> Iterable[Any]:
-        return [(shard, *found, 0) for shard, found in self._postgres.tables.shards.items()]
+        tables = self._postgres.tables
+        return [(shard, *found, shard in tables.doubted, 0) for shard, found in tables.shards.items()]
+
+    def _take_doubts(self) -> Iterable[Any]:
+        """The program waits here; its next pass is as good."""
+        if self._postgres.doubting not in {None, self}:
+            raise LedgerUnavailable("lock timeout")
+        self._postgres.doubting = self
+        return []
+
+    def _doubt_other_shards(self, shard: int) -> Iterable[Any]:
+        tables = self._postgres.tables
+        for other in tables.shards.keys() - {shard} - tables.doubted.keys():
+            self._set(tables.doubted, other, True)
+        return []
+
+    def _trust_shard(self, shard: int) -> Iterable[Any]:
+        if shard in self._postgres.tables.doubted:
+            self._drop(self._postgres.tables.doubted, shard)
+        return []
 
     def _raise_epoch(self, shard: int, beyond: int) -> Iterable[Any]:
         known, generation = self._postgres.tables.shards.get(shard, (0, ""))

@@ -268,7 +268,8 @@ class Forwarder:
         if tx is None:
             async with self._ledger.transaction() as own:
                 return await self._vouched(own)
-        return self._vouch({int(row[0]): int(row[1]) for row in await tx.rows("shard_states")})
+        states = await tx.rows("shard_states")
+        return self._vouch({int(shard): -1 if doubted else int(epoch) for shard, epoch, _, doubted, _ in states})
 
     def _start(self, batch: Batch) -> set[asyncio.Task[Done]]:
         size = self._sender.per_call

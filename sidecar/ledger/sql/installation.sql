@@ -23,12 +23,24 @@ select drop_folded_partitions();
 select pg_try_advisory_xact_lock($1::int, $2::int);
 
 -- name: shard_state
--- How far a shard is, and before which hour windows of it may be folded.
-select epoch, generation, floor(extract(epoch from folded_before) / 3600)::bigint from shards where shard = $1;
+-- How far a shard is, whether it is to be compared, and before which hour windows of it may be folded.
+select epoch, generation, doubted, floor(extract(epoch from folded_before) / 3600)::bigint from shards where shard = $1;
 
 -- name: shard_states
--- How far each shard is, and what was lost of its leases.
-select shard, epoch, generation, lease_units_lost from shards;
+-- How far each shard is, whether it is to be compared, and what was lost of its leases.
+select shard, epoch, generation, doubted, lease_units_lost from shards;
+
+-- name: take_doubts
+-- Waits for who else has just found this ledger older than Redis, until the transaction ends.
+select pg_advisory_xact_lock(hashtext('shards.doubted'));
+
+-- name: doubt_other_shards
+-- Has every other shard compared with Redis and Stripe, too.
+update shards set doubted = true where shard <> $1 and not doubted;
+
+-- name: trust_shard
+-- Records that a shard is being compared.
+update shards set doubted = false where shard = $1 and doubted;
 
 -- name: shards_pending
 -- Shards with tenants or API keys that changed since they were projected.

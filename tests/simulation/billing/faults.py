@@ -55,6 +55,8 @@ class Weather:
         for at in range(300, self._length_ms, 700):
             if self._restores:
                 world.plan(at, self._remember)
+        if self._restores and random.random() < 0.3:
+            world.plan(random.randrange(300, self._length_ms // 2), self.asleep)
         at = 0
         while at < self._length_ms:
             world.plan(at, self._use)
@@ -114,6 +116,21 @@ class Weather:
             self._later(200, self._world.leap, self._random.choice((100_000, 160_000, 400_000)))
         self._later(self._random.choice((600, 2_500)), self._world.loop.resume, office.process)
 
+    def asleep(self) -> None:
+        """A process stands still while Postgres is restored and Stripe forgets, and wakes with what it knew before."""
+        office = self._office()
+        if office is None:
+            return
+        self._world.count("forwarder asleep through a restore")
+        office.process.paused = True
+        self._world.start_office()
+        # By then the claim that it may have left has ended.
+        self._later(300, self._world.leap, 160_000)
+        asleep_ms = self._random.choice((1_500, 2_500))
+        self._later(asleep_ms - 100, self.postgres_restored)
+        self._later(asleep_ms, self._leap, self._random.choice((25, 30)) * HOUR_MS)
+        self._later(asleep_ms + 1, self._world.loop.resume, office.process)
+
     # Stripe.
 
     def _up(self) -> None:
@@ -163,7 +180,7 @@ class Weather:
         if found is None:
             return
         # It is by a shard's epoch that anybody sees it.
-        if any(self._world.counts.epochs[shard] <= found.shards.get(shard, [0])[0] for shard in range(SHARDS)):
+        if all(self._world.counts.epochs[shard] <= found.shards.get(shard, [0])[0] for shard in range(SHARDS)):
             return
         self._world.count("postgres restored, stripe ahead")
         self._world.postgres.stop()

@@ -2,7 +2,7 @@
 
 What is counted comes from ``Counts``, which stands for Redis and the journals: they keep what the ledger lacks, and
 know how far it was. A flusher's pass over it is written out here in a few lines (the pass itself runs in the other
-world); whether the ledger may be sent from is judged by the flusher's own methods.
+world); whether the ledger may be sent from is judged by the flusher's own Epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sidecar.billing.outbox.forwarder import Forwarder
 from sidecar.catalogue.period import bounds
 from sidecar.errors import Conflict, LedgerUnavailable, SidecarError
 from sidecar.ledger.distrust import distrust
-from sidecar.ledger.flusher import Flusher
+from sidecar.ledger.epochs import Epochs
 from sidecar.ledger.shard import CounterRow, ShardState
 from tests.simulation.billing.deciding import Deciding
 from tests.simulation.billing.sending import Sending
@@ -104,16 +104,14 @@ class OutboxLedger(MemoryLedger):
 
 
 class Backoffice:
-    """One process: a flusher's passes and a forwarder. What ``Flusher`` judges by has its names."""
+    """One process: a flusher's passes and a forwarder."""
 
     def __init__(self, world: Billing, name: str) -> None:
         self.process = Process(name)
         self._world = world
         self._ledger: Any = OutboxLedger(world, self.process)
-        self._shards = SHARDS
-        self._epochs = [-1] * SHARDS
-        self._floors = [0] * SHARDS
-        self._generations = [""] * SHARDS
+        self._clock = MachineClock(world.loop, world.start_ms)
+        self._epochs = Epochs(SHARDS, self._clock)
         self.forwarder: Forwarder = self.process.run(self._build)
         self.process.spawn(world.loop, self.forwarder.run())
         self.process.spawn(world.loop, self._pass_all())
@@ -121,23 +119,21 @@ class Backoffice:
     def _build(self) -> Forwarder:
         world = self._world
         terms = ForwarderTerms(interval_s=2, close_delay_s=CLOSE_DELAY_S, calls_per_s=950, bulk=world.bulk)
-        judges: Any = self
         return Forwarder(
             self._ledger,
             world.stripe.api(self.process),
             terms,
             BillingCounters(),
-            MachineClock(world.loop, world.start_ms),
-            vouch=lambda epochs: Flusher.vouches(judges, epochs),
+            self._clock,
+            vouch=self._epochs.vouches,
         )
 
     async def _pass_all(self) -> None:
-        judges: Any = self
         while True:
             try:
                 async with self._ledger.transaction() as tx:
-                    states = {row[0]: ShardState(row[1], row[2]) for row in await tx.rows("shard_states")}
-                Flusher._compare(judges, states)
+                    states = {row[0]: ShardState(*row[1:4]) for row in await tx.rows("shard_states")}
+                self._epochs.compare(states)
                 for shard in range(SHARDS):
                     await self._pass(shard)
             except SidecarError:
@@ -146,19 +142,22 @@ class Backoffice:
 
     async def _pass(self, shard: int) -> None:
         counts = self._world.counts
-        self._floors[shard] = max(self._floors[shard], counts.epochs[shard])
+        self._epochs.hear(shard, counts.epochs[shard])
         async with self._ledger.shard(shard) as tx:
             if tx is None:
                 return
-            epoch, known = (await tx.state()).epoch, counts.epochs[shard]
-            if known > epoch:
+            state, known = await tx.state(), counts.epochs[shard]
+            epoch = state.epoch
+            if known > epoch or state.doubted:
+                if await tx.doubt():
+                    self._epochs.doubt()
                 counts.mark_all(shard)
                 await distrust(tx, shard=shard)
             seen = counts.lacking(shard)
             if seen or known > epoch:
                 await tx.merge([CounterRow(*key, counts.amounts[key]) for key in seen], "free")
                 epoch = await tx.raise_epoch(known)
-        self._epochs[shard] = epoch
+        self._epochs.seen[shard] = epoch
         counts.settle(shard, epoch, seen)
 
 

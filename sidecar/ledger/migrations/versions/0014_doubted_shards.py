@@ -1,0 +1,16 @@
+"""Shards of a restored ledger that do not show it themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.ledger.migrations.script import run
+
+revision = "0014"
+down_revision: str | None = max(
+    name for path in Path(__file__).parent.glob("0*.py") if (name := path.name[:4]) < revision
+)
+
+
+def upgrade() -> None:
+    run("0014_doubted_shards.sql")
