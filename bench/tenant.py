@@ -55,6 +55,7 @@ REST_MS = 300_000
 STEP_MS = 4_000
 KEY = b"t-12345\0api_calls\x001772366400\x00492324"  # of a record in the journal
 SPENT = 5_000  # units that others used before
+NO_DOCUMENT = msgspec.Raw(msgspec.msgpack.encode(""))
 
 
 class Place(Clock):
@@ -119,6 +120,7 @@ class Place(Clock):
             TenantReply(
                 part.revision,
                 [LeaseReply(one.left + one.want, SPENT, one.left + one.want, 0, False) for one in part.leases],
+                NO_DOCUMENT,
             )
             for part in message.parts
         ]

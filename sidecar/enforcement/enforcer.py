@@ -69,7 +69,7 @@ class Enforcer:
         self._clock = clock
         self._counters = counters
         self._repeats = repeats
-        self._fast_path = FastPath(directory, synchroniser, clock, counters, repeats)
+        self._fast_path = FastPath(directory, synchroniser, clock, counters, repeats, self._away)
         self.allow_known = self._fast_path.allow
 
     @property
@@ -322,7 +322,7 @@ class Enforcer:
         if period.leased:
             if not units:
                 return verdict.headroom(state, wall_ms, away=away or self._away(owner.exchange, now_ms))
-            if state.lease.units - state.pending < units or not owner.exchange.spendable(now_ms):
+            if not owner.exchange.spendable(now_ms) or state.left < units:
                 return verdict.leased(state, units, now_ms, wall_ms, away=away or self._away(owner.exchange, now_ms))
             if period.rule.beyond == "deny":
                 return NEAR if state.used + units >= period.near_at else FINE

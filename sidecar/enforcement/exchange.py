@@ -131,7 +131,7 @@ class ShardExchange:
     def degraded(self) -> Iterator[bool]:
         """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
         for account in tuple(self._touched):
-            yield from (bool(state.lease.outage_used or state.lease.refused) for state in account.limits.values())
+            yield from (bool(state.outage_used or state.lease.refused) for state in account.limits.values())
 
     def return_leases(self) -> None:
         """Lower every lease to nothing and ask for no more; the next messages say so."""

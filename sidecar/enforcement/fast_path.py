@@ -2,11 +2,12 @@
 
 Guarantees: allows only what the enforcer would allow from memory, and counts it in the same way, before the answer;
             whenever anything is unusual it spends nothing and leaves the decision to the enforcer.
-Gives up:   denials, parents, headroom, shadows that would deny, outages: those may take some microseconds longer.
+Gives up:   denials, parents, headroom, shadows that would deny: those may take some microseconds longer.
             Which of several limits is the tightest is looked at each time that one of them used up a part of its rest.
 
 A close look finds out what will stay as it is for how many units (``LimitState.calm``): mark, tightest limit, enough
-lease, no renewal. Until then a request costs an addition a limit. bench/decision.py pays for every line of ``allow``.
+lease, no renewal; or, without a lease, that the outage policy lets the request through for as long as Redis is away.
+Until then a request costs an addition a limit. bench/decision.py pays for every line of ``allow``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from typing import TYPE_CHECKING
 from sidecar.enforcement import verdict
 from sidecar.enforcement.limit_period import UNBOUNDED
 from sidecar.enforcement.repeats import Kept, suffix
-from sidecar.enforcement.verdict import NEAR, OVER
+from sidecar.enforcement.verdict import DEGRADED, NEAR, OVER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.catalogue.model import RouteRule
     from sidecar.clock import Clock
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.decision import Decision, Identity
     from sidecar.enforcement.directory import Directory
+    from sidecar.enforcement.exchange import ShardExchange
     from sidecar.enforcement.limit_state import LimitState
     from sidecar.enforcement.repeats import Repeats
     from sidecar.enforcement.synchroniser import Synchroniser
@@ -60,13 +64,18 @@ class Known:
     """What is known of a check that the short way decides.
 
     What the last close look found out holds from ``since_ms`` to ``until_ms`` (wall) in the account's ``turn``: the
-    allowance, and what is left of the tightest limit but for its ``pending``.
+    allowance, and what is left of the tightest limit but for its ``pending``. Where leases pay for all of it, it holds
+    before ``paid_until_ms`` (monotonic). Where an outage policy let something through, it holds instead before
+    ``outage_until_ms``, as long as Redis is away and leases are renewed no further than to ``lapse_ms``.
     """
 
     __slots__ = (
         "account",
         "allowance",
         "charge",
+        "lapse_ms",
+        "outage_until_ms",
+        "paid_until_ms",
         "rest",
         "since_ms",
         "standing",
@@ -86,6 +95,23 @@ class Known:
         self.rest = 0
         self.turn = NEVER
         self.since_ms = self.until_ms = 0
+        self.paid_until_ms = self.outage_until_ms = self.lapse_ms = NEVER
+
+    def note(self, mark: int, wall_ms: int, lasts_ms: int) -> None:
+        """Take note of what a close look came to; ``lasts_ms``: until when (monotonic) leases are worth the same."""
+        account, charge, allowance = self.account, self.charge, self.allowance
+        tightest = self.tightest = _tightest(charge)
+        if mark != allowance.mark or tightest is not allowance.state:
+            allowance = self.allowance = Allowance(account, mark, tightest)
+        wall_s = wall_ms // SECOND_MS
+        if tightest is not None and tightest.period.quota is not None:
+            self.rest = tightest.period.quota - tightest.used + tightest.pending
+            allowance.reset_s = max(0, tightest.period.end_s - wall_s)
+        self.turn = account.turn
+        self.paid_until_ms, self.outage_until_ms = (NEVER, lasts_ms) if mark == DEGRADED else (lasts_ms, NEVER)
+        self.lapse_ms = account.exchange.valid_until_ms
+        self.since_ms = max(charge.since_ms, wall_s * SECOND_MS)
+        self.until_ms = min(charge.until_ms, (wall_s + 1) * SECOND_MS)
 
 
 class Check:
@@ -111,7 +137,9 @@ class FastPath:
         clock: Clock,
         counters: CoreCounters,
         repeats: Repeats,
+        away: Callable[[ShardExchange, int], bool],
     ) -> None:
+        self._away = away
         self._directory = directory
         self._synchroniser = synchroniser
         self._clock = clock
@@ -123,7 +151,9 @@ class FastPath:
     def prepare(self, check: Check, account: Account, charge: Charge) -> None:
         """Remember what a check came to, if the short way can decide it from now on."""
         plain = charge.windows is not None and not charge.features_missing and account.parent is None
-        heard = all(units and (state.heard or state.period.carefree) for _, state, units in charge.limits)
+        heard = all(
+            units and (state.heard or state.period.leased or state.period.carefree) for _, state, units in charge.limits
+        )
         standing = verdict.standing(account, charge.since_ms // SECOND_MS)
         if plain and heard and isinstance(standing, int):
             check.known = Known(account, charge, standing, check.route.name)
@@ -141,9 +171,7 @@ class FastPath:
             self._wall_now_ms = self._clock.wall_ms()
         wall_ms = self._wall_now_ms
         key = check.key
-        if now_ms >= account.exchange.valid_until_ms or (
-            key is not None and self._directory.tenant_of(key)[1] != account.tenant
-        ):
+        if key is not None and self._directory.tenant_of(key)[1] != account.tenant:
             return None
         repeats = self._repeats
         repeat = request_id + known.suffix if request_id else b""
@@ -151,12 +179,16 @@ class FastPath:
             return None
         charge = known.charge
         spends = charge.spends
-        calm = known.turn == account.turn and known.since_ms <= wall_ms < known.until_ms
+        calm = (
+            known.turn == account.turn
+            and known.since_ms <= wall_ms < known.until_ms
+            and (now_ms < known.paid_until_ms or self._goes_on(known, now_ms))
+        )
         for state, units in spends:
             pending = state.pending = state.pending + units
             if pending > state.calm:
                 calm = False
-        if not calm and not self._look_again(check, known, wall_ms):
+        if not calm and not self._look_again(check, known, now_ms, wall_ms):
             return None
 
         for window, units in charge.windows or ():
@@ -175,18 +207,24 @@ class FastPath:
             repeats.remember(repeat, kept, now_ms)
         return allowance
 
-    def _look_again(self, check: Check, known: Known, wall_ms: int) -> bool:
+    def _goes_on(self, known: Known, now_ms: int) -> bool:
+        """Whether an outage policy let it through when it was looked at, and goes on to do so."""
+        exchange = known.account.exchange
+        lapsing = now_ms < known.outage_until_ms and exchange.valid_until_ms == known.lapse_ms
+        return lapsing and self._away(exchange, now_ms)
+
+    def _look_again(self, check: Check, known: Known, now_ms: int, wall_ms: int) -> bool:
         """Take back what was spent ahead of a close look, and spend it if that allows it."""
         spends = known.charge.spends
         for state, units in spends:
             state.pending -= units
-        if not self._look(check, known, wall_ms):
+        if not self._look(check, known, now_ms, wall_ms):
             return False
         for state, units in spends:
             state.pending += units
         return True
 
-    def _look(self, check: Check, known: Known, wall_ms: int) -> bool:
+    def _look(self, check: Check, known: Known, now_ms: int, wall_ms: int) -> bool:
         """Look closely: whether the check can be allowed here, and what stays as it is for how long."""
         account, charge = known.account, known.charge
         if (
@@ -196,11 +234,21 @@ class FastPath:
         ):
             check.known = None
             return False
-        mark = known.standing
+        exchange = account.exchange
+        mark, lasts_ms = known.standing, UNBOUNDED
+        uncovered = []
         for state, units in charge.spends:
             period = state.period
-            if period.leased and state.left < units:
-                return False
+            if period.leased:
+                spendable = exchange.spendable(now_ms)
+                lasts_ms = exchange.valid_until_ms if spendable else exchange.gone_after_ms or UNBOUNDED
+                if not spendable or state.left < units:
+                    away = self._away(exchange, now_ms)
+                    if verdict.leased(state, units, now_ms, wall_ms, away=away) != DEGRADED:
+                        return False
+                    uncovered.append(state)
+                    mark = DEGRADED
+                    continue
             used = state.used + units
             if used > period.free_until:
                 if not period.billed_beyond:
@@ -209,28 +257,22 @@ class FastPath:
             elif used >= period.near_at:
                 mark = max(mark, NEAR)
         for state, units in charge.spends:
-            if state.pending + units > state.calm:
-                self._calm(account, state, units, wall_ms)
+            leaseless = state in uncovered
+            if state.pending + units > state.calm or state.lease.uncovered != leaseless:
+                self._calm(account, state, units, wall_ms, uncovered=leaseless)
                 account.turn += 1  # for other checks that spend from it
-        tightest = known.tightest = _tightest(charge)
-        allowance = known.allowance
-        if mark != allowance.mark or tightest is not allowance.state:
-            allowance = known.allowance = Allowance(account, mark, tightest)
-        wall_s = wall_ms // SECOND_MS
-        if tightest is not None and tightest.period.quota is not None:
-            known.rest = tightest.period.quota - tightest.used + tightest.pending
-            allowance.reset_s = max(0, tightest.period.end_s - wall_s)
-        known.turn = account.turn
-        known.since_ms = max(charge.since_ms, wall_s * SECOND_MS)
-        known.until_ms = min(charge.until_ms, (wall_s + 1) * SECOND_MS)
+        known.note(mark, wall_ms, lasts_ms)
         return True
 
-    def _calm(self, account: Account, state: LimitState, units: int, wall_ms: int) -> None:
+    def _calm(self, account: Account, state: LimitState, units: int, wall_ms: int, *, uncovered: bool) -> None:
         """Work out for how many units, these included, a limit changes nothing but its numbers."""
         state.take_in()
         period, used = state.period, state.used
         calm = UNBOUNDED
-        if period.leased:
+        if uncovered:
+            state.own_lease().uncovered = True
+            calm = verdict.outage_room(state)  # and a part of the quota, below, which ends before the limit does
+        elif period.leased:
             lease, left = state.lease, state.left
             if not lease.renewing and left - units < lease.renew_at:
                 lease = state.own_lease()

@@ -26,8 +26,9 @@ class Lease:
     ``units`` are left but for the limit's ``pending``. ``need``, ``least`` and ``waiting`` are the most and the least
     that one waiting request wants, and what all want. ``ample``: Redis has many more leases of this size to give.
     ``over_ms``: when the included amount was exceeded (Redis' wall time), 0 before; counted limits keep it here, too.
-    ``refused``: an outage policy denied something since Redis last answered. ``watched``: the limit's total matters
-    although this writer does not spend from it.
+    ``refused``: an outage policy denied something since Redis last answered. ``uncovered``: what is pending was let
+    through by an outage policy, so that no ``units`` pay for it. ``watched``: the limit's total matters although this
+    writer does not spend from it.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Lease:
         "renewing",
         "reported_ms",
         "target",
+        "uncovered",
         "units",
         "waiting",
         "watched",
@@ -68,7 +70,15 @@ class Lease:
         self.outage_used = 0
         self.over_ms = 0
         self.refused = False
+        self.uncovered = False
         self.watched = False
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is asked for, decided without Redis, or to be followed."""
+        if self.need or self.renewing or self.contended_until_ms:
+            return False
+        return not (self.outage_used or self.uncovered or self.refused or self.watched)
 
     def wanted(self, period: LimitPeriod, lease_seconds: int, lease_units_max: int, *, spaced: bool) -> int:
         """Units that would be good to have on top of what is left."""

@@ -71,7 +71,7 @@ class LimitState:
         before = former.lease
         if before is not NO_LEASE:
             lease = self.own_lease()
-            lease.outage_used = before.outage_used
+            lease.outage_used = former.outage_used
             lease.rate_per_s = before.rate_per_s
             lease.own_changed_ms = now_ms if former.own != former.own_reported else before.own_changed_ms
             lease.ample = before.ample
@@ -102,11 +102,7 @@ class LimitState:
     def lay(self) -> None:
         """Share the lease with others that are at rest, until it is used."""
         lease = self.lease
-        if (
-            self.known
-            and not (lease.shared or self.pending or lease.need or lease.renewing or lease.in_flight)
-            and not (lease.contended_until_ms or lease.outage_used or lease.refused or lease.watched)
-        ):
+        if self.known and lease.quiet and not (lease.shared or lease.in_flight or self.pending):
             self.lease = laid(lease)
 
     @property
@@ -156,13 +152,22 @@ class LimitState:
     @property
     def left(self) -> int:
         """Units of the lease that may still be spent; none where nothing is leased."""
-        return self.lease.units - self.pending if self.period.leased else 0
+        lease = self.lease
+        if not self.period.leased:
+            return 0
+        return lease.units if lease.uncovered else lease.units - self.pending
 
     @left.setter
     def left(self, units: int) -> None:
         self.take_in()
         if units or self.lease is not NO_LEASE:
             self.own_lease().units = units
+
+    @property
+    def outage_used(self) -> int:
+        """Units that the outage policy has let through since Redis granted any."""
+        lease = self.lease
+        return lease.outage_used + self.pending if lease.uncovered else lease.outage_used
 
     def take_in(self) -> None:
         """Take note of what the fast path spent, and have it look again before it spends more."""
@@ -171,8 +176,11 @@ class LimitState:
         if pending:
             self._own += pending
             self._used += pending
-            if self.period.leased:
-                self.own_lease().units -= pending
+        if self.lease.uncovered:
+            self.lease.uncovered = False
+            self.lease.outage_used += pending
+        elif pending and self.period.leased:
+            self.own_lease().units -= pending
 
     @property
     def to_report(self) -> bool:
@@ -197,6 +205,8 @@ class LimitState:
 
     def spend(self, units: int) -> None:
         """Count ``units`` as used; the caller has checked that a leased limit has them left."""
+        if self.lease.uncovered:
+            self.take_in()
         self.pending += units
 
     def spend_unleased(self, units: int) -> None:
@@ -355,19 +365,8 @@ class LimitState:
 
     def _let_go(self, lease: Lease) -> None:
         """Forget the lease once there is nothing left, wanted or doubtful; what comes next begins as the first time."""
-        if (
-            self.known
-            and not (lease.units or lease.need or lease.renewing or lease.contended_until_ms)
-            and not (
-                lease.over_ms
-                or lease.held_elsewhere
-                or lease.outage_used
-                or lease.refused
-                or lease.watched
-                or self.period.scoped
-            )
-            and self._own == self.own_reported
-        ):
+        kept = lease.units or lease.over_ms or lease.held_elsewhere or self.period.scoped
+        if self.known and lease.quiet and not kept and self._own == self.own_reported:
             self.lease = NO_LEASE
 
     def reject(self, *, renewing: bool = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.enforcement.decision import Decision, LimitView
+from sidecar.enforcement.limit_period import UNBOUNDED
 
 if TYPE_CHECKING:
     from sidecar.catalogue.model import Catalogue
@@ -83,12 +84,15 @@ def leased(state: LimitState, units: int, now_ms: int, wall_ms: int, *, away: bo
 
 def in_outage(state: LimitState, units: int) -> Denial | int:
     """What the limit's outage policy says to units that no lease covers: DEGRADED or a Denial."""
+    return DEGRADED if units <= outage_room(state) else Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
+
+
+def outage_room(state: LimitState) -> int:
+    """Units that the limit's outage policy still lets through; below 0 where it closes the limit."""
     rule = state.rule
     if rule.on_outage == "open":
-        return DEGRADED
-    if rule.on_outage == "bounded" and state.lease.outage_used + units <= rule.outage_units:
-        return DEGRADED
-    return Denial(503, "store_unavailable", state, OUTAGE_RETRY_S)
+        return UNBOUNDED
+    return rule.outage_units - state.outage_used if rule.on_outage == "bounded" else -1
 
 
 def contended(state: LimitState) -> Denial:

@@ -135,7 +135,7 @@ class Gate:
             decision = self._enforcer.decide(check.identity, route, request_id.decode())
             if decision is None:
                 return Question(check.identity, route, request_id, head.dialect, started_ns or perf_counter_ns())
-            if decision.allow and decision.quota_status != "degraded":  # else it comes to nothing until Redis is back
+            if decision.allow:
                 self._enforcer.get_to_know(check)
             return self._answered(decision, request_id, head.dialect, started_ns)
         except StoreUnavailable:

@@ -5,27 +5,16 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-import msgspec
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sidecar.catalogue.model import Catalogue, RouteRule
-from sidecar.catalogue.policy import Policy
-from sidecar.catalogue.routes import RouteTable
-from sidecar.catalogue.snapshot import LimitRule, Snapshot
-from sidecar.enforcement.decision import Decision, Identity
-from sidecar.enforcement.directory import Directory
-from sidecar.enforcement.enforcer import Enforcer, Shortage
-from sidecar.enforcement.exchange import ShardExchange
-from sidecar.enforcement.fast_path import Allowance, Check, FastPath
-from sidecar.enforcement.repeats import Repeats
-from sidecar.store.messages import LeaseReply, SyncReply, TenantReply
-from sidecar.telemetry import CoreCounters
-from tests.unit.tenants import HARD, NOON_S, exchange, limit, plan
+from sidecar.catalogue.snapshot import LimitRule
+from sidecar.enforcement.fast_path import FastPath
+from tests.properties.models.deciding import World
+from tests.unit.tenants import HARD, NOON_S, SOFT, limit, plan
 
-REPEAT_MS = 10_000
-ROUTES = (RouteRule(name="one", costs={"api": 1}), RouteRule(name="ten", costs={"api": 10, "other": 1}))
+WIDE = limit(included=70_000, stop=70_000)  # so that a part of it is more than a few units
 LIMITS: list[tuple[LimitRule, ...]] = [
     (HARD,),
     (limit(included=None, stop=None, on_outage="open"),),
@@ -38,7 +27,19 @@ LIMITS: list[tuple[LimitRule, ...]] = [
     (limit(shadow=True, included=10, stop=10),),
     (HARD, limit(name="others", metric="other", included=8, stop=8, period="hour")),
     (HARD, limit(name="users", scope="user", included=30, stop=30)),
+    (limit(WIDE, on_outage="open"),),
+    (limit(WIDE, on_outage="bounded", outage_units=25),),
+    (limit(on_outage="open"),),
+    (limit(included=20, stop=4_000, beyond="bill", on_outage="open"),),
+    (limit(WIDE, on_outage="open"), limit(WIDE, name="burst", period="minute", on_outage="bounded", outage_units=90)),
+    (limit(WIDE, name="users", scope="user", on_outage="bounded", outage_units=40), limit(SOFT, name="soft")),
+    (limit(WIDE, on_outage="open"), limit(name="others", metric="other", on_outage="bounded", outage_units=3)),
 ]
+WITHOUT_REDIS = [number for number, rules in enumerate(LIMITS) if any(rule.on_outage != "closed" for rule in rules)]
+# The limits at first, and whether Redis is away.
+FIRST = st.tuples(st.integers(0, len(LIMITS) - 1), st.just(False)) | st.tuples(
+    st.sampled_from(WITHOUT_REDIS), st.just(True)
+)
 ASK = st.tuples(st.just("ask"), st.integers(0, 3), st.sampled_from([b"", b"", b"a", b"b"]), st.integers(1, 30))
 # What everybody used: nothing, or nearly as much as changes an answer.
 SPENT = st.sampled_from([0, 0, 3, 14, 17, 70, 79, 545, 556, 557, 680, 695])
@@ -47,125 +48,9 @@ WAIT = st.tuples(st.just("wait"), st.sampled_from([1, 99, 900, 900, 9_999, 61_00
 PLAN = st.tuples(
     st.just("plan"), st.integers(0, len(LIMITS) - 1), st.sampled_from(["active", "past_due", "unpaid"]), st.just(0)
 )
-STEP = st.sampled_from([ASK] * 8 + [SYNC] * 4 + [WAIT] * 2 + [PLAN]).flatmap(lambda step: step)
-
-
-class World:
-    """One worker with one tenant, without Redis; everything from outside is a step."""
-
-    def __init__(self, *, fast: bool) -> None:
-        self.fast = fast
-        self.mono_ms, self.wall = 1_000_000, NOON_S * 1_000
-        self.requested = 0
-        self.fast_ones = 0
-        self.floor_ms = 0
-        self.exchange = exchange()
-        self.revision = 0
-        counters = CoreCounters()
-        self.directory = Directory([self.exchange], Stub(self), self, counters, tenants_max=100, keys_max=100)  # type: ignore[arg-type]
-        catalogue = Catalogue(metrics={}, plans={}, routes=ROUTES, identity=())
-        self.directory.policy = Policy(catalogue, RouteTable(ROUTES), 1)
-        self.enforcer = Enforcer(self.directory, self, Stub(self), self, counters, Repeats(REPEAT_MS))  # type: ignore[arg-type]
-        users = ("", "bob")
-        self.checks = [Check(Identity("acme", user=user), route) for user in users for route in ROUTES]
-
-    # The clocks, and the synchroniser's part that is called.
-
-    def wall_ms(self) -> int:
-        return self.wall
-
-    def wall_s(self) -> int:
-        return self.wall // 1_000
-
-    def monotonic_ms(self) -> int:
-        return self.mono_ms
-
-    def request(self, exchange: ShardExchange) -> None:
-        self.requested += 1
-
-    # Steps.
-
-    def adopt(self, snapshot: Snapshot) -> None:
-        self.revision += 1
-        self.directory._admit(msgspec.structs.replace(snapshot, rev=self.revision), None)
-
-    def ask(self, number: int, request_id: bytes) -> Any:
-        check = self.checks[number]
-        if self.fast:
-            allowance: Allowance | None = self.enforcer.allow_known(check, request_id)
-            if allowance is not None:
-                self.fast_ones += 1
-                return told(allowance.decision(allowance.remaining, allowance.reset_s))
-        decision = self.enforcer.decide(check.identity, check.route, request_id.decode())
-        if self.fast and decision is not None and decision.allow:
-            self.enforcer.get_to_know(check)
-        if decision is None:
-            self.wait_for(check)
-        return decision and told(decision)
-
-    def wait_for(self, check: Check) -> None:
-        """Say what is short, as a request does that waits for the next sync."""
-        account = self.directory.accounts["acme"]
-        short = self.enforcer._examine(account, check.identity, check.route, self.mono_ms)
-        for owner, state, units in short.limits if isinstance(short, Shortage) else ():
-            state.wait_for(units)
-            owner.exchange.touch(owner)
-
-    def sync(self, units: int, spent: int, *, called: bool) -> None:
-        """Redis answers at once; each lease that is asked for gets at most ``units``."""
-        message, sent = self.exchange.compose(self.mono_ms)
-        parts = [
-            TenantReply(
-                self.revision,
-                [
-                    LeaseReply(lease.left + units if lease.want else lease.left, spent, units, 0, called)
-                    for lease in part.leases
-                ],
-            )
-            for part in message.parts
-        ]
-        accepted = message.generation == "g1"
-        reply = SyncReply("g1", True, 0, 1, accepted, parts, self.wall // 3_600_000)
-        self.exchange.hour = self.wall // 3_600_000
-        self.exchange.apply(message, sent, reply, self.mono_ms, self.mono_ms)
-
-    def seen(self) -> Any:
-        account = self.directory.accounts["acme"]
-        limits = {
-            state.id: (
-                state.used,
-                state.own,
-                state.left,
-                bool(state.over_ms),
-                state.lease.renewing,
-                state.lease.need,
-                state.lease.outage_used,
-            )
-            for state in account.limits.values()
-        }
-        limits = {name: told for name, told in limits.items() if any(told)}  # one that was only looked at is none
-        windows = {window.key: window.value for window in account.windows.values()}
-        dirty = {window.key for window in account.windows.values() if window.dirty}
-        return limits, windows, dirty, account.touched, bool(self.requested)
-
-
-class Stub:
-    """The part of the store that decisions from memory ask for."""
-
-    def __init__(self, world: World) -> None:
-        self.keys = self
-
-    def shard_of(self, tenant: str) -> int:
-        return 0
-
-    def reachable(self, shard: int) -> bool:
-        return True
-
-
-def told(decision: Decision) -> Any:
-    """What a client is told; of several limits the fast path may show another one for a moment, as it says."""
-    one = decision.limit
-    return decision.allow, decision.reason, decision.quota_status, one and (one.name, one.remaining, one.reset_s)
+# Redis is away or not, a report is lost or not, and what it lost is restored or not yet.
+STORE = st.tuples(st.just("store"), st.booleans(), st.booleans(), st.sampled_from([True, True, False]))
+STEP = st.sampled_from([ASK] * 8 + [SYNC] * 4 + [WAIT] * 2 + [STORE] * 2 + [PLAN]).flatmap(lambda step: step)
 
 
 def alike(one: Any, other: Any, limits: int) -> bool:
@@ -174,38 +59,49 @@ def alike(one: Any, other: Any, limits: int) -> bool:
     return bool(one[:3] == other[:3])
 
 
-@given(st.integers(0, len(LIMITS) - 1), st.lists(STEP, min_size=5, max_size=50))
-@settings(max_examples=250)
+def take(world: World, what: str, one: Any, two: Any, three: Any) -> None:
+    """A step that is no request."""
+    if what == "sync":
+        world.sync(one, two, called=three)
+        world.requested = 0
+    elif what == "wait":
+        world.wait(one)
+    elif what == "store":
+        world.reachable, world.granting = one, three
+        if two:
+            world.lose()
+    else:
+        world.adopt(plan(*LIMITS[one], status=two, status_until_s=NOON_S + 1_000))
+
+
+@given(FIRST, st.lists(STEP, min_size=5, max_size=50))
+@settings(max_examples=500)
 def test_the_fast_path_decides_and_counts_as_the_enforcer_does(
-    first: int, steps: list[tuple[Any, Any, Any, Any]]
+    first: tuple[int, bool], steps: list[tuple[Any, Any, Any, Any]]
 ) -> None:
     fast, slow = worlds = World(fast=True), World(fast=False)
-    limits = LIMITS[first]
+    limits, away = LIMITS[first[0]], first[1]
     for world in worlds:
         world.adopt(plan(*limits))
         for _ in range(4):
             world.ask(0, b"")
             world.ask(2, b"")
-            world.sync(60, 0, called=False)
+            world.sync(2 if away else 60, 0, called=False)
+        if away:
+            world.reachable = False
+            world.lose()
     for what, one, two, three in steps:
         for repeat in range(three if what == "ask" else 1):
-            answers = []
-            for world in worlds:
-                if what == "ask":
-                    answers.append(world.ask(one, two if not repeat else b""))
-                elif what == "sync":
-                    world.sync(one, two, called=bool(three))
-                    world.requested = 0
-                elif what == "wait":
-                    world.mono_ms += one
-                    world.wall += one
-                else:
-                    limits = LIMITS[one]
-                    world.adopt(plan(*limits, status=two, status_until_s=NOON_S + 1_000))
-            if answers:
-                assert alike(answers[0], answers[1], len(limits)), (what, answers)
+            if what == "ask":
+                answers = [world.ask(one, two if not repeat else b"") for world in worlds]
+                assert alike(answers[0], answers[1], len(limits)), answers
+            else:
+                for world in worlds:
+                    take(world, what, one, two, three)
+                limits = LIMITS[one] if what == "plan" else limits
             assert fast.seen() == slow.seen(), (what, one, two)
     event(f"allowed on the fast path: {min(fast.fast_ones // 20 * 20, 100)} or more")
+    event(f"by an outage policy: {min(fast.degraded_ones // 20 * 20, 100)} or more")
 
 
 PAID = limit(included=6_400, stop=None, beyond="bill", on_outage="open")

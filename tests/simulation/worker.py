@@ -12,6 +12,7 @@ from sidecar.enforcement import synchroniser
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.fast_path import Allowance, Check
 from sidecar.enforcement.synchroniser import Synchroniser
 from sidecar.enforcement.terms import Terms
 from sidecar.store.client import Store
@@ -63,6 +64,7 @@ class Worker:
         self._oracle = oracle
         self._again = again
         self._answered: dict[int, int] = {}  # by shard, the latest message that was answered
+        self._checks: dict[tuple[str, str, int], Check] = {}  # by tenant, user and the id of a route
         self.core: Core = self.process.run(self._build)
 
     def _build(self) -> Core:
@@ -77,6 +79,16 @@ class Worker:
             self._oracle.spent(core.writer, charge, unleased, wall_ms)
 
         core.enforcer._spend = watched  # type: ignore[method-assign, assignment]
+        allow = core.enforcer.allow_known
+
+        def watched_too(check: Check, request_id: bytes) -> Allowance | None:
+            known, allowance = check.known, allow(check, request_id)
+            if known is not None and allowance is not None:
+                unleased = {state for state, _ in known.charge.spends if state.lease.uncovered}
+                self._oracle.spent(core.writer, known.charge, unleased, core.enforcer._fast_path._wall_now_ms)
+            return allowance
+
+        core.enforcer.allow_known = watched_too
         for exchange in core.exchanges:
             self._repeat_replies(exchange)
         self._watch_waiters(core.synchroniser)
@@ -134,12 +146,20 @@ class Worker:
             self.process.run(self._request, tenant, route, user, answer)
 
     def _request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:
-        identity = Identity(tenant=tenant, user=user)
-        decision = self.core.enforcer.decide(identity, route, "")
-        if decision is not None:
-            answer(self, decision)
-        else:
-            self.process.spawn(self._loop, self._waiting(identity, route, answer))
+        enforcer = self.core.enforcer
+        key = tenant, user, id(route)
+        check = self._checks.get(key) or self._checks.setdefault(key, Check(Identity(tenant=tenant, user=user), route))
+        allowance = enforcer.allow_known(check, b"")
+        if allowance is not None:
+            answer(self, allowance.decision(allowance.remaining, allowance.reset_s))
+            return
+        decision = enforcer.decide(check.identity, route, "")
+        if decision is None:
+            self.process.spawn(self._loop, self._waiting(check.identity, route, answer))
+            return
+        if decision.allow:
+            enforcer.get_to_know(check)
+        answer(self, decision)
 
     async def _waiting(self, identity: Identity, route: RouteRule, answer: Callable[[Worker, Decision], None]) -> None:
         answer(self, await self.core.enforcer.decide_waiting(identity, route, ""))
