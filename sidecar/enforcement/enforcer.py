@@ -261,11 +261,8 @@ class Enforcer:
             account.exchange.touch(account)
             exchanges[account.exchange] = None
         waiters = [self._synchroniser.join(exchange) for exchange in exchanges]
-        try:
-            async with asyncio.timeout(wait_ms / 1000):
-                return all(await asyncio.gather(*waiters))
-        except TimeoutError:
-            return False
+        answered, unanswered = await asyncio.wait(waiters, timeout=wait_ms / 1000)
+        return not unanswered and all(waiter.result() for waiter in answered)
 
     def _examine(
         self, account: Account, identity: Identity, route: RouteRule, now_ms: int, *, away: bool = False
