@@ -76,6 +76,7 @@ class Store:
         named = {"ssl_ca_certs": ca_file, "ssl_certfile": cert_file, "ssl_keyfile": key_file}
         files = {option: path for option, path in named.items() if path}
         self._calls = Calls(url, connect, clock, timeout_ms=timeout_ms, files=files)
+        self._breakers = [self._calls.breaker(keys.epoch(shard)) for shard in range(keys.shards)]
         self.calls = self._calls.made
         self.errors = self._calls.errors
 
@@ -91,11 +92,11 @@ class Store:
 
     def reachable(self, shard: int) -> bool:
         """Whether a request may wait for this shard; False while its breaker is open."""
-        return not self._calls.breaker(self.keys.epoch(shard)).open
+        return not self._breakers[shard].open
 
     def callable(self, shard: int) -> bool:
         """Whether a call would be made now: the shard's breaker is closed, or a probe is due."""
-        return self._calls.breaker(self.keys.epoch(shard)).would_allow(self._clock.monotonic_ms())
+        return self._breakers[shard].would_allow(self._clock.monotonic_ms())
 
     async def close(self) -> None:
         """Close every connection."""
