@@ -198,9 +198,7 @@ def common(place: Place) -> dict[str, int]:
         "map of tenants": sys.getsizeof(place.directory.accounts),
         "queues of windows": sum(sys.getsizeof(exchange._kept._windows) for exchange in place.exchanges),
         "tenants with leases at rest": sum(
-            sys.getsizeof(exchange.resting._accounts)
-            + sum(sys.getsizeof(due) for _, due in exchange.resting._due.values())
-            for exchange in place.exchanges
+            sys.getsizeof(due) for exchange in place.exchanges for _, due in exchange.resting._due.values()
         ),
         "journal, a file in memory": place.journal.cells * record_bytes(KEY),
     }

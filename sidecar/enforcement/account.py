@@ -116,10 +116,8 @@ class Account:
         "limits",
         "parent",
         "provisional",
-        "refused_since_ms",
         "rests_until_ms",
         "rev",
-        "stale",
         "tenant",
         "touched",
         "turn",
@@ -132,12 +130,10 @@ class Account:
         self.exchange = exchange
         self.parent = parent
         self.provisional = False
-        self.stale = False
         self.withdrawn = False
         self.touched = False
         self.edition = 0
         self.turn = 0
-        self.refused_since_ms = 0
         self.rests_until_ms = 0
         self.has_children = False
         self.limits: Keyed[LimitState] = NONE
@@ -156,7 +152,6 @@ class Account:
         self.rev = snapshot.rev
         self.anchor_s = snapshot.anchor_s
         self.contract = contract(snapshot)
-        self.stale = False
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
         for state in list(self.limits.values()):

@@ -63,6 +63,8 @@ class Directory:
         self.policy: Policy | None = None
         self.accounts: dict[str, Account] = {}
         self._oldest: deque[Account] = deque()  # those that may be forgotten next
+        for exchange in exchanges:
+            exchange.accounts = self.accounts
         self._exchanges = exchanges
         self._store = store
         self._clock = clock
@@ -154,7 +156,6 @@ class Directory:
 
     def refresh(self, account: Account) -> None:
         """Have the account's snapshot read again, in the background."""
-        account.stale = True
         self._refreshing[account.tenant] = None
         self._wake.set()
 

@@ -17,7 +17,7 @@ from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantRe
 from sidecar.usage.window import Span, Window, WindowKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.limit_state import LimitState
@@ -65,6 +65,7 @@ class ShardExchange:
         self.backlogged = False
         self.composed_ms = 0
         self.stale: list[tuple[Account, bytes]] = []  # with the newer snapshot, if Redis sent it
+        self.accounts: Mapping[str, Account] = {}  # by tenant; whoever looks tenants up lends its own
         self.charges: dict[tuple[Account, str, str, str], Charge] = {}  # a memo of its accounts
         self.generation_changes = 0
         self.replies_unused = 0
@@ -76,6 +77,7 @@ class ShardExchange:
         self._heard_ms = -HEARD_MS
         self._touched: dict[Account, None] = {}
         self._holders: dict[Account, None] = {}
+        self._refused_since_ms: dict[Account, int] = {}
         self.resting = Resting(terms.lease_rest_ms)  # holders that are not reported
         self._kept = Kept(journal)
 
@@ -125,7 +127,7 @@ class ShardExchange:
 
     def leases(self) -> Iterator[int]:
         """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
-        for account in tuple(chain(self._holders, self.resting)):
+        for account in chain(tuple(self._holders), self.resting):
             yield from (max(0, state.left) for state in account.limits.values())
 
     def degraded(self) -> Iterator[bool]:
@@ -184,7 +186,8 @@ class ShardExchange:
 
     def _called(self, tenants: list[str]) -> None:
         """Somebody is short of units of these: what is at rest here goes back with the next message."""
-        called = [account for tenant in tenants if (account := self.resting.wake(tenant)) is not None]
+        named = (account for tenant in tenants if (account := self.accounts.get(tenant)) is not None)
+        called = [account for account in named if self.resting.wake(account)]
         for account in called:
             account.forfeit()
         self._wake(called)
@@ -231,7 +234,7 @@ class ShardExchange:
         account.roll(self.wall_s, limits_max)
         account.touched = False
         self._touched.pop(account, None)
-        if self.resting.wake(account.tenant) is not None:
+        if self.resting.wake(account):
             self._holders[account] = None
         # Rotate, so that holders beyond one message get their turn. It stays a holder meanwhile: what it holds may have
         # to be forfeited before the reply comes.
@@ -327,14 +330,12 @@ class ShardExchange:
 
     def _refused(self, account: Account, sent_ms: int, now_ms: int) -> None:
         """A tenant whose part has no effect is not renewed by syncs of its shard: leases end after ``lease_ttl``."""
-        if not account.refused_since_ms:
-            account.refused_since_ms = sent_ms
-        elif now_ms - account.refused_since_ms >= self.terms.lease_ttl_ms:
+        if now_ms - self._refused_since_ms.setdefault(account, sent_ms) >= self.terms.lease_ttl_ms:
             account.forfeit()
 
     def _take_over(self, one: Sent, part: TenantReply, version: int, now_ms: int, *, renewed: bool) -> None:
         account = one.account
-        account.refused_since_ms = 0
+        self._refused_since_ms.pop(account, None)
         for window, value in one.windows:
             window.acknowledged = value
             window.version = version

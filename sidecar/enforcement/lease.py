@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sidecar.enforcement.limit_period import LimitPeriod
 
 LAID_MAX = 4_096
+# Times of what rests are kept as coarse as this, so that tenants of many messages share them.
+REST_GRAIN_MS = 250
 SPACED_TIMES = 3
 
 
@@ -114,6 +116,11 @@ def laid(lease: Lease) -> Lease:
         for name in Lease.__slots__:
             object.__setattr__(found, name, getattr(lease, name))
     return found
+
+
+def coarse(ms: int) -> int:
+    """The begin of the grain that a time falls into; never 0, which stands for never."""
+    return max(1, ms - ms % REST_GRAIN_MS)
 
 
 def taken(lease: Lease) -> Lease:

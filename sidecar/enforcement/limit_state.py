@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.enforcement.lease import NO_LEASE, Lease, laid, taken
+from sidecar.enforcement.lease import NO_LEASE, Lease, coarse, laid, taken
 from sidecar.enforcement.limit_period import UNBOUNDED, LimitPeriod, limit_period
 from sidecar.store.messages import LeaseReply, LeaseReport
 
@@ -103,6 +103,7 @@ class LimitState:
         """Share the lease with others that are at rest, until it is used."""
         lease = self.lease
         if self.known and lease.quiet and not (lease.shared or lease.in_flight or self.pending):
+            lease.own_changed_ms, lease.reported_ms = coarse(lease.own_changed_ms), coarse(lease.reported_ms)
             self.lease = laid(lease)
 
     @property

@@ -3,7 +3,8 @@
 A writer with a long tail of tenants would have to ask anew for each that comes back after a few seconds, and to report
 each of thousands twice a second if it kept their leases as it keeps others.
 
-Guarantees: nothing is at rest for longer than ``rest_ms`` after its last use, or after the end of its period.
+Guarantees: nothing is at rest for longer than ``rest_ms`` after its last use, or (but for a second) after the end of
+            its period.
 Gives up:   units that rest here are missing elsewhere until somebody calls for them (docs/protocol.md).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from sidecar.enforcement.lease import REST_GRAIN_MS, coarse
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS
 
 if TYPE_CHECKING:
@@ -21,52 +23,57 @@ if TYPE_CHECKING:
 
 
 class Resting:
-    """The accounts of one shard whose leases are at rest."""
+    """The accounts of one shard whose leases are at rest: those with a ``rests_until_ms``."""
 
     def __init__(self, rest_ms: int) -> None:
         self.rest_ms = rest_ms
-        self._accounts: dict[str, Account] = {}
+        self._count = 0
         # By the time until which they may rest, since that is the same for most in a message. Who did not rest for so
         # long stays in it until then.
-        self._due: dict[int, tuple[int, list[str]]] = {}
+        self._due: dict[int, tuple[int, list[Account]]] = {}
         self._times: list[int] = []  # a heap of these times
 
     def __bool__(self) -> bool:
-        return bool(self._accounts)
+        return self._count > 0
 
     def __contains__(self, account: Account) -> bool:
-        return account.tenant in self._accounts
+        return account.rests_until_ms > 0
 
     def __iter__(self) -> Iterator[Account]:
-        return iter(self._accounts.values())
+        """All of them, a few at a time: decisions may come between two."""
+        for until_ms, due in tuple(self._due.values()):
+            yield from (account for account in dict.fromkeys(due) if account.rests_until_ms == until_ms)
 
     def lay(self, account: Account, now_ms: int, wall_s: int) -> bool:
         """Let the leases of an account rest, if all of them may; returns whether they do."""
         held = [state for state in account.limits.values() if state.left]
         if self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
             return False
-        until_ms = min(state.lease.own_changed_ms for state in held) + self.rest_ms
+        until_ms = coarse(min(state.lease.own_changed_ms for state in held) + self.rest_ms)
         ends_s = min((state.period.end_s for state in held if state.period.small), default=0)
-        if ends_s:
-            until_ms = min(until_ms, now_ms + max(0, ends_s - wall_s) * 1000)
+        if ends_s:  # and no sooner than that, or a report would speak of a period that is not over
+            until_ms = min(until_ms, coarse(now_ms + max(0, ends_s - wall_s) * 1000 + REST_GRAIN_MS - 1))
         found = self._due.get(until_ms)
         if found is None:
             found = self._due[until_ms] = (until_ms, [])
             heappush(self._times, until_ms)
+        self._count += account not in self
         account.rests_until_ms = found[0]  # one object for all of them
-        found[1].append(account.tenant)
-        self._accounts[account.tenant] = account
+        found[1].append(account)
         for state in held:
             state.lay()
         return True
 
-    def wake(self, tenant: str) -> Account | None:
-        """The account of a tenant, if it was at rest; it no longer is."""
-        return self._accounts.pop(tenant, None)
+    def wake(self, account: Account) -> bool:
+        """Whether an account was at rest; it no longer is."""
+        if account not in self:
+            return False
+        account.rests_until_ms = 0
+        self._count -= 1
+        return True
 
     def wake_all(self) -> list[Account]:
-        accounts = list(self)
-        self._accounts.clear()
+        accounts = [account for account in list(self) if self.wake(account)]
         self._due.clear()
         self._times.clear()
         return accounts
@@ -78,10 +85,9 @@ class Resting:
             until_ms = self._times[0]
             due = self._due[until_ms][1]
             while due and len(found) < most:
-                account = self._accounts.get(due[-1])
-                if account is not None and account.rests_until_ms == until_ms:
-                    found.append(self._accounts.pop(account.tenant))
-                due.pop()
+                account = due.pop()
+                if account.rests_until_ms == until_ms and self.wake(account):
+                    found.append(account)
             if not due:
                 del self._due[heappop(self._times)]
         return found

@@ -42,6 +42,13 @@ def account(snapshot: Snapshot = PLAN, parent: Account | None = None) -> Account
     return Account(snapshot, exchange(), parent)
 
 
+def known(shard: ShardExchange, snapshot: Snapshot = PLAN) -> Account:
+    """The account of a tenant that the shard can find by name."""
+    made = Account(snapshot, shard)
+    shard.accounts = {**shard.accounts, made.tenant: made}
+    return made
+
+
 def limit_of(owner: Account, limit_id: str) -> LimitState:
     """A limit that the account has."""
     found = owner.limits.get(limit_id)

@@ -7,10 +7,11 @@ import pytest
 from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import WOKEN_PER_SYNC, ShardExchange
+from sidecar.enforcement.lease import REST_GRAIN_MS
 from sidecar.enforcement.limit_period import FIRST_LEASE_UNITS
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS
 from sidecar.enforcement.terms import Terms
-from tests.unit.tenants import HARD, NOON_S, ONE, exchange, lease, limit, plan, reply
+from tests.unit.tenants import HARD, NOON_S, ONE, exchange, known, lease, limit, limit_of, plan, reply
 
 NOW_MS = 1_000_000
 REST_MS = 90_000
@@ -24,7 +25,7 @@ def rested(*tenants: str, rule: LimitRule = LARGE, units: int = FIRST_LEASE_UNIT
     shard.wall_s = NOON_S
     said(shard, NOW_MS)  # learns the generation
     for tenant in tenants:
-        account = Account(plan(rule, tenant=tenant), shard)
+        account = known(shard, plan(rule, tenant=tenant))
         [(_, state, _)] = account.charge(ONE, "", "", NOON_S).limits
         state.wait_for(1)
         shard.touch(account)
@@ -157,7 +158,7 @@ def test_no_more_wake_at_once_than_a_message_has_room_for() -> None:
 def test_who_waited_for_a_lease_has_it_although_somebody_was_short_of_the_tenant_a_moment_ago() -> None:
     """As in the first seconds of a minute in which there is plenty, after one that was used up."""
     shard = rested("acme", "other")
-    owner = Account(plan(LARGE, tenant="late"), shard)
+    owner = known(shard, plan(LARGE, tenant="late"))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.wait_for(1)
     shard.touch(owner)
@@ -166,3 +167,38 @@ def test_who_waited_for_a_lease_has_it_although_somebody_was_short_of_the_tenant
     assert leases(shard) == (2, 2 * FIRST_LEASE_UNITS)
     said(shard, NOW_MS + 2, called=("late",))
     assert state.left == 0
+
+
+def test_who_is_laid_to_rest_again_rests_once() -> None:
+    shard = rested("acme", "other")
+    account = shard.accounts["acme"]
+    for turn in range(2):
+        shard.touch(account)
+        assert said(shard, NOW_MS + turn, FIRST_LEASE_UNITS) == ["acme"]
+    assert leases(shard) == (2, 2 * FIRST_LEASE_UNITS)
+    assert sorted(said(shard, NOW_MS + REST_MS)) == ["acme", "other"]
+    assert not shard.resting
+
+
+def test_leases_of_messages_a_moment_apart_are_shared_while_they_rest() -> None:
+    shard = rested("acme")
+    later = known(shard, plan(LARGE, tenant="later"))
+    [(_, state, _)] = later.charge(ONE, "", "", NOON_S).limits
+    state.wait_for(1)
+    shard.touch(later)
+    said(shard, NOW_MS + REST_GRAIN_MS - 1, FIRST_LEASE_UNITS)
+    assert state.lease.shared
+    assert state.lease is limit_of(shard.accounts["acme"], state.id).lease
+    assert sorted(said(shard, NOW_MS + REST_MS)) == ["acme", "later"]
+
+
+def test_what_rests_to_the_end_of_its_minute_does_not_wake_before() -> None:
+    shard = rested()
+    account = known(shard, plan(MINUTE))
+    shard.wall_s = NOON_S + 50
+    [(_, state, _)] = account.charge(ONE, "", "", shard.wall_s).limits
+    state.wait_for(1)
+    shard.touch(account)
+    said(shard, NOW_MS + 1, FIRST_LEASE_UNITS)
+    assert said(shard, NOW_MS + 10_001) == []
+    assert said(shard, NOW_MS + 10_001 + REST_GRAIN_MS) == ["acme"]

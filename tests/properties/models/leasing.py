@@ -47,6 +47,7 @@ class Writer:
         self.journal = Journal(NOWHERE, name)  # there is no such folder: it counts in memory
         self.exchange = ShardExchange(0, name, self.journal, TERMS)
         self.account = Account(terms, self.exchange)
+        self.exchange.accounts = {terms.tenant: self.account}
         self.waiting: Call | None = None
         self.reads_snapshots = True
 
