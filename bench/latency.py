@@ -83,7 +83,7 @@ def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[st
         found["rate"] = rate
         with listener.serving("floor") as server, place.alone(server.pid):
             found["floor"] = sampled(int(server.at), rate, seconds, hot)
-        with place.alone(place.worker(dev)):
+        with place.alone(place.worker(dev)), place.alone(place.redis(dev)):
             found |= decided(dev, seconds, tenants, rate, hot)
     ratio = round(found["outage"]["p99_us"] / found["quiet"]["p99_us"], 2)
     return found | {"tenants": tenants, "outage_ratio": ratio}

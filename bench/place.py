@@ -92,9 +92,12 @@ def in_front(priority: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(pid: int) -> Iterator[None]:
-    """A process goes before whatever else runs on its core (SCHED_FIFO), if we may say so, as if it were its own."""
+    """A process goes before whatever else runs on its core (SCHED_FIFO), if we may say so, as if it were its own.
+
+    Its children do not.
+    """
     with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(pid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     try:
         yield
     finally:
@@ -129,11 +132,16 @@ def installation(env: Mapping[str, str] | None = None) -> Iterator[SidecarDev]:
             dev.start()
         try:
             pin(worker(dev))
-            with contextlib.suppress(PermissionError):  # Redis has a core of its own elsewhere
-                os.setpriority(os.PRIO_PROCESS, int(dev.now().pids["redis"]), MOST_URGENT)
+            with contextlib.suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, redis(dev), MOST_URGENT)
             yield dev
         finally:
             dev.stop()
+
+
+def redis(dev: SidecarDev) -> int:
+    """Process id of Redis, which has a core of its own elsewhere."""
+    return int(dev.now().pids["redis"])
 
 
 def worker(dev: SidecarDev) -> int:

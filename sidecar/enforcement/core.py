@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sidecar.enforcement.adoption import Adoption
 from sidecar.enforcement.changes import ChangeReader
@@ -19,6 +18,7 @@ from sidecar.enforcement.directory import Directory
 from sidecar.enforcement.enforcer import Enforcer
 from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.repeats import Repeats
+from sidecar.enforcement.survey import Survey
 from sidecar.enforcement.synchroniser import Synchroniser
 from sidecar.enforcement.terms import Terms
 from sidecar.errors import StoreRefused, StoreUnavailable
@@ -27,8 +27,6 @@ from sidecar.signals import end
 from sidecar.usage.journal import SUFFIX, Journal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-
     from sidecar.clock import Clock
     from sidecar.settings import Settings
     from sidecar.store.client import Store
@@ -38,9 +36,6 @@ log = logging.getLogger(__name__)
 
 WATERMARK_POLL_S = 0.2
 WATCH_INTERVAL_S = 1.0
-OBSERVED_AT_ONCE = 64  # limits: some tens of microseconds, in which no request is decided
-
-T = TypeVar("T")
 
 
 class Core:
@@ -84,6 +79,7 @@ class Core:
             interval_ms=settings.changes_interval_ms,
             kept_at=settings.state / "catalogue.json",
         )
+        self._survey = Survey(self.exchanges, counters)
         self._adoption = Adoption(folder, store, counters, settings.reclaim_after_ms)
         self._store = store
         self._clock = clock
@@ -111,13 +107,7 @@ class Core:
     async def observe(self) -> None:
         """Set what is looked up rather than counted, for a scrape that is about to read it."""
         counters, journal, store = self._counters, self.journal, self._store
-        held = units = degraded = 0
-        async for left in _unhurried(exchange.leases() for exchange in self.exchanges):
-            held += left > 0
-            units += left
-        async for one in _unhurried(exchange.degraded() for exchange in self.exchanges):
-            degraded += one
-        counters.leases_held, counters.lease_units, counters.degraded_limits = held, units, degraded
+        await self._survey.look()
         counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
         counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
         counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
@@ -136,6 +126,7 @@ class Core:
         """Report everything, return the leases, wait at most ``drain_s`` for the ledger, delete the journal."""
         # The directory goes on: a report may still be refused because a snapshot is old.
         await end(self._tasks[1:])
+        await self._survey.close()
         self._adoption.close()
         done = False
         with contextlib.suppress(TimeoutError, StoreUnavailable, StoreRefused):
@@ -151,6 +142,7 @@ class Core:
     async def abandon(self) -> None:
         """End as a killed process does: nothing is reported, the journal stays and its lock goes."""
         await end(self._tasks)
+        await self._survey.close()
         self._adoption.close()
         await self.synchroniser.close()
         self.journal.close(delete=False)
@@ -175,14 +167,6 @@ class Core:
             (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
             (self._store_state.good if store.available else self._store_state.bad)()
             await asyncio.sleep(WATCH_INTERVAL_S)
-
-
-async def _unhurried(parts: Iterable[Iterable[T]]) -> AsyncIterator[T]:
-    """Everything in the parts, with decisions in between."""
-    for number, one in enumerate(chain.from_iterable(parts)):
-        if number % OBSERVED_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        yield one
 
 
 def _ended(task: asyncio.Task[None]) -> None:

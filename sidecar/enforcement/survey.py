@@ -1,0 +1,67 @@
+"""What a worker's limits come to together, for a scrape: looked through a few at a time, with decisions in between.
+
+Guarantees: a scrape is answered within SOON_S however many tenants there are, and how busy the worker is.
+Gives up:   telling a scrape of this moment when that does not suffice: it gets what the last look found, and the next
+            one gets what this look finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
+
+from sidecar.signals import end
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.telemetry import CoreCounters
+
+LOOKED_AT_ONCE = 64  # limits: some tens of microseconds, in which no request is decided
+SOON_S = 0.2
+
+T = TypeVar("T")
+
+
+class Survey:
+    """Sets ``leases_held``, ``lease_units`` and ``degraded_limits``."""
+
+    __slots__ = ("_counters", "_exchanges", "_look")
+
+    def __init__(self, exchanges: Sequence[ShardExchange], counters: CoreCounters) -> None:
+        self._exchanges = exchanges
+        self._counters = counters
+        self._look: asyncio.Task[None] | None = None
+
+    async def look(self) -> None:
+        """Look through all limits, or wait for the look under way; no longer than SOON_S. Raises what it raised."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._through(), name="survey")
+        done, _ = await asyncio.wait([self._look], timeout=SOON_S)
+        for look in done:
+            look.result()
+
+    async def close(self) -> None:
+        """End a look that is under way."""
+        if self._look is not None:
+            await end([self._look])
+
+    async def _through(self) -> None:
+        held = units = degraded = 0
+        async for left in _unhurried(exchange.leases() for exchange in self._exchanges):
+            held += left > 0
+            units += left
+        async for one in _unhurried(exchange.degraded() for exchange in self._exchanges):
+            degraded += one
+        counters = self._counters
+        counters.leases_held, counters.lease_units, counters.degraded_limits = held, units, degraded
+
+
+async def _unhurried(parts: Iterable[Iterable[T]]) -> AsyncIterator[T]:
+    """Everything in the parts, with decisions in between."""
+    for number, one in enumerate(chain.from_iterable(parts)):
+        if number % LOOKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        yield one
