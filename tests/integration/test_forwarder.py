@@ -231,6 +231,25 @@ async def test_a_restored_ledger_takes_nothing_for_usage_that_is_not_billed(plac
     assert place.at_stripe() == {("a", "api_calls"): 16}
 
 
+async def test_an_answer_that_comes_after_a_restore_says_where_the_delta_lies(place: Forwarding) -> None:
+    """The backup is from before the row was moved; what Stripe has is compared by its hours later."""
+    await place.tenants(["a"])
+    await place.count("a", 7)
+    forwarder = place.forwarder()
+    await forwarder.decide()
+    batch = await forwarder._claim(10, "")
+    assert batch is not None
+    done = await forwarder._send(batch, batch.sends, 0)
+    sent = (await place.rows())[0]["at"]
+    await place.sql(
+        "update stripe_outbox set state = 'waiting', first_sent = null, tries = 0, at = at - interval '5 hours'"
+    )
+    await place.sql("update stripe_lanes set claim = null, claimed_until = null")
+    await forwarder._record([done])
+    assert [(row["state"], row["at"]) for row in await place.rows()] == [("delivered", sent)]
+    await place.agree()
+
+
 async def test_what_waits_for_a_meter_is_sent_when_it_is_back(place: Forwarding) -> None:
     await place.tenants(["a"])
     await place.count("a", 7)

@@ -141,6 +141,7 @@ async def record(tx: Transaction, fates: Sequence[Fate], releases: Sequence[Rele
             [int(fate.kept) for fate in fates],
             [fate.no_effect and not fate.row.first_sent_s for fate in fates],
             [ours.get((fate.row.window.tenant, fate.row.window.metric), False) for fate in fates],
+            [fate.row.at_s for fate in fates],
             SETTLE_AFTER_S,
         )
     await release(tx, releases)

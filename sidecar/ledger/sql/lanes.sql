@@ -106,14 +106,15 @@ for update of l;
 
 -- name: record_fates
 -- Records what became of rows; an older try of a row that somebody else tries by now only counts if it was delivered.
+-- Then it lies where it was sent, which a ledger that was restored meanwhile may not know.
 update stripe_outbox as o
-set state = f.state, reason = f.reason, replays = o.replays + f.replays,
+set state = f.state, at = case when f.state = 'delivered' then to_timestamp(f.at_s) else o.at end, reason = f.reason, replays = o.replays + f.replays,
     first_sent = case when f.no_effect then null else o.first_sent end,
     delivered = case when f.state = 'delivered' then ledger_now() end,
-    look_at = case when f.state = 'in_doubt' then o.last_sent + make_interval(secs => $12::bigint) end
+    look_at = case when f.state = 'in_doubt' then o.last_sent + make_interval(secs => $13::bigint) end
 from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::text[], $7::text[], $8::text[],
-    $9::int[], $10::boolean[], $11::boolean[])
-    as f (tenant, metric, period_s, hour_s, number, identifier, state, reason, replays, no_effect, ours)
+    $9::int[], $10::boolean[], $11::boolean[], $12::bigint[])
+    as f (tenant, metric, period_s, hour_s, number, identifier, state, reason, replays, no_effect, ours, at_s)
 where o.tenant = f.tenant collate "C" and o.metric = f.metric collate "C" and o.period = to_timestamp(f.period_s)
     and o.hour = to_timestamp(f.hour_s) and o.number = f.number and o.identifier = f.identifier collate "C"
     and (f.ours and o.state = 'sending' or f.state = 'delivered' and o.state <> 'delivered');

@@ -113,18 +113,19 @@ class Sending(LaneTransaction):
 
     def _record_fates(self, *columns: Any) -> Iterable[Any]:
         for index, row in self._keyed(columns):
-            identifier, state, reason, replays, no_effect, ours = (column[index] for column in columns[5:11])
+            identifier, state, reason, replays, no_effect, ours, at_s = (column[index] for column in columns[5:12])
             ours = ours and row.state == "sending"
             if row.identifier != identifier or not (ours or (state == "delivered" != row.state)):
                 continue
             self._put(
                 row,
                 state=state,
+                at_s=at_s if state == "delivered" else row.at_s,
                 reason=reason,
                 replays=row.replays + replays,
                 first_sent=None if no_effect else row.first_sent,
                 delivered=self._now if state == "delivered" else None,
-                look_at=(row.last_sent or 0) + columns[11] * 1000 if state == "in_doubt" else None,
+                look_at=(row.last_sent or 0) + columns[12] * 1000 if state == "in_doubt" else None,
             )
         return []
 
