@@ -128,12 +128,12 @@ class ShardExchange:
     def leases(self) -> Iterator[int]:
         """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
         for account in chain(tuple(self._holders), self.resting):
-            yield from (max(0, state.left) for state in account.limits.values())
+            yield from (max(0, state.left) for state in tuple(account.limits.values()))
 
     def degraded(self) -> Iterator[bool]:
         """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
         for account in tuple(self._touched):
-            yield from (bool(state.outage_used or state.lease.refused) for state in account.limits.values())
+            yield from (bool(state.outage_used or state.lease.refused) for state in tuple(account.limits.values()))
 
     def return_leases(self) -> None:
         """Lower every lease to nothing and ask for no more; the next messages say so."""

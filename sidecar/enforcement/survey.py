@@ -8,6 +8,7 @@ Gives up:   telling a scrape of this moment when that does not suffice: it gets 
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.telemetry import CoreCounters
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT_ONCE = 64  # limits: some tens of microseconds, in which no request is decided
 SOON_S = 0.2
@@ -39,6 +42,7 @@ class Survey:
         """Look through all limits, or wait for the look under way; no longer than SOON_S. Raises what it raised."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._through(), name="survey")
+            self._look.add_done_callback(_ended)
         done, _ = await asyncio.wait([self._look], timeout=SOON_S)
         for look in done:
             look.result()
@@ -57,6 +61,12 @@ class Survey:
             degraded += one
         counters = self._counters
         counters.leases_held, counters.lease_units, counters.degraded_limits = held, units, degraded
+
+
+def _ended(look: asyncio.Task[None]) -> None:
+    """Whoever asked may have gone on: what went wrong is a fault of ours and must be seen."""
+    if not look.cancelled() and look.exception() is not None:
+        log.critical("a look through the limits failed", exc_info=look.exception())
 
 
 async def _unhurried(parts: Iterable[Iterable[T]]) -> AsyncIterator[T]:

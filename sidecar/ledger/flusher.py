@@ -154,12 +154,12 @@ class Flusher:
     async def project(self) -> None:
         """Give Redis the catalogue in force, and every tenant and key that changed."""
         async with self._ledger.transaction() as tx:
-            # Announced before the commit that marks it as done: what was not announced is projected again.
-            await self._store.announce(await self._projector.catalogue(tx))
-            pending = [int(row[0]) for row in await tx.rows("shards_pending")]
             states = await tx.rows("shard_states")
             self._epochs.compare({row[0]: ShardState(*row[1:4]) for row in states})
             self._counters.lease_units_lost = sum(row[4] for row in states)
+            # Announced before the commit that marks it as done: what was not announced is projected again.
+            await self._store.announce(await self._projector.catalogue(tx))
+            pending = [int(row[0]) for row in await tx.rows("shards_pending")]
         failures = await self._at_once(pending, full=True)
         self._tell_restored()
         if failures:
@@ -353,10 +353,11 @@ class Flusher:
     async def _ledger_went_back(self, tx: ShardTransaction, ledger_epoch: int, redis_epoch: int) -> None:
         """Postgres was restored from a backup: whatever Redis still has is sent again, every tenant published anew."""
         shard = tx.shard
+        self._projector.doubt()
+        # It scans all keys, so before every other pass has to wait for this one.
+        marked = await self._store.mark_all_dirty(shard)
         if await tx.doubt():
             self._epochs.doubt()
-        self._projector.doubt()
-        marked = await self._store.mark_all_dirty(shard)
         await tx.rows("forget_tenants_projected", shard)
         await tx.rows("forget_keys_projected", shard)
         await distrust(tx, shard=shard)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sidecar.enforcement import survey
+from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.survey import LOOKED_AT_ONCE, Survey
 from sidecar.telemetry import CoreCounters
 
@@ -27,6 +29,13 @@ class Exchange:
 
     def degraded(self) -> Iterator[bool]:
         yield from (number % 3 == 0 for number in range(self.limits))
+
+
+class Account:
+    """As much of one as a look reads."""
+
+    def __init__(self, limits: dict[int, Any]) -> None:
+        self.limits = limits
 
 
 def surveyed(*exchanges: Any) -> tuple[Survey, CoreCounters]:
@@ -64,10 +73,30 @@ async def test_others_get_their_turn_during_a_look() -> None:
     assert turns >= 10
 
 
-async def test_what_goes_wrong_in_a_look_is_raised() -> None:
+async def test_what_goes_wrong_in_a_look_is_raised_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     looks, _ = surveyed(object())
     with pytest.raises(AttributeError):
         await looks.look()
+    assert "a look through the limits failed" in caplog.text
+
+
+async def test_a_tenants_limits_may_come_and_go_during_a_look() -> None:
+    """Beyond a few they are in a dictionary, which nobody may change while it is looked through."""
+    limit = SimpleNamespace(left=1, outage_used=0, lease=SimpleNamespace(refused=False))
+    limits: dict[int, Any] = dict.fromkeys(range(200), limit)
+    account = Account(limits)
+    exchange = SimpleNamespace(_holders={account: None}, resting=(), _touched={account: None})
+    one = SimpleNamespace(
+        leases=lambda: ShardExchange.leases(exchange),  # type: ignore[arg-type]
+        degraded=lambda: ShardExchange.degraded(exchange),  # type: ignore[arg-type]
+    )
+    looks, counters = surveyed(one)
+    look = asyncio.ensure_future(looks.look())
+    while not look.done():
+        await asyncio.sleep(0)
+        limits[len(limits)] = limits[0]
+    await look
+    assert 200 <= counters.leases_held <= 202
 
 
 async def test_a_look_under_way_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
