@@ -30,7 +30,8 @@ from tests.simulation.faults import Faults
 from tests.simulation.world import World, simulated
 
 LENGTHS_MS = (4_000, 4_000, 6_000, 8_000, 8_000, 12_000, 20_000)
-COLLECTED_AFTER = 128
+CHUNK = 4  # seeds
+CHUNKS_A_LIFE = 8  # garbage is not collected: it goes with the process, and so does what is never quite gone
 TMPFS = Path("/dev/shm")  # noqa: S108 - journals are written there and nothing else
 
 
@@ -108,8 +109,6 @@ def quiet() -> None:
 
 def one(seed: int) -> Outcome:
     outcome = simulate(seed)
-    if seed % COLLECTED_AFTER == 0:
-        gc.collect()
     if not outcome.violations:
         outcome.history = []
     return outcome
@@ -129,8 +128,8 @@ def main() -> int:
     faults: Counter[str] = Counter()
     steps = 0
     bad: list[Outcome] = []
-    with multiprocessing.Pool(options.jobs) if len(seeds) > 1 else _Alone() as pool:
-        for outcome in pool.imap_unordered(one, seeds, chunksize=4):
+    with multiprocessing.Pool(options.jobs, maxtasksperchild=CHUNKS_A_LIFE) if len(seeds) > 1 else _Alone() as pool:
+        for outcome in pool.imap_unordered(one, seeds, chunksize=CHUNK):
             faults.update(outcome.faults)
             steps += outcome.steps
             if outcome.violations:
