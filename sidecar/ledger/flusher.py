@@ -154,12 +154,12 @@ class Flusher:
     async def project(self) -> None:
         """Give Redis the catalogue in force, and every tenant and key that changed."""
         async with self._ledger.transaction() as tx:
-            states = await tx.rows("shard_states")
-            self._epochs.compare({row[0]: ShardState(*row[1:4]) for row in states})
-            self._counters.lease_units_lost = sum(row[4] for row in states)
             # Announced before the commit that marks it as done: what was not announced is projected again.
             await self._store.announce(await self._projector.catalogue(tx))
             pending = [int(row[0]) for row in await tx.rows("shards_pending")]
+            states = await tx.rows("shard_states")
+            self._epochs.compare({row[0]: ShardState(*row[1:4]) for row in states})
+            self._counters.lease_units_lost = sum(row[4] for row in states)
         failures = await self._at_once(pending, full=True)
         self._tell_restored()
         if failures:
