@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import sys
@@ -19,6 +20,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.disable()
     yield
     gc.unfreeze()
+    # Their last steps run here, without a loop; asyncio would make one for them that nobody closes.
+    asyncio.set_event_loop(None)
     gc.collect()
     gc.enable()
     logging.disable(logging.NOTSET)

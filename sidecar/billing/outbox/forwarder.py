@@ -37,6 +37,7 @@ from sidecar.clock import Clock
 from sidecar.errors import LedgerUnavailable, SidecarError, StripeUnavailable
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.distrust import distrust
+from sidecar.ledger.epochs import UNSEEN
 from sidecar.ledger.transaction import Transaction
 from sidecar.logs import Transition, fields
 
@@ -269,7 +270,7 @@ class Forwarder:
             async with self._ledger.transaction() as own:
                 return await self._vouched(own)
         states = await tx.rows("shard_states")
-        return self._vouch({int(shard): -1 if doubted else int(epoch) for shard, epoch, _, doubted, _ in states})
+        return self._vouch({int(shard): UNSEEN if doubted else int(epoch) for shard, epoch, _, doubted, _ in states})
 
     def _start(self, batch: Batch) -> set[asyncio.Task[Done]]:
         size = self._sender.per_call

@@ -108,7 +108,8 @@ for update of l;
 -- Records what became of rows; an older try of a row that somebody else tries by now only counts if it was delivered.
 -- Then it lies where it was sent, which a ledger that was restored meanwhile may not know.
 update stripe_outbox as o
-set state = f.state, at = case when f.state = 'delivered' then to_timestamp(f.at_s) else o.at end, reason = f.reason, replays = o.replays + f.replays,
+set state = f.state, reason = f.reason, replays = o.replays + f.replays,
+    at = case when f.state = 'delivered' then to_timestamp(f.at_s) else o.at end,
     first_sent = case when f.no_effect then null else o.first_sent end,
     delivered = case when f.state = 'delivered' then ledger_now() end,
     look_at = case when f.state = 'in_doubt' then o.last_sent + make_interval(secs => $13::bigint) end
