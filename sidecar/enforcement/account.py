@@ -145,8 +145,12 @@ class Account:
         self.contract = contract(snapshot)
         self.adopt(snapshot)
 
-    def adopt(self, snapshot: Snapshot) -> None:
-        """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
+    def adopt(self, snapshot: Snapshot) -> bool:
+        """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed.
+
+        Returns whether Redis has to hear of it soon: units go back, or what it said refuses or marks requests. All else
+        can wait for the tenant's next request, or a changed plan would be a report of each of its tenants.
+        """
         billing = snapshot.anchor_s, snapshot.interval_months
         rebased = billing != (self.anchor_s, self.contract.interval_months)
         self.rev = snapshot.rev
@@ -154,6 +158,7 @@ class Account:
         self.contract = contract(snapshot)
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
+        telling = False
         for state in list(self.limits.values()):
             rule = rules.get(state.rule.name)
             if rule is not None and (rebased or rule.period != state.rule.period) and not state.period.small:
@@ -166,11 +171,14 @@ class Account:
                 continue
             stop = state.period.stop
             if not self._leased(rule) or rule.stop is None or (stop is not None and rule.stop < stop):
+                telling = telling or state.left > 0
                 state.forfeit()
+            telling = telling or state.over_ms > 0 or state.spent_out(1)
             if rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
                 self._forget(state)
                 continue
             state.follow(rule, leased=self._leased(rule))
+        return telling
 
     def forfeit(self) -> None:
         """Give up every lease."""

@@ -145,6 +145,10 @@ class ShardExchange:
         account.touched = True
         self._touched[account] = None
 
+    def uses(self, account: Account) -> bool:
+        """Whether requests spend of it at the moment, as far as the last two messages tell."""
+        return account.touched or account in self._holders
+
     def forget(self, account: Account) -> bool:
         """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
         needed = account.touched or account.windows or account.departed or account.has_children
