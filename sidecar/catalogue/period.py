@@ -10,6 +10,7 @@ Gives up:   leap seconds, as Unix time does, and instants outside the years 1 to
 from __future__ import annotations
 
 from datetime import date
+from functools import lru_cache
 
 from sidecar.catalogue.model import Period
 
@@ -18,6 +19,7 @@ DAY_S = 86_400
 _FIXED_S: dict[str, int] = {"second": 1, "minute": 60, "hour": 3_600, "day": DAY_S}
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+_DATES_KEPT = 4_096  # requests and their tenants' anchors are of a few years' days
 
 
 def bounds(period: Period, at_s: int, anchor_s: int = 0, interval_months: int = 1) -> tuple[int, int]:
@@ -39,23 +41,29 @@ def bounds(period: Period, at_s: int, anchor_s: int = 0, interval_months: int = 
 
 def _anchored(at_s: int, anchor_s: int, interval_months: int) -> tuple[int, int]:
     anchor_day, time_of_day_s = divmod(anchor_s, DAY_S)
-    anchor = date.fromordinal(anchor_day + _EPOCH_ORDINAL)
-    now = date.fromordinal(at_s // DAY_S + _EPOCH_ORDINAL)
-    anchor_month = anchor.year * 12 + anchor.month - 1
-    now_month = now.year * 12 + now.month - 1
+    anchor_month, day = _month(anchor_day)
+    now_month, _ = _month(at_s // DAY_S)
     month = anchor_month + (now_month - anchor_month) // interval_months * interval_months
-    start_s = _in_month(month, anchor.day, time_of_day_s)
+    start_s = _in_month(month, day) + time_of_day_s
     if start_s > at_s:
         # The period that starts in this very month has not begun yet: the one before it is still running.
-        return _in_month(month - interval_months, anchor.day, time_of_day_s), start_s
-    return start_s, _in_month(month + interval_months, anchor.day, time_of_day_s)
+        return _in_month(month - interval_months, day) + time_of_day_s, start_s
+    return start_s, _in_month(month + interval_months, day) + time_of_day_s
 
 
-def _in_month(month: int, day: int, time_of_day_s: int) -> int:
-    """The anchor's day and time in a month (counted from year 0), or the month's last day when it is shorter."""
+@lru_cache(_DATES_KEPT)
+def _month(day: int) -> tuple[int, int]:
+    """The month (counted from year 0) of a day since 1970, and which day of it that is."""
+    found = date.fromordinal(day + _EPOCH_ORDINAL)
+    return found.year * 12 + found.month - 1, found.day
+
+
+@lru_cache(_DATES_KEPT)
+def _in_month(month: int, day: int) -> int:
+    """When a day of a month (counted from year 0) begins, or the month's last day when it is shorter."""
     year, index = divmod(month, 12)
     last = _MONTH_DAYS[index]
     if index == 1 and year % 4 == 0 and (year % 100 != 0 or year % 400 == 0):
         last = 29
     ordinal = date(year, index + 1, min(day, last)).toordinal()
-    return (ordinal - _EPOCH_ORDINAL) * DAY_S + time_of_day_s
+    return (ordinal - _EPOCH_ORDINAL) * DAY_S

@@ -53,6 +53,7 @@ class Synchroniser:
         renew: Callable[[Account, bytes], None],
     ) -> None:
         self._exchanges = exchanges
+        self._parts = [exchanges[part::PARTS] for part in range(PARTS)]
         self._store = store
         self._clock = clock
         self._counters = counters
@@ -89,11 +90,13 @@ class Synchroniser:
 
     def tick(self, part: int, *, busy: bool = False) -> None:
         """Sync one of PARTS parts of the shards: all at once would take a connection for each of them."""
+        if not self._parts[part]:
+            return
         now_ms = self._clock.monotonic_ms()
         hour = self._clock.wall_s() // 3600
         # Half an interval less, since a tick may come a little early.
         spaced_ms = self._interval_ms * SPACED_INTERVALS - self._interval_ms // 2
-        for exchange in self._exchanges[part::PARTS]:
+        for exchange in self._parts[part]:
             exchange.hour = hour
             exchange.spaced = busy and exchange.ample
             since_ms = now_ms - self._last_ms[exchange.shard]

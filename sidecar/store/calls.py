@@ -85,7 +85,7 @@ class Calls:
             raise StoreUnavailable("Redis is away; the breaker is open")
         self.made[verb] = self.made.get(verb, 0) + 1
         try:
-            async with Patience(self._timeout_s):
+            with Patience(self._timeout_s):
                 try:
                     answer = await self.servers.run(key, words)
                 except NoScriptError:

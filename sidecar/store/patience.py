@@ -19,7 +19,7 @@ GRACE_S = 0.02
 
 
 class Patience:
-    """Like ``asyncio.timeout``: TimeoutError when what is inside takes longer than ``limit_s``."""
+    """Like ``asyncio.timeout``, entered without an await: TimeoutError when it takes longer than ``limit_s``."""
 
     __slots__ = ("_cancelling", "_due_s", "_expired", "_handle", "_limit_s", "_loop", "_task")
 
@@ -27,18 +27,18 @@ class Patience:
         self._limit_s = limit_s
         self._expired = False
 
-    async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("a time limit needs a task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._loop = asyncio.get_running_loop()
         self._due_s = self._loop.time() + self._limit_s
         self._handle = self._loop.call_at(self._due_s, self._end, True)  # noqa: FBT003 - call_at takes no keywords
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._handle.cancel()

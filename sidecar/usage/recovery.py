@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.catalogue.amount import AMOUNT_MAX
@@ -20,7 +21,6 @@ from sidecar.usage.window import WindowKey
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
 
 WINDOWS_AT_ONCE = 500  # about a millisecond
@@ -81,13 +81,12 @@ def adopt(directory: Path) -> Iterator[DeadJournal]:
 def adopt_slowly(directory: Path) -> Generator[DeadJournal | None]:
     """The same, with a None after every WINDOWS_AT_ONCE windows, for those who have something else to do meanwhile."""
     try:
-        names = sorted(entry.name for entry in os.scandir(directory) if entry.name.endswith(SUFFIX))
+        names = sorted(entry.path for entry in os.scandir(directory) if entry.name.endswith(SUFFIX))
     except FileNotFoundError:
         return
     for name in names:
-        path = directory / name
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             continue
         try:
@@ -96,6 +95,7 @@ def adopt_slowly(directory: Path) -> Generator[DeadJournal | None]:
             if os.fstat(fd).st_nlink == 0:
                 os.close(fd)
                 continue
+            path = Path(name)
             writer, count = _writer(path, fd), 0
             for _ in _windows(path, fd):
                 count += 1

@@ -51,6 +51,7 @@ class Network:
         self.trapped: Callable[[Process, list[str], int], None] = lambda _process, _tenants, _ms: None
         self.kill: Callable[[Process], None] = lambda _process: None
         self._random = random
+        self._bits = random.getrandbits
 
     def heal(self) -> None:
         self.lost_rate = self.reply_lost_rate = self.late_rate = self.repeated_rate = 0
@@ -79,20 +80,28 @@ class Network:
         return False
 
     def drawn(self, rate: int, fault: str) -> bool:
-        if not rate or below(self._random, 1000, 10) >= rate:
+        if not rate:
+            return False
+        drawn = self._bits(10)
+        while drawn >= 1000:
+            drawn = self._bits(10)
+        if drawn >= rate:
             return False
         self.count(fault)
         return True
 
     def delay_us(self) -> int:
-        if self.drawn(self.late_rate, "message late"):
+        if self.late_rate and self.drawn(self.late_rate, "message late"):
             return LATE_US + below(self._random, 5_990_000, 23)
-        return 100 + below(self._random, 2_900, 12)
+        us = self._bits(12)
+        while us >= 2_900:
+            us = self._bits(12)
+        return 100 + us
 
     def send(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any]) -> None:
         """Let a command travel; its answer, if there is one, arrives in ``done``."""
         loop = self.loop
-        if self.burn(process):
+        if process in self.fuses and self.burn(process):
             return
         unheard = process in self.deaf and words[1] in (lua.SCRIPTS["changes"].sha, lua.SCRIPTS["changes"].text)
         if unheard or process in self.cut or self.drawn(self.lost_rate, "request lost"):

@@ -19,6 +19,7 @@ from sidecar.usage.window import WindowKey
 if TYPE_CHECKING:
     from sidecar.enforcement.account import Charge
     from sidecar.enforcement.limit_state import LimitState
+    from sidecar.usage.window import Window
     from tests.simulation.redis import MemoryRedis
 
 LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
@@ -55,6 +56,7 @@ class Oracle:
         self._tags = shards
         self._note = note
         self._over: set[LimitKey] = set()
+        self._places: dict[Window, WindowKey] = {}
         self._granting: set[tuple[str, str]] = set()
 
     def violated(self, invariant: str, about: str) -> None:
@@ -66,13 +68,13 @@ class Oracle:
     def spent(self, writer: str, charge: Charge, unleased: set[LimitState], wall_ms: int) -> None:
         """A request was allowed and counted."""
         self.admitted += 1
-        known = self.counted[writer]
+        known, places = self.counted[writer], self._places
         for window, units in charge.windows or ():
-            place = window.key
-            known[place] += units
+            place = places.get(window) or places.setdefault(window, window.key)
+            known[place] = allowed = known[place] + units
             self.used[place.tenant, place.series][place.period, place.hour] += units
-            if window.value != known[place]:
-                self.violated("C1", f"{place} of {writer} has {window.value} in its cell, {known[place]} allowed")
+            if window.view[window.index] != allowed:
+                self.violated("C1", f"{place} of {writer} has {window.value} in its cell, {allowed} allowed")
         checked = set()
         for owner, state, units in charge.limits:
             if not state.period.leased or not units or state.period.small:

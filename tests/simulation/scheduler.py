@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from heapq import heappop, heappush
-from types import coroutine
 from typing import Any
+from unittest import mock
 
 STEPS_MAX = 2_000_000
 
@@ -27,7 +28,7 @@ class Process:
         self.name = name
         self.alive = True
         self.paused = False
-        self.held: list[Step] = []
+        self.held: list[Entry] = []
         self.context = Context()
         self.context.run(_PROCESS.set, self)
 
@@ -36,7 +37,7 @@ class Process:
         return self.context.run(call, *arguments)
 
     def spawn(self, loop: VirtualLoop, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        return asyncio.Task(work, loop=loop, context=self.context.copy())
+        return asyncio.Task(work, loop=loop, name="task", context=self.context.copy())
 
 
 _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -47,22 +48,27 @@ def current() -> Process | None:
     return _PROCESS.get()
 
 
-class Step(list[Any]):
-    """Something to be called; stands in for asyncio's handles, of which only ``cancel`` is used.
+# [when in us, number, what to call with which arguments, context]: no two are equal in the first two, so they compare
+# without a step of Python's. What is cancelled has None to call.
+Entry = list[Any]
 
-    It is [when in us, number, call, arguments, context]: a list is made and compared without a step of Python's.
-    """
 
-    __slots__ = ()
+class Step:
+    """Something to be called, for whoever may change its mind; stands in for asyncio's handles."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
 
     def cancel(self) -> None:
-        self[2] = None
+        self._entry[2] = None
 
     def cancelled(self) -> bool:
-        return self[2] is None
+        return self._entry[2] is None
 
     def when(self) -> float:
-        return float(self[0] / 1e6)
+        return float(self._entry[0] / 1e6)
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -78,8 +84,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.failures: list[dict[str, Any]] = []
         self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
         self._leapt_ms = 0
-        self._ready: deque[Step] = deque()
-        self._timers: list[Step] = []
+        self._ready: deque[Any] = deque()  # entries, some of them as tuples
+        self._timers: list[Entry] = []
         self._scheduled = 0
 
     @property
@@ -91,38 +97,35 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._leapt_ms += ms
         self.elapsed_ms += ms
 
-    def run_until(self, ms: int) -> None:  # noqa: PLR0912 - the innermost loop of every run
+    def run_until(self, ms: int) -> None:
         """Run everything that is due up to an instant, which then is the present."""
         until_us = ms * 1000
-        ready, timers = self._ready, self._timers
+        ready, timers, steps = self._ready, self._timers, self.steps
         asyncio._set_running_loop(self)
         try:
             while True:
                 if ready:
-                    _, _, call, arguments, context = step = ready.popleft()
-                    if call is None:
-                        continue
-                else:
-                    if not timers or timers[0][0] > until_us:
-                        break
-                    when_us, _, call, arguments, context = step = heappop(timers)
-                    if call is None:
-                        continue
-                    if when_us > self.now_us:
+                    _, _, call, context = entry = ready.popleft()
+                elif timers and timers[0][0] <= until_us:
+                    when_us, _, call, context = entry = heappop(timers)
+                    if when_us > self.now_us and call is not None:
                         self.now_us = when_us
                         self.elapsed_ms = when_us // 1000 + self._leapt_ms
+                else:
+                    break
+                if call is None:
+                    continue
                 process = context.get(_PROCESS)
-                if process is not None:
-                    if not process.alive:
-                        continue
-                    if process.paused:
-                        process.held.append(step)
-                        continue
-                self.steps += 1
-                context.run(call, *arguments)
-                if self.steps > STEPS_MAX:
+                if process is not None and (process.paused or not process.alive):
+                    if process.alive:
+                        process.held.append(entry)
+                    continue
+                steps += 1
+                context.run(*call)
+                if steps > STEPS_MAX:
                     raise RuntimeError("the simulation does not come to an end")
         finally:
+            self.steps = steps
             asyncio._set_running_loop(None)
         if until_us > self.now_us:
             self.now_us = until_us
@@ -134,47 +137,45 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready.extend(process.held)
         process.held.clear()
 
-    def at(self, ms: int, call: Callable[..., Any], *arguments: Any) -> Step:
+    def at(self, ms: int, *call: Any) -> Step:
         """Call something of the world at an instant; it belongs to no process."""
-        return self._schedule(ms * 1000, call, arguments, _WORLD)
+        return Step(self._schedule(ms * 1000, call, _WORLD))
 
-    def after_us(self, us: int, call: Callable[..., Any], *arguments: Any, of: Process | None = None) -> Step:
+    def after_us(self, us: int, *call: Any, of: Process | None = None) -> None:
         """Call something a while from now, of a process or of the world."""
-        return self._schedule(self.now_us + us, call, arguments, of.context if of is not None else _WORLD)
+        self._schedule(self.now_us + us, call, of.context if of is not None else _WORLD)
 
     async def pause_us(self, us: int) -> None:
         """Sleep, and wake even if the sleeper has changed its mind."""
         woken = self.create_future()
-        self._schedule(self.now_us + us, _wake, (woken,), copy_context())
+        self._schedule(self.now_us + us, (_wake, woken), copy_context())
         await woken
 
-    def _schedule(self, when_us: int, call: Callable[..., Any], arguments: tuple[Any, ...], context: Context) -> Step:
-        self._scheduled += 1
-        step = Step((when_us, self._scheduled, call, arguments, context))
-        heappush(self._timers, step)
-        return step
+    def _schedule(self, when_us: int, call: tuple[Any, ...], context: Context) -> Entry:
+        self._scheduled = number = self._scheduled + 1
+        entry = [when_us, number, call, context]
+        heappush(self._timers, entry)
+        return entry
 
     # What asyncio asks of a loop.
 
     def time(self) -> float:
         return self.now_us / 1e6
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:  # type: ignore[override]
-        step = Step((0, 0, callback, args, context if context is not None else copy_context()))
-        self._ready.append(step)
-        return step
+    def call_soon(self, *call: Any, context: Context | None = None) -> Any:  # type: ignore[override]
+        if context is not None:  # of a future or a task, which never change their minds
+            self._ready.append((0, 0, call, context))
+            return None
+        entry = [0, 0, call, copy_context()]
+        self._ready.append(entry)
+        return Step(entry)
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> Any:
+    def call_at(self, when: float, *call: Any, context: Context | None = None) -> Any:  # type: ignore[override]
         when_us, now_us = round(when * 1e6), self.now_us
-        return self._schedule(max(now_us, when_us), callback, args, copy_context() if context is None else context)
+        return Step(self._schedule(max(now_us, when_us), call, copy_context() if context is None else context))
 
-    def call_later(  # type: ignore[override]
-        self, delay: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> Any:
-        when_us, now_us = round((self.now_us / 1e6 + delay) * 1e6), self.now_us
-        return self._schedule(max(now_us, when_us), callback, args, copy_context() if context is None else context)
+    def call_later(self, delay: float, *call: Any, context: Context | None = None) -> Any:  # type: ignore[override]
+        return self.call_at(self.now_us / 1e6 + delay, *call, context=context)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
         return asyncio.Task(coro, loop=self, name=name or "task", context=context)
@@ -196,24 +197,44 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 _WORLD = Context()
 
 
+@contextmanager
+def virtual() -> Iterator[None]:
+    """Let asyncio take the shorter ways that a virtual loop allows."""
+    with (
+        mock.patch.object(asyncio, "sleep", sleep),
+        # Nobody asks for all tasks, and each would be put in and taken out.
+        mock.patch.object(asyncio.tasks._all_tasks, "add", id),  # type: ignore[attr-defined]
+    ):
+        yield
+
+
 async def sleep(delay: float, result: Any = None) -> Any:
     """What stands in for ``asyncio.sleep``: the same, in fewer steps of Python."""
-    loop: Any = asyncio.get_running_loop()
     if delay <= 0:
-        await _yielded()
+        await _TURN
         return result
+    loop: Any = asyncio.get_running_loop()
+    now_us = loop.now_us
+    when_us = round((now_us / 1e6 + delay) * 1e6)
     woken: asyncio.Future[None] = loop.create_future()
-    handle = loop.call_later(delay, _wake, woken)
+    entry = loop._schedule(max(now_us, when_us), (_wake, woken), copy_context())
     try:
         await woken
     finally:
-        handle[2] = None
+        entry[2] = None
     return result
 
 
-@coroutine
-def _yielded() -> Generator[None]:
-    yield
+class _Turn:
+    """Lets everything else have its turn once."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None]:
+        return iter((None,))  # type: ignore[return-value] # it need not take anything, and takes no frame
+
+
+_TURN = _Turn()
 
 
 def _wake(sleeper: asyncio.Future[None]) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,11 +35,11 @@ from sidecar.usage.window import WindowKey
 from tests.simulation import lua
 from tests.simulation.catalogues import PLANS, TEXTS, catalogue
 from tests.simulation.clock import MachineClock
-from tests.simulation.network import Connection, Network
+from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
 from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
 from tests.simulation.redis import MemoryRedis
-from tests.simulation.scheduler import Process, Step, VirtualLoop, current, sleep
+from tests.simulation.scheduler import Process, Step, VirtualLoop, current, virtual
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
@@ -62,13 +61,10 @@ class Machine:
     def __init__(self, name: str, folder: Path, clock: MachineClock) -> None:
         self.name = name
         self.folder = folder
+        self.journals = folder / "journals"
         self.clock = clock
         self.workers: list[Worker] = []
         self.image: dict[str, bytes] = {}
-
-    @property
-    def journals(self) -> Path:
-        return self.folder / "journals"
 
     def alive(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.process.alive and not worker.stopping]
@@ -246,11 +242,12 @@ class World:
         clock = MachineClock(self.loop, self.start_ms)
 
         async def answer() -> None:
-            self.network.burn(process)
+            if process in self.network.fuses:
+                self.network.burn(process)
             if not process.alive:
                 await self.loop.create_future()
             if self.random.random() < TAKES_TIME:
-                await self.loop.pause_us(self.random.randrange(100, 3_000))
+                await self.loop.pause_us(100 + below(self.random, 2_900, 12))
 
         def build() -> Flusher:
             CONNECTIONS[process.name] = self.network
@@ -399,8 +396,8 @@ def simulated(random: Random) -> Iterator[None]:
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
     parse = lambda text, _name: catalogue(text)  # noqa: E731
     with ExitStack() as stack:
+        stack.enter_context(virtual())
         for module, name, value in (
-            (asyncio, "sleep", sleep),
             (sidecar.store.client, "connect", connected),
             (sidecar.store.client, "load", lambda: lua.SCRIPTS),
             (sidecar.enforcement.core, "secrets", tokens),

@@ -34,7 +34,7 @@ async def test_an_answer_that_came_while_the_loop_was_held_up_is_read(
         redis.send(b"+OK\r\n")
         time.sleep(2 * LIMIT_S)  # as a flood of requests or a throttled CPU does
 
-    async with Patience(LIMIT_S):
+    with Patience(LIMIT_S):
         asyncio.get_running_loop().call_soon(hold_up)
         assert await reader.readline() == b"+OK\r\n"
 
@@ -43,7 +43,7 @@ async def test_no_answer_is_a_timeout_on_a_late_loop_too(wire: tuple[asyncio.Str
     reader, _ = wire
 
     async def wait(held_up_s: float) -> None:
-        async with Patience(LIMIT_S):
+        with Patience(LIMIT_S):
             asyncio.get_running_loop().call_soon(time.sleep, held_up_s)
             await reader.readline()
 
@@ -57,7 +57,7 @@ async def test_being_cancelled_is_no_timeout(wire: tuple[asyncio.StreamReader, s
     entered = asyncio.Event()
 
     async def wait() -> None:
-        async with Patience(60):
+        with Patience(60):
             entered.set()
             await reader.readline()
 
@@ -69,7 +69,7 @@ async def test_being_cancelled_is_no_timeout(wire: tuple[asyncio.StreamReader, s
 
 
 async def test_in_time_nothing_happens() -> None:
-    async with Patience(LIMIT_S):
+    with Patience(LIMIT_S):
         pass
     await asyncio.sleep(2 * LIMIT_S)  # whatever would still come has come
     task = asyncio.current_task()

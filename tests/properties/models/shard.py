@@ -141,7 +141,6 @@ class Shard:
 
     def set_lease(self, key: str, writer: str, units: int) -> None:
         keys, held = self.keys, f"{self.tag}held:{writer}"
-        small = keys.get(key, "small")
         current = keys.number(key, f"l:{writer}")
         if units == current:
             return
@@ -152,8 +151,7 @@ class Shard:
             keys.drop(key, f"l:{writer}")
         if not current:
             keys.grow(key, "n", 1)
-            if not small:
-                keys.sets.setdefault(held, set()).add(key)
+            keys.sets.setdefault(held, set()).add(key)
         elif not units:
             keys.grow(key, "n", -1)
             keys.sets.get(held, set()).discard(key)

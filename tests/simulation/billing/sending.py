@@ -53,7 +53,8 @@ class Sending(LaneTransaction):
             bills_from_s = max(row.hour_s, row.period_s) if row is not None else 0
             whose = (*lane, customer.customer, f"mtr_{lane[1]}", f"quota_{lane[1]}", rounded(self._now))
             terms = (self._server.meters.anchor_s, 1, 0, bills_from_s)
-            yield WORK((*whose, *terms, self._distrusted(lane), seconds(customer.restored), doubtful, *sendable))
+            about = (*whose, *terms, self._distrusted(lane), seconds(customer.restored), doubtful, *sendable)
+            yield dict(zip(WORK, about, strict=True))
 
     def _begin_sending(self, *columns: list[Any]) -> Iterable[Any]:
         for _, row in self._keyed(columns):

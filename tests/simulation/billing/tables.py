@@ -103,7 +103,7 @@ UNDECIDED = record(
     "tenant", "metric", "period_s", "hour_s", "amount", "number", "anchor_s", "interval_months", "held",
     "items_since_s", "bills_from_s",
 )  # fmt: skip
-WORK = record(
+WORK = (
     "tenant", "metric", "customer", "meter", "event_name", "now_s", "anchor_s", "interval_months", "items_since_s",
     "bills_from_s", "distrusted", "restored_s", "doubtful", "period_s", "hour_s", "number", "value", "identifier",
     "attempt", "tries", "replays", "at_s", "deadline_s", "first_sent_s", "last_sent_s",

@@ -7,7 +7,7 @@ Gives up:   what transactions of one lane see of each other's middle.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -26,6 +26,8 @@ _OF_ROWS = {
 }  # fmt: skip
 _READS = {"hours_in_doubt", "rows_of_hour", "witness", "delivered_by_hour", "next_number", "unbilled_windows"}
 _OF_LANE = {"lane_verified", "rest_lane"} | _READS
+_OF_SHARD = {"forget_undelivered", "rest_lanes", "distrust_customers"}
+_OF_LANES = _OF_ROWS | _OF_LANE | _OF_SHARD | {"release_lanes", "undecided_windows", "rows_by_identifier"}
 
 
 class LaneTransaction(MemoryTransaction):
@@ -46,11 +48,16 @@ class LaneTransaction(MemoryTransaction):
         super().__init__(postgres, shard, process, answer)
         self._pause = pause
 
-    async def rows(self, name: str, *arguments: Any) -> list[Any]:
+    def rows(self, name: str, *arguments: Any) -> Coroutine[Any, Any, list[Any]]:
+        if name in _OF_LANES:
+            return self._rows_of_lanes(name, arguments)
+        return MemoryTransaction.rows(self, name, *arguments)
+
+    async def _rows_of_lanes(self, name: str, arguments: tuple[Any, ...]) -> list[Any]:
         needed, keeps = self._needed(name, arguments)
         if needed:
             await self._have(sorted(needed), keeps=keeps)
-        return await super().rows(name, *arguments)
+        return await MemoryTransaction.rows(self, name, *arguments)
 
     # Locks.
 
@@ -62,15 +69,12 @@ class LaneTransaction(MemoryTransaction):
             return set(zip(arguments[1], arguments[2], strict=True)), True
         if name in _OF_LANE:
             return {(arguments[0], arguments[1])}, name not in _READS
-        if name in {"forget_undelivered", "rest_lanes", "distrust_customers"}:
+        if name in _OF_SHARD:
             return set(self._lanes_of(arguments[0], arguments[1])), True
         if name == "undecided_windows":
             return set(self._lanes_of(arguments[0], "")), False
-        if name == "rows_by_identifier":
-            return {
-                lane for lane, rows in self._all.rows.items() for row in rows.values() if row.identifier == arguments[0]
-            }, True
-        return set(), False
+        every = self._all.rows.items()  # rows_by_identifier
+        return {lane for lane, rows in every for row in rows.values() if row.identifier == arguments[0]}, True
 
     async def _have(self, lanes: Sequence[Lane], *, keeps: bool) -> None:
         locks = self._server.lane_locks

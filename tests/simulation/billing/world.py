@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +35,9 @@ from tests.simulation.billing.sending import Sending
 from tests.simulation.billing.stripe import StripeServer
 from tests.simulation.billing.tables import Customer, Meters, Outbox, OutboxRow, OutboxServer
 from tests.simulation.clock import MachineClock
+from tests.simulation.network import below
 from tests.simulation.postgres import CounterKey, MemoryLedger
-from tests.simulation.scheduler import Process, Step, VirtualLoop, sleep
+from tests.simulation.scheduler import Process, Step, VirtualLoop, virtual
 
 EPOCH_S = 1_772_366_400  # 2026-03-01 12:00:00 UTC
 SHARDS = 2
@@ -96,7 +98,7 @@ class OutboxLedger(MemoryLedger):
     """What a process holds of a Postgres with an outbox."""
 
     def __init__(self, world: Billing, process: Process) -> None:
-        super().__init__(world.postgres, process, lambda: world.answer(process))
+        super().__init__(world.postgres, process, partial(world.answer, process))
         self._world = world
 
     def _open(self, shard: int) -> OutboxTransaction:
@@ -277,10 +279,12 @@ class Billing:
 
     async def answer(self, process: Process) -> None:
         """One round trip to Postgres."""
-        if self.burn(process):
+        if process in self.fuses:
+            self.burn(process)
+        if not process.alive:
             await self.loop.create_future()
         if self.random.random() < TAKES_TIME:
-            await self.loop.pause_us(self.random.randrange(100, 3_000))
+            await self.loop.pause_us(100 + below(self.random, 2_900, 12))
             if self.random.random() < CUT and not self.healed:
                 self.count("connection to postgres cut")
                 raise LedgerUnavailable("the connection was cut")
@@ -352,7 +356,7 @@ def simulated(random: Random, world_of: Callable[[str], None]) -> Iterator[None]
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
     module: Any = sys.modules[Forwarder.__module__]
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(asyncio, "sleep", sleep))
+        stack.enter_context(virtual())
         for name, value in (("secrets", tokens), ("random", random), ("log", _Log(world_of))):
             stack.enter_context(mock.patch.object(module, name, value))
         yield
