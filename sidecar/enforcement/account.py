@@ -145,8 +145,12 @@ class Account:
         self.contract = contract(snapshot)
         self.adopt(snapshot)
 
-    def adopt(self, snapshot: Snapshot) -> None:
-        """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed."""
+    def adopt(self, snapshot: Snapshot) -> bool:
+        """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed.
+
+        Returns whether Redis has to hear of it soon: units go back, or what it said refuses or marks requests. All else
+        can wait for the tenant's next request, or a changed plan would be a report of each of its tenants.
+        """
         billing = snapshot.anchor_s, snapshot.interval_months
         rebased = billing != (self.anchor_s, self.contract.interval_months)
         self.rev = snapshot.rev
@@ -154,6 +158,7 @@ class Account:
         self.contract = contract(snapshot)
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}
+        telling = False
         for state in list(self.limits.values()):
             rule = rules.get(state.rule.name)
             if rule is not None and (rebased or rule.period != state.rule.period) and not state.period.small:
@@ -166,11 +171,14 @@ class Account:
                 continue
             stop = state.period.stop
             if not self._leased(rule) or rule.stop is None or (stop is not None and rule.stop < stop):
+                telling = telling or state.left > 0
                 state.forfeit()
+            telling = telling or state.over_ms > 0 or state.spent_out(1)
             if rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
                 self._forget(state)
                 continue
             state.follow(rule, leased=self._leased(rule))
+        return telling
 
     def forfeit(self) -> None:
         """Give up every lease."""
@@ -248,17 +256,18 @@ class Account:
         """Start of the billing period that holds ``now_s``, in unix seconds."""
         return bounds("billing", now_s, self.anchor_s, self.contract.interval_months)[0]
 
-    def roll(self, now_s: int, most: int) -> None:
+    def roll(self, now_s: int, now_ms: int, most: int) -> None:
         """Go on, in the current period, with limits of seconds and minutes that had a lease when theirs ended.
 
         So one message asks for the leases of all tenants in it, before each of them has to wait for its own. Of a
-        tenant's users ``most`` go on with one message.
+        tenant's users ``most`` go on with one message. What was not used lately does not (``now_ms``: monotonic).
         """
-        ended = (
-            state for state in self.limits.values() if state.period.small and state.left and state.period.end_s <= now_s
-        )
+        ended = (state for state in self.limits.values() if state.left and state.over(now_s))
         for state in list(islice(ended, most)):
-            self._limit(state.rule, state.id.partition(":")[2], now_s)
+            if state.settled and not state.goes_on(now_ms):
+                state.lapse()
+            else:
+                self._limit(state.rule, state.id.partition(":")[2], now_s)
 
     def _limit(self, rule: LimitRule, value: str, now_s: int) -> LimitState:
         limit_id = f"{rule.name}:{value}" if value else rule.name
@@ -269,7 +278,7 @@ class Account:
         fresh = LimitState(limit_period(rule, limit_id, start_s, end_s, leased=self._leased(rule)))
         if state is not None:
             fresh.succeed(state, self.exchange.composed_ms)
-            self._depart(state)
+            self._depart(state, now_s)
         before = self._small_own.get((limit_id, start_s))
         if before is not None:
             fresh.own = fresh.own_reported = before.own
@@ -310,12 +319,16 @@ class Account:
     def _leased(self, rule: LimitRule) -> bool:
         return rule.stop is not None and not rule.shadow and not self.contract.shadow
 
-    def _depart(self, state: LimitState) -> None:
+    def _depart(self, state: LimitState, now_s: int = 0) -> None:
+        """Let another limit take its place; by ``now_s`` its period may be over."""
         self.limits = self.limits.without(state.id)
         self.drop_charges()
-        state.depart()
         if state.period.small and state.own:
             self._remember_small(state)
+        if state.settled and state.over(now_s):
+            state.lapse()  # Redis knows what was spent of it, and what was not ends with the period there, too
+            return
+        state.depart()
         self.departed = (*self.departed[1 - DEPARTED_MAX :], state)
         self.exchange.touch(self)
 

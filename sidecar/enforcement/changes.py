@@ -157,14 +157,17 @@ class ChangeReader:
             self._counters.catalogue_reload_ok = 0
             log.error("catalogue refused, the last good one stays", extra=fields(problems=error.problems))  # noqa: TRY400
             return
-        known = self._directory.policy is not None
+        former = self._directory.policy
         self._text_hash = hash(kept.text)
-        self._directory.policy = Policy(catalogue, RouteTable(catalogue.routes), kept.revision)
+        same = former is not None and former.catalogue.routes == catalogue.routes
+        # Two milliseconds for two hundred rules, in which nothing is decided; seldom are they what changed.
+        routes = former.routes if former is not None and same else RouteTable(catalogue.routes)
+        self._directory.policy = Policy(catalogue, routes, kept.revision)
         self.problem = ""
         self._counters.catalogue_reload_ok = 1
         self._counters.catalogue_revision = kept.revision
         log.info("catalogue in force", extra=fields(revision=kept.revision))
-        self._plans_due = known
+        self._plans_due = former is not None
         if keep:
             self._keep(kept)
 

@@ -43,6 +43,9 @@ UNKNOWN_KEPT_MS = 5_000
 REFRESHES_AT_ONCE = 4  # each is some tenths of a millisecond, in which no request is decided
 LOOKED_THROUGH_AT_ONCE = 128
 REFRESH_PAUSE_S = 0.2
+# While more requests than this are decided, each batch is followed by a pause: it costs as much as a hundred of them.
+BUSY_PER_MS = 4
+GIVE_WAY_S = 0.005
 EVICTION_LOOKS = 64
 EVICTION_BATCH = 256
 
@@ -187,6 +190,8 @@ class Directory:
                 self._overtaken.add(name)
             account = self.accounts.get(name)
             if account is not None:
+                if account.exchange.uses(account):
+                    self._refreshing_next[name] = None
                 self.refresh(account)
 
     async def changed_all(self) -> None:
@@ -210,16 +215,20 @@ class Directory:
                 await asyncio.sleep(0)  # a decision may come between
 
     async def run(self) -> None:
-        """Refresh accounts, a few at a time."""
+        """Refresh accounts, a few at a time: those in use first, the others beside the requests that are decided."""
         while True:
             await self._wake.wait()
             batch = self._to_refresh()
             if not batch:
                 self._wake.clear()
                 continue
+            began_ms, decided = self._clock.monotonic_ms(), self._counters.snapshot_hits
             results = await asyncio.gather(*(self._refresh(tenant) for tenant in batch))
+            elapsed_ms = self._clock.monotonic_ms() - began_ms
             if not any(results):
                 await asyncio.sleep(REFRESH_PAUSE_S)
+            elif self._counters.snapshot_hits - decided > BUSY_PER_MS * (elapsed_ms + 1) and not self._refreshing_next:
+                await asyncio.sleep(GIVE_WAY_S)
 
     def _to_refresh(self) -> list[str]:
         """The next few: at most half of them are those in use, which may fail again and again."""
@@ -294,8 +303,8 @@ class Directory:
             account = self.accounts[snapshot.tenant] = Account(snapshot, self._exchanges[shard], parent)
         elif snapshot.rev >= account.rev:
             account.parent = parent
-            account.adopt(snapshot)
-            account.exchange.touch(account)
+            if account.adopt(snapshot) or account.provisional or account.withdrawn:
+                account.exchange.touch(account)
         if parent is not None:
             parent.has_children = True
         account.provisional = False

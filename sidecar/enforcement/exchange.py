@@ -28,6 +28,7 @@ TENANTS_PER_SYNC = 200
 WINDOWS_PER_SYNC = 250
 LIMITS_PER_SYNC = 250
 WOKEN_PER_SYNC = 100
+WOKEN_UNUSED = 10  # where nobody asks for anything, so that a hundred thousand leases cost little as they go back
 # A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
 HEARD_MS = 1_000
 ACKNOWLEDGED_KEPT_MS = 86_400_000
@@ -128,7 +129,8 @@ class ShardExchange:
     def leases(self) -> Iterator[int]:
         """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
         for account in chain(tuple(self._holders), self.resting):
-            yield from (max(0, state.left) for state in tuple(account.limits.values()))
+            states = tuple(account.limits.values())
+            yield from (0 if state.over(self.wall_s) else max(0, state.left) for state in states)
 
     def degraded(self) -> Iterator[bool]:
         """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
@@ -144,6 +146,10 @@ class ShardExchange:
         """Something about the account changed since its last report."""
         account.touched = True
         self._touched[account] = None
+
+    def uses(self, account: Account) -> bool:
+        """Whether requests spend of it at the moment, as far as the last two messages tell."""
+        return account.touched or account in self._holders
 
     def forget(self, account: Account) -> bool:
         """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
@@ -204,7 +210,10 @@ class ShardExchange:
         """
         self.spendable(now_ms)
         self.composed_ms, self.backlogged = now_ms, False
-        self._wake(self.resting.wake_due(now_ms, WOKEN_PER_SYNC))
+        # Leases of the next second or minute are asked for ahead only where tenants are in use.
+        used = bool(self._touched)
+        most = WOKEN_PER_SYNC if used else WOKEN_UNUSED
+        self._wake(self.resting.wake_due(now_ms, self.wall_s, most, used=used))
         accounts = dict.fromkeys(islice(self._touched, TENANTS_PER_SYNC))
         accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
         windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC
@@ -231,7 +240,7 @@ class ShardExchange:
 
         A limit is never reported without the windows that feed it, or spent units would look unspent.
         """
-        account.roll(self.wall_s, limits_max)
+        account.roll(self.wall_s, now_ms, limits_max)
         account.touched = False
         self._touched.pop(account, None)
         if self.resting.wake(account):
@@ -248,7 +257,7 @@ class ShardExchange:
             omitted.update(window.id[0] for window in windows[windows_max:])
             del windows[windows_max:]
         leaving, account.departed = [state for state in account.departed if not account.replaced(state)], ()
-        speaking = [*leaving, *(state for state in account.limits.values() if state.to_report)]
+        speaking = [*leaving, *(state for state in account.limits.values() if self._to_report(state, now_ms))]
         if len(speaking) > limits_max:
             speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message
         departed: list[LimitState] = []
@@ -271,6 +280,10 @@ class ShardExchange:
             self.touch(account)
         values = [(window, window.value) for window in windows]
         return Sent(account, account.rev, values, limits, tuple(departed))
+
+    def _to_report(self, state: LimitState, now_ms: int) -> bool:
+        resting = state.settled and now_ms - state.lease.own_changed_ms < self.terms.lease_rest_ms
+        return state.to_report and not resting
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         bounds = self.terms.lease_seconds, self.terms.lease_units_max, self.terms.lease_rest_ms

@@ -3,8 +3,8 @@
 A writer with a long tail of tenants would have to ask anew for each that comes back after a few seconds, and to report
 each of thousands twice a second if it kept their leases as it keeps others.
 
-Guarantees: nothing is at rest for longer than ``rest_ms`` after its last use, or (but for a second) after the end of
-            its period.
+Guarantees: nothing is at rest for longer than ``rest_ms`` after its last use, but for what more there is than messages
+            have room for; nothing is reported of a lease only because its second or minute ended.
 Gives up:   units that rest here are missing elsewhere until somebody calls for them (docs/protocol.md).
 """
 
@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sidecar.enforcement.account import Account
+    from sidecar.enforcement.limit_state import LimitState
+
+LOOKED_AT_ONCE = 200
 
 
 class Resting:
-    """The accounts of one shard whose leases are at rest: those with a ``rests_until_ms``."""
+    """The accounts of one shard whose leases are at rest: those with a ``rests_until_ms``.
+
+    It is negative while an account that woke is still listed for that time, so that it is not listed twice.
+    """
 
     def __init__(self, rest_ms: int) -> None:
         self.rest_ms = rest_ms
@@ -49,48 +55,85 @@ class Resting:
         held = [state for state in account.limits.values() if state.left]
         if self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
             return False
+        self._put(account, self._until_ms(held, now_ms, wall_s))
+        for state in held:
+            state.lay()
+        return True
+
+    def _until_ms(self, held: list[LimitState], now_ms: int, wall_s: int) -> int:
+        """Until when leases rest."""
         until_ms = coarse(min(state.lease.own_changed_ms for state in held) + self.rest_ms)
         ends_s = min((state.period.end_s for state in held if state.period.small), default=0)
         if ends_s:  # and no sooner than that, or a report would speak of a period that is not over
             until_ms = min(until_ms, coarse(now_ms + max(0, ends_s - wall_s) * 1000 + REST_GRAIN_MS - 1))
+        return until_ms
+
+    def _put(self, account: Account, until_ms: int) -> None:
         found = self._due.get(until_ms)
         if found is None:
             found = self._due[until_ms] = (until_ms, [])
             heappush(self._times, until_ms)
         self._count += account not in self
+        if abs(account.rests_until_ms) != until_ms:
+            found[1].append(account)
         account.rests_until_ms = found[0]  # one object for all of them
-        found[1].append(account)
-        for state in held:
-            state.lay()
-        return True
 
     def wake(self, account: Account) -> bool:
         """Whether an account was at rest; it no longer is."""
         if account not in self:
             return False
-        account.rests_until_ms = 0
+        account.rests_until_ms = -account.rests_until_ms
         self._count -= 1
         return True
 
     def wake_all(self) -> list[Account]:
         accounts = [account for account in list(self) if self.wake(account)]
+        for _, due in self._due.values():
+            for account in due:
+                account.rests_until_ms = 0
         self._due.clear()
         self._times.clear()
         return accounts
 
-    def wake_due(self, now_ms: int, most: int) -> list[Account]:
-        """Those that were at rest for long enough, ``most`` of them."""
+    def wake_due(self, now_ms: int, wall_s: int, most: int, *, used: bool) -> list[Account]:
+        """Those that were at rest for long enough, ``most`` of them.
+
+        Where a period ended they wake only if ``used``: if tenants of the shard are asking, these may be next.
+        """
         found: list[Account] = []
-        while len(found) < most and self.overdue(now_ms):
+        looks = LOOKED_AT_ONCE
+        while looks and len(found) < most and self.overdue(now_ms):
             until_ms = self._times[0]
             due = self._due[until_ms][1]
-            while due and len(found) < most:
+            while due and looks and len(found) < most:
                 account = due.pop()
-                if account.rests_until_ms == until_ms and self.wake(account):
-                    found.append(account)
+                if account.rests_until_ms == until_ms:
+                    looks -= 1
+                    if not self._rests_on(account, now_ms, wall_s, used=used):
+                        self.wake(account)
+                        found.append(account)
+                if account.rests_until_ms == -until_ms:
+                    account.rests_until_ms = 0
             if not due:
                 del self._due[heappop(self._times)]
         return found
+
+    def _rests_on(self, account: Account, now_ms: int, wall_s: int, *, used: bool) -> bool:
+        """Whether all that happened is that periods ended, and nobody will miss their leases: then they are dropped."""
+        held = [state for state in account.limits.values() if state.left]
+        ended = [state for state in held if state.over(wall_s)]
+        if any(not state.settled or (used and state.goes_on(now_ms)) for state in ended):
+            return False
+        lasting = [state for state in held if state not in ended]
+        until_ms = self._until_ms(lasting, now_ms, wall_s) if lasting else 0
+        if lasting and until_ms <= now_ms:
+            return False
+        for state in ended:
+            state.lapse()
+        self.wake(account)
+        if lasting:
+            self._put(account, until_ms)
+        return True
 
     def overdue(self, now_ms: int) -> bool:
         """Whether there may be more that were at rest for long enough."""

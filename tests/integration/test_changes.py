@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +197,16 @@ def keep_often(path: Path, revision: int) -> int:
     reader = ChangeReader(None, None, counters, interval_ms=500, kept_at=path)  # type: ignore[arg-type]
     kept = KeptCatalogue(revision, CATALOGUE)
     return sum(not reader._keep(kept) for _ in range(300))
+
+
+@pytest.mark.parametrize(("routes", "kept"), [("", True), ("routes: [{name: other, match: GET /v2}]\n", False)])
+def test_routes_that_did_not_change_are_not_compiled_again(tmp_path: Path, routes: str, *, kept: bool) -> None:
+    known = SimpleNamespace(policy=None)
+    reader = ChangeReader(known, None, CoreCounters(), interval_ms=500, kept_at=tmp_path / "kept")  # type: ignore[arg-type]
+    reader._put_in_force(KeptCatalogue(1, CATALOGUE), keep=False)
+    former = known.policy
+    reader._put_in_force(KeptCatalogue(2, CATALOGUE + routes), keep=False)
+    assert (known.policy.revision, known.policy.routes is former.routes) == (2, kept)
 
 
 @pytest.mark.parametrize(

@@ -315,10 +315,10 @@ def test_a_lease_of_a_minute_that_ended_goes_on_in_the_next_at_the_rate_it_had()
     owner = account(plan(limit(PER_MINUTE, included=8_000, stop=8_000)))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
     state.left, state.own_lease().rate_per_s = 5, 100
-    owner.roll(NOON_S + 59, 1)
+    owner.roll(NOON_S + 59, 59_000, 1)
     assert limit_of(owner, "burst") is state
     state.spend(1)
-    owner.roll(NOON_S + 60, 1)
+    owner.roll(NOON_S + 60, 60_000, 1)
     fresh = limit_of(owner, "burst")
     assert (list(owner.departed), state.left, fresh.period.start_s) == ([state], 0, NOON_S + 60)
     assert fresh.report(owner.exchange.composed_ms, 2, 1_000_000).want == 200
@@ -327,7 +327,7 @@ def test_a_lease_of_a_minute_that_ended_goes_on_in_the_next_at_the_rate_it_had()
 def test_a_lease_that_was_used_up_in_its_minute_is_not_asked_for_in_the_next() -> None:
     owner = account(plan(PER_MINUTE))
     [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
-    owner.roll(NOON_S + 60, 1)
+    owner.roll(NOON_S + 60, 60_000, 1)
     assert limit_of(owner, "burst") is state
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from sidecar.enforcement.directory import EVICTION_LOOKS, Directory
+from sidecar.enforcement.directory import BUSY_PER_MS, EVICTION_LOOKS, GIVE_WAY_S, REFRESHES_AT_ONCE, Directory
 from sidecar.store import snapshots
 from sidecar.telemetry import CoreCounters
-from tests.unit.tenants import exchange, plan
+from tests.unit.tenants import HARD, NOON_S, ONE, exchange, limit, plan
 
 MOST = 3
+REAL_SLEEP = asyncio.sleep
 
 
 def directory(most: int = MOST) -> Directory:
@@ -68,12 +70,80 @@ def test_tenants_in_use_are_refreshed_before_all_that_changed_and_those_are_not_
     assert list(known._refreshing) == names
 
 
+def test_what_changed_for_those_who_ask_is_read_before_the_rest() -> None:
+    known = directory(100)
+    names = [f"t{number}" for number in range(20)]
+    admit(known, *names)
+    known.accounts["t9"].exchange.touch(known.accounts["t9"])
+    for name in names:
+        known.changed("tenant", name)
+    assert known._to_refresh() == ["t9", "t0", "t1", "t2"]
+
+
+@pytest.mark.parametrize(("decided", "pauses"), [(0, 0), (BUSY_PER_MS, 0), (2 * BUSY_PER_MS, 2)])
+async def test_look_ups_in_the_background_give_way_to_many_decisions(decided: int, pauses: int) -> None:
+    known = directory(100)
+    admit(known, *(f"t{number}" for number in range(2 * REFRESHES_AT_ONCE)))
+    for account in known.accounts.values():
+        known.refresh(account)
+
+    async def looked_up(tenant: str) -> bool:
+        del known._refreshing[tenant]
+        known._counters.snapshot_hits += decided // REFRESHES_AT_ONCE
+        if not known._refreshing:
+            known._wake.clear()
+        return True
+
+    slept: list[float] = []
+    with (
+        mock.patch.object(known, "_refresh", looked_up),
+        mock.patch.object(known._clock, "monotonic_ms", return_value=1),
+        mock.patch("sidecar.enforcement.directory.asyncio.sleep", side_effect=slept.append),
+    ):
+        running = asyncio.create_task(known.run())
+        for _ in range(20):
+            await REAL_SLEEP(0)
+        running.cancel()
+    assert (slept, known._to_refresh()) == ([GIVE_WAY_S] * pauses, [])
+
+
+@pytest.mark.parametrize(
+    ("used", "left", "change", "touched"),
+    [
+        (0, 30, {"stop": 200, "included": 200}, False),
+        (100, 0, {"stop": 200, "included": 200}, True),  # refused so far: Redis has to say what is left now
+        (0, 30, {"stop": 50, "included": 50}, True),  # what it held goes back
+        (0, 0, {"stop": 50, "included": 50}, False),
+    ],
+)
+def test_a_changed_plan_is_reported_at_once_only_where_it_matters(
+    used: int, left: int, change: dict[str, object], *, touched: bool
+) -> None:
+    """Or each of ten thousand tenants of a plan would be reported, whoever asks for them."""
+    known = directory()
+    admit(known, "acme")
+    account = known.accounts["acme"]
+    [(_, state, _)] = account.charge(ONE, "", "", NOON_S).limits
+    state.used, state.left, state.known = used, left, True
+    known._admit(plan(limit(HARD, **change), tenant="acme", rev=2), None)
+    assert account.touched is touched
+
+
+def test_a_tenant_that_redis_did_not_know_is_reported_when_it_does() -> None:
+    known = directory()
+    admit(known, "acme")
+    account = known.accounts["acme"]
+    account.provisional = True
+    admit(known, "acme")
+    assert (account.touched, account.provisional) == (True, False)
+
+
 def test_a_newer_snapshot_that_comes_with_an_answer_is_in_force_at_once() -> None:
     known = directory()
     admit(known, "acme")
     account = known.accounts["acme"]
     known.renew(account, snapshots.encode(plan(tenant="acme", rev=7)))
-    assert (account.rev, account.touched, known._to_refresh()) == (7, True, [])
+    assert (account.rev, known._to_refresh()) == (7, [])
     known.renew(account, snapshots.encode(plan(tenant="acme", rev=5)))
     assert account.rev == 7
 

@@ -82,10 +82,10 @@ async def test_what_goes_wrong_in_a_look_is_raised_and_logged(caplog: pytest.Log
 
 async def test_a_tenants_limits_may_come_and_go_during_a_look() -> None:
     """Beyond a few they are in a dictionary, which nobody may change while it is looked through."""
-    limit = SimpleNamespace(left=1, outage_used=0, lease=SimpleNamespace(refused=False))
+    limit = SimpleNamespace(left=1, outage_used=0, lease=SimpleNamespace(refused=False), over=lambda _: False)
     limits: dict[int, Any] = dict.fromkeys(range(200), limit)
     account = Account(limits)
-    exchange = SimpleNamespace(_holders={account: None}, resting=(), _touched={account: None})
+    exchange = SimpleNamespace(_holders={account: None}, resting=(), _touched={account: None}, wall_s=0)
     one = SimpleNamespace(
         leases=lambda: ShardExchange.leases(exchange),  # type: ignore[arg-type]
         degraded=lambda: ShardExchange.degraded(exchange),  # type: ignore[arg-type]

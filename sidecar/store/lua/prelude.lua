@@ -204,6 +204,7 @@ local function merge_window(tenant, series, period, hour, writer, value, next_ve
   return growth, key, member
 end
 
+-- held_key nil: the lease is of a limit of a second or a minute, which nothing but its period ends.
 local function set_lease(key, writer, held_key, from, to)
   if to == from then return end
   redis.call('HINCRBY', key, 'held', integer(to - from))
@@ -211,11 +212,11 @@ local function set_lease(key, writer, held_key, from, to)
     redis.call('HSET', key, 'l:' .. writer, integer(to))
     if from <= 0 then
       redis.call('HINCRBY', key, 'n', 1)
-      redis.call('SADD', held_key, key) -- never expires before its leases: retire empties it
+      if held_key then redis.call('SADD', held_key, key) end -- never expires before its leases: retire empties it
     end
   else
     redis.call('HDEL', key, 'l:' .. writer)
     redis.call('HINCRBY', key, 'n', -1)
-    redis.call('SREM', held_key, key)
+    if held_key then redis.call('SREM', held_key, key) end
   end
 end

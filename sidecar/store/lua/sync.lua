@@ -135,6 +135,7 @@ local function report_lease(tenant, limits, lease, current_revision)
   local ttl = end_ms + LIMIT_KEPT_MS - now
   if small then ttl = math.max(end_ms + 60000 - now, 60000) end -- a machine whose clock is late still gets its share
   local key = limit_key(tenant, id, start)
+  local held_key = not small and held_key or nil
   if ttl <= 0 then
     give_back(key)
     return { 0, 0, 0, 0, false }

@@ -141,6 +141,7 @@ class Shard:
 
     def set_lease(self, key: str, writer: str, units: int) -> None:
         keys, held = self.keys, f"{self.tag}held:{writer}"
+        small = keys.get(key, "small")
         current = keys.number(key, f"l:{writer}")
         if units == current:
             return
@@ -151,7 +152,8 @@ class Shard:
             keys.drop(key, f"l:{writer}")
         if not current:
             keys.grow(key, "n", 1)
-            keys.sets.setdefault(held, set()).add(key)
+            if not small:
+                keys.sets.setdefault(held, set()).add(key)
         elif not units:
             keys.grow(key, "n", -1)
             keys.sets.get(held, set()).discard(key)
