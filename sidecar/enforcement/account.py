@@ -13,6 +13,7 @@ from sidecar.enforcement.contract import contract
 from sidecar.enforcement.keyed import NONE, Few, Keyed
 from sidecar.enforcement.limit_period import LimitPeriod, limit_period
 from sidecar.enforcement.limit_state import LimitState
+from sidecar.enforcement.succession import goes_on, lapse, settled, taken_ahead
 from sidecar.memo import remember, shared
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ class Account:
                 telling = telling or state.left > 0
                 state.forfeit()
             telling = telling or state.over_ms > 0 or state.spent_out(1)
+            if rule != state.rule:
+                self._drop_ahead(state)
             if rule.scope != "tenant" and state.forgettable(self.exchange.composed_ms):
                 self._forget(state)
                 continue
@@ -262,12 +265,19 @@ class Account:
         So one message asks for the leases of all tenants in it, before each of them has to wait for its own. Of a
         tenant's users ``most`` go on with one message. What was not used lately does not (``now_ms``: monotonic).
         """
-        ended = (state for state in self.limits.values() if state.left and state.over(now_s))
+        ended = (state for state in self.limits.values() if state.left and state.period.over(now_s))
         for state in list(islice(ended, most)):
-            if state.settled and not state.goes_on(now_ms):
-                state.lapse()
+            if settled(state) and not goes_on(state, now_ms):
+                lapse(state)
             else:
                 self._limit(state.rule, state.id.partition(":")[2], now_s)
+
+    def states(self) -> Iterator[LimitState]:
+        """Every limit in its current period, and in the next one where a lease of that was asked for."""
+        for state in self.limits.values():
+            yield state
+            if state.lease.ahead is not None:
+                yield state.lease.ahead
 
     def _limit(self, rule: LimitRule, value: str, now_s: int) -> LimitState:
         limit_id = f"{rule.name}:{value}" if value else rule.name
@@ -275,7 +285,8 @@ class Account:
         state = self.limits.get(limit_id)
         if state is not None and state.period.start_s == start_s and state.period.end_s == end_s:
             return state
-        fresh = LimitState(limit_period(rule, limit_id, start_s, end_s, leased=self._leased(rule)))
+        period = limit_period(rule, limit_id, start_s, end_s, leased=self._leased(rule))
+        fresh = (taken_ahead(state, period) if state is not None else None) or LimitState(period)
         if state is not None:
             fresh.succeed(state, self.exchange.composed_ms)
             self._depart(state, now_s)
@@ -325,20 +336,37 @@ class Account:
         self.drop_charges()
         if state.period.small and state.own:
             self._remember_small(state)
-        if state.settled and state.over(now_s):
-            state.lapse()  # Redis knows what was spent of it, and what was not ends with the period there, too
+        self._drop_ahead(state)
+        if settled(state) and state.period.over(now_s):
+            lapse(state)  # Redis knows what was spent of it, and what was not ends with the period there, too
             return
         state.depart()
-        self.departed = (*self.departed[1 - DEPARTED_MAX :], state)
+        self._tell(state)
+
+    def _drop_ahead(self, state: LimitState) -> None:
+        ahead = state.lease.ahead
+        if ahead is not None:
+            state.lease.ahead = None
+            ahead.depart()
+            self._tell(ahead)
+
+    def _tell(self, departed: LimitState) -> None:
+        """Have the next message give back what a limit held that is none of this tenant any more."""
+        self.departed = (*self.departed[1 - DEPARTED_MAX :], departed)
         self.exchange.touch(self)
 
     def replaced(self, departed: LimitState) -> bool:
         """Whether another limit speaks for what Redis keeps of it: one of that name whose period began with its own.
 
-        Reported later than that one's first lease, it would give back what is being spent.
+        Reported later than that one's first lease, it would give back what is being spent. Only what was spent of a
+        second or a minute is in no window, and has to be told by whoever spent it.
         """
         state = self.limits.get(departed.id)
-        return state is not None and state.period.start_s == departed.period.start_s and not departed.period.small
+        if state is not None and state.period.start_s != departed.period.start_s:
+            state = state.lease.ahead
+        if state is None or state.period.start_s != departed.period.start_s:
+            return False
+        return not (departed.period.small and departed.own)
 
     def _remember_small(self, state: LimitState) -> None:
         """Keep what was spent in a second or minute: it may come back, with the plan or with a step of the clock.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.enforcement.kept import Kept, owner
 from sidecar.enforcement.rest import Resting
+from sidecar.enforcement.succession import look_ahead, settled
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
 from sidecar.usage.window import Span, Window, WindowKey
@@ -129,8 +130,8 @@ class ShardExchange:
     def leases(self) -> Iterator[int]:
         """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
         for account in chain(tuple(self._holders), self.resting):
-            states = tuple(account.limits.values())
-            yield from (0 if state.over(self.wall_s) else max(0, state.left) for state in states)
+            states = tuple(account.states())
+            yield from (0 if state.period.over(self.wall_s) else max(0, state.left) for state in states)
 
     def degraded(self) -> Iterator[bool]:
         """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
@@ -156,7 +157,7 @@ class ShardExchange:
         needed = account.touched or account.windows or account.departed or account.has_children
         if needed or account in self._holders or account in self.resting:
             return False
-        return all(state.left == 0 for state in account.limits.values())
+        return all(state.left == 0 for state in account.states())
 
     def window(self, account: Account, span: Span) -> Window:
         """The window of a tenant's (series, period, hour), with its journal cell; made on first use."""
@@ -199,10 +200,6 @@ class ShardExchange:
         self._wake(called)
         self.ample = self.ample and not called
 
-    def compose(self, now_ms: int) -> tuple[SyncMessage, list[Sent]]:
-        """The next message, in one go."""
-        return self.message(sent := list(self.reports(now_ms)), now_ms), sent
-
     def reports(self, now_ms: int) -> Iterator[Sent]:
         """What the next message says: touched tenants first, then holders of leases, as many as its bounds allow.
 
@@ -241,6 +238,8 @@ class ShardExchange:
         A limit is never reported without the windows that feed it, or spent units would look unspent.
         """
         account.roll(self.wall_s, now_ms, limits_max)
+        if not self.closing:
+            look_ahead(account.limits.values(), self.wall_s, now_ms)
         account.touched = False
         self._touched.pop(account, None)
         if self.resting.wake(account):
@@ -257,14 +256,15 @@ class ShardExchange:
             omitted.update(window.id[0] for window in windows[windows_max:])
             del windows[windows_max:]
         leaving, account.departed = [state for state in account.departed if not account.replaced(state)], ()
-        speaking = [*leaving, *(state for state in account.limits.values() if self._to_report(state, now_ms))]
+        departing = set(leaving)
+        speaking = [*leaving, *(state for state in account.states() if self._to_report(state, now_ms))]
         if len(speaking) > limits_max:
             speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message
         departed: list[LimitState] = []
         staying: list[LimitState] = []
         limits: list[tuple[LimitState, LeaseReport, int]] = []
         for state in speaking:
-            gone = account.limits.get(state.id) is not state
+            gone = state in departing
             if len(limits) >= limits_max or state.period.series in omitted:
                 omitted.add(state.period.series)
                 if gone:
@@ -282,17 +282,12 @@ class ShardExchange:
         return Sent(account, account.rev, values, limits, tuple(departed))
 
     def _to_report(self, state: LimitState, now_ms: int) -> bool:
-        resting = state.settled and now_ms - state.lease.own_changed_ms < self.terms.lease_rest_ms
+        resting = settled(state) and now_ms - state.lease.own_changed_ms < self.terms.lease_rest_ms
         return state.to_report and not resting
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         bounds = self.terms.lease_seconds, self.terms.lease_units_max, self.terms.lease_rest_ms
         return state.report(now_ms, *bounds, renewing=renewing and not self.closing, spaced=self.spaced)
-
-    def apply(self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int) -> None:
-        """Take over a reply, in one go."""
-        for _ in self.applied(message, sent, reply, sent_ms, now_ms):
-            pass
 
     def applied(
         self, message: SyncMessage, sent: list[Sent], reply: SyncReply, sent_ms: int, now_ms: int
@@ -358,7 +353,7 @@ class ShardExchange:
         dirty = any(window.dirty for window, _ in one.windows)
         if dirty or any(state.lease.refused or not state.known for state, _, _ in one.limits):
             self.touch(account)
-        holding = any(state.left for state in account.limits.values())
+        holding = any(state.left for state in account.states())
         may_rest = renewed and self.granting and not self.closing
         resting = holding and may_rest and self.resting.lay(account, now_ms, self.wall_s)
         if holding and not resting:
@@ -382,7 +377,7 @@ class ShardExchange:
         for state, _, _ in one.limits:
             state.reject(renewing=renewing)
         one.account.departed += one.departed
-        if any(state.left for state in one.account.limits.values()):
+        if any(state.left for state in one.account.states()):
             self._holders[one.account] = None
         self.touch(one.account)
 
@@ -400,5 +395,5 @@ class ShardExchange:
         for account in self._holders:
             self.touch(account)
         for account in self._touched:
-            for state in account.limits.values():
+            for state in account.states():
                 state.known = False

@@ -15,6 +15,7 @@ from sidecar.memo import remember
 
 if TYPE_CHECKING:
     from sidecar.enforcement.limit_period import LimitPeriod
+    from sidecar.enforcement.limit_state import LimitState
 
 LAID_MAX = 4_096
 # Times of what rests are kept as coarse as this, so that tenants of many messages share them.
@@ -30,10 +31,12 @@ class Lease:
     ``over_ms``: when the included amount was exceeded (Redis' wall time), 0 before; counted limits keep it here, too.
     ``refused``: an outage policy denied something since Redis last answered. ``uncovered``: what is pending was let
     through by an outage policy, so that no ``units`` pay for it. ``watched``: the limit's total matters although this
-    writer does not spend from it.
+    writer does not spend from it. ``ahead``: the limit in the second or minute that follows,
+    asked for before it begins.
     """
 
     __slots__ = (
+        "ahead",
         "ample",
         "contended_until_ms",
         "held_elsewhere",
@@ -74,11 +77,12 @@ class Lease:
         self.refused = False
         self.uncovered = False
         self.watched = False
+        self.ahead: LimitState | None = None
 
     @property
     def quiet(self) -> bool:
         """Whether nothing is asked for, decided without Redis, or to be followed."""
-        if self.need or self.renewing or self.contended_until_ms:
+        if self.need or self.renewing or self.contended_until_ms or self.ahead is not None:
             return False
         return not (self.outage_used or self.uncovered or self.refused or self.watched)
 

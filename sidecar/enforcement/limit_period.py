@@ -68,6 +68,15 @@ class LimitPeriod:
         self.billed_beyond = rule.beyond == "bill"
         self.carefree = self.small or rule.shadow or included is None or self.billed_beyond
 
+    def over(self, wall_s: int) -> bool:
+        """Whether it is a second or a minute that has ended: what Redis set aside in it ends, too."""
+        return self.small and self.end_s <= wall_s
+
+    def like(self, other: LimitPeriod) -> bool:
+        """Whether both are the same limit in the same period, by the same rule."""
+        mine, others = (self.start_s, self.end_s, self.leased), (other.start_s, other.end_s, other.leased)
+        return self is other or (mine == others and self.id == other.id and self.rule == other.rule)
+
 
 def limit_period(rule: LimitRule, limit_id: str, start_s: int, end_s: int, *, leased: bool) -> LimitPeriod:
     """A limit in a period; the one that other tenants refer to, where the limit has no scope."""

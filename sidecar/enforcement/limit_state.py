@@ -23,8 +23,6 @@ FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
 AMPLE_LEASES = 8
-# Whose limit of a second or a minute was not used for longer probably asks for none of the next one.
-LEASED_ON_PERIODS = 3
 
 NOTHING, SOME, ALL = range(3)  # of what Redis knows was told here
 
@@ -191,25 +189,6 @@ class LimitState:
         lease = self.lease
         due = self.own != self.own_reported or self.left or lease.need or lease.watched or lease.refused
         return bool(due or not self.known)
-
-    @property
-    def settled(self) -> bool:
-        """Whether Redis knows all of it, and the lease is at rest or gone."""
-        return self.period.leased and self.lease.shared and self.known and self.own == self.own_reported
-
-    def over(self, wall_s: int) -> bool:
-        """Whether it is a limit of a second or a minute that has ended: what Redis set aside for it ends, too."""
-        return self.period.small and self.period.end_s <= wall_s
-
-    def goes_on(self, now_ms: int) -> bool:
-        """Whether it was used so lately that a lease in the next period is worth asking for ahead."""
-        length_s = self.period.end_s - self.period.start_s
-        return now_ms - self.lease.own_changed_ms < LEASED_ON_PERIODS * length_s * 1000
-
-    def lapse(self) -> None:
-        """Forget the lease of a period that is over and of which nothing has to be said."""
-        self.take_in()
-        self.lease = NO_LEASE
 
     def forgettable(self, now_ms: int) -> bool:
         """Whether nothing is lost with it: nobody spent lately, Redis knows all, and it holds nothing."""
@@ -407,6 +386,8 @@ class LimitState:
         self.known = False
         if not self.lease.shared:
             self.lease.renew_at = 0
+        if self.lease.ahead is not None:
+            self.lease.ahead.forfeit()
 
     def depart(self) -> None:
         """Forfeit for good: who waited asks the limit that follows, so units granted for it would be nobody's."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.enforcement.lease import REST_GRAIN_MS, coarse
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS
+from sidecar.enforcement.succession import goes_on, lapse, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,8 @@ class Resting:
     def lay(self, account: Account, now_ms: int, wall_s: int) -> bool:
         """Let the leases of an account rest, if all of them may; returns whether they do."""
         held = [state for state in account.limits.values() if state.left]
-        if self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
+        ahead = any(state.lease.ahead is not None for state in account.limits.values())
+        if ahead or self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
             return False
         self._put(account, self._until_ms(held, now_ms, wall_s))
         for state in held:
@@ -121,15 +123,15 @@ class Resting:
     def _rests_on(self, account: Account, now_ms: int, wall_s: int, *, used: bool) -> bool:
         """Whether all that happened is that periods ended, and nobody will miss their leases: then they are dropped."""
         held = [state for state in account.limits.values() if state.left]
-        ended = [state for state in held if state.over(wall_s)]
-        if any(not state.settled or (used and state.goes_on(now_ms)) for state in ended):
+        ended = [state for state in held if state.period.over(wall_s)]
+        if any(not settled(state) or (used and goes_on(state, now_ms)) for state in ended):
             return False
         lasting = [state for state in held if state not in ended]
         until_ms = self._until_ms(lasting, now_ms, wall_s) if lasting else 0
         if lasting and until_ms <= now_ms:
             return False
         for state in ended:
-            state.lapse()
+            lapse(state)
         self.wake(account)
         if lasting:
             self._put(account, until_ms)

@@ -17,6 +17,13 @@ HAPPENINGS = (
     *["exchange"] * 3, *["step"] * 3, *["flush"] * 2, "give_up", "repeat", "lose", "pause", "outage", "kill",
     "change_plan", "wipe",
 )  # fmt: skip
+# What Redis loses of a second or a minute nobody has, and nobody's journal: they are not among the promises.
+SMALL_HAPPENINGS = (
+    *["request"] * 3, *["burst"] * 3, *["busy"] * 4, *["turn"] * 8, *["send"] * 2, *["deliver"] * 2, *["answer"] * 2,
+    *["exchange"] * 3, *["step"] * 3, "flush", "give_up", "repeat", "lose", "pause", "outage", "change_plan",
+    "other cap",
+)  # fmt: skip
+SMALL_STEPS = st.lists(st.tuples(st.sampled_from(SMALL_HAPPENINGS), NUMBER), min_size=40, max_size=120)
 STEPS = st.lists(st.tuples(st.sampled_from(HAPPENINGS), NUMBER), min_size=40, max_size=120)
 CAP = st.one_of(st.integers(1, 30), st.integers(1, 200))
 
@@ -38,6 +45,8 @@ def act(world: Leasing, name: str, number: int) -> None:
         "kill": lambda: world.kill(number % len(world.writers)),
         "change_plan": lambda: world.change_plan(world.terms.limits[0].stop or 0),
         "wipe": world.wipe,
+        "turn": lambda: turn(world, writer, number),
+        "other cap": lambda: world.change_plan(1 + number % 60),
     }
     if name in actions:
         actions[name]()
@@ -63,6 +72,20 @@ def busy_exchange(world: Leasing, writer: Writer, number: int) -> None:
     if number % 5:
         world.answer(len(world.replies) - 1)
     burst(world, writer, number // 80)
+
+
+def turn(world: Leasing, writer: Writer, number: int) -> None:
+    """The end of a minute, with requests and calls shortly before it, and all of the next one used up."""
+    world.step((59_200 - world.wall_ms) % 60_000)
+    for one in (writer, *world.writers[: number % 3]):
+        burst(world, one, 1 + number % 39)
+        busy_exchange(world, one, number // 3)
+    world.step(400 + number % 800)
+    for _ in range(1 + number % 4):
+        for one in world.writers:
+            burst(world, one, 39)
+            world.exchange(one)
+            burst(world, one, 39)
 
 
 def outage(world: Leasing, seconds: int) -> None:
@@ -101,6 +124,28 @@ def test_the_cap_holds_and_can_be_used_to_the_last_unit(steps: list[tuple[str, i
     use_up(world, world.writers[0])
     assert world.admitted >= cap  # L3
     assert world.admitted <= world.admissible
+
+
+@given(steps=SMALL_STEPS, cap=CAP, period=st.sampled_from(("second", "minute")), changing=st.booleans())
+@settings(max_examples=120)
+def test_the_cap_of_every_minute_holds_and_can_be_used_to_the_last_unit(
+    steps: list[tuple[str, int]], cap: int, period: str, *, changing: bool
+) -> None:
+    """Leases are asked for before their second or minute begins."""
+    world = Leasing(3, cap, period)
+    caps = {cap}
+    for name, number in steps:
+        if changing or name != "other cap":
+            act(world, name, number)
+        caps.add(world.terms.limits[0].stop or 0)
+        excused = sum(world.excused.values())
+        assert max(world.admitted_from.values(), default=0) <= max(caps) + excused  # L1
+    cap = world.terms.limits[0].stop or 0
+    world.quiet()
+    kept = world.kept()
+    assert (kept["held"], kept["n"]) == (0, 0)  # L2
+    use_up(world, world.writers[0])
+    assert world.admitted_from[world.start_s] == cap  # L3
 
 
 @given(steps=STEPS, caps=st.lists(CAP, min_size=2, max_size=4))

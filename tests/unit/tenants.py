@@ -10,7 +10,7 @@ import msgspec
 from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
-from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.exchange import Sent, ShardExchange
 from sidecar.enforcement.limit_state import LimitState
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReply, SyncMessage, SyncReply, TenantReply
@@ -63,6 +63,19 @@ def reply(
     parts = [TenantReply(revision, list(leases)) for _ in message.parts]
     made = SyncReply(generation, True, 0, 1, message.generation == generation, parts, NOON_S // 3600)
     return msgspec.structs.replace(made, **changes)
+
+
+def composed(shard: ShardExchange, now_ms: int) -> tuple[SyncMessage, list[Sent]]:
+    """The next message and what it says, in one go."""
+    return shard.message(sent := list(shard.reports(now_ms)), now_ms), sent
+
+
+def applied(
+    shard: ShardExchange, message: SyncMessage, sent: list[Sent], answer: SyncReply, sent_ms: int, now_ms: int
+) -> None:
+    """Have a reply taken over, in one go."""
+    for _ in shard.applied(message, sent, answer, sent_ms, now_ms):
+        pass
 
 
 def lease(units: int, *, spent: int = 0, held: int | None = None, over_ms: int = 0, called: bool = False) -> LeaseReply:

@@ -10,7 +10,7 @@ from sidecar.enforcement.exchange import ACKNOWLEDGED_KEPT_MS, LIMITS_PER_SYNC, 
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
 from sidecar.store.messages import LeaseReply, SyncMessage
 from sidecar.usage.window import Window
-from tests.unit.tenants import HARD, NOON_S, ONE, PLAN, exchange, lease, limit, plan, reply
+from tests.unit.tenants import HARD, NOON_S, ONE, PLAN, applied, composed, exchange, lease, limit, plan, reply
 
 HOUR = NOON_S // 3600
 NOW_MS = 1_000_000
@@ -32,8 +32,8 @@ def count(owner: Account, window: Window, units: int) -> None:
 
 def exchanged(shard: ShardExchange, now_ms: int, *leases: LeaseReply, generation: str = "g1") -> SyncMessage:
     """A call that is answered at once."""
-    message, sent = shard.compose(now_ms)
-    shard.apply(message, sent, reply(message, *leases, generation=generation), now_ms, now_ms)
+    message, sent = composed(shard, now_ms)
+    applied(shard, message, sent, reply(message, *leases, generation=generation), now_ms, now_ms)
     return message
 
 
@@ -52,11 +52,11 @@ def test_a_message_is_a_snapshot_of_what_was_counted() -> None:
     shard = exchange()
     exchanged(shard, NOW_MS)
     owner, _, window = touched(shard, units=5)
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     [part] = message.parts
     assert part.windows == [("api", owner.period(NOON_S), HOUR, 5)]
     count(owner, window, 2)
-    shard.apply(message, sent, reply(message, lease(0)), NOW_MS, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(0)), NOW_MS, NOW_MS)
     assert (window.acknowledged, window.dirty) == (5, True)
     assert exchanged(shard, NOW_MS).parts[0].windows[0][3] == 7
     assert (window.acknowledged, window.dirty) == (7, False)
@@ -65,7 +65,7 @@ def test_a_message_is_a_snapshot_of_what_was_counted() -> None:
 def test_what_a_lost_message_said_is_said_again() -> None:
     shard = exchange()
     _, _, window = touched(shard, units=5)
-    _, sent = shard.compose(NOW_MS)
+    _, sent = composed(shard, NOW_MS)
     shard.undo(sent)
     assert window.dirty
     assert exchanged(shard, NOW_MS, lease(0)).parts[0].windows[0][3] == 5
@@ -75,7 +75,7 @@ def test_sequences_only_grow_and_what_was_accepted_is_acknowledged() -> None:
     shard = exchange()
     granted(shard)
     first = exchanged(shard, NOW_MS, lease(50))
-    second, _ = shard.compose(NOW_MS)
+    second, _ = composed(shard, NOW_MS)
     assert second.sequence == first.sequence + 1
     assert (second.generation, second.acknowledged) == ("g1", first.sequence)
 
@@ -85,40 +85,40 @@ def test_a_refused_sequence_is_never_acknowledged() -> None:
     shard = exchange()
     granted(shard)
     accepted = exchanged(shard, NOW_MS, lease(50))
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(50), accepted=False), NOW_MS, NOW_MS)
-    assert shard.compose(NOW_MS)[0].acknowledged == accepted.sequence
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(50), accepted=False), NOW_MS, NOW_MS)
+    assert composed(shard, NOW_MS)[0].acknowledged == accepted.sequence
 
 
 def test_an_acknowledgement_is_forgotten_before_redis_may_forget_the_writer() -> None:
     shard = exchange()
     granted(shard)
-    assert shard.compose(NOW_MS + ACKNOWLEDGED_KEPT_MS + 1)[0].acknowledged == 0
+    assert composed(shard, NOW_MS + ACKNOWLEDGED_KEPT_MS + 1)[0].acknowledged == 0
 
 
 @pytest.mark.parametrize(("late_ms", "used"), [(9_999, True), (10_000, False)])
 def test_a_reply_counts_only_within_the_time_a_lease_lives(late_ms: int, used: bool) -> None:
     shard = exchange()
     _, state, _ = granted(shard, 10)
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(40)), NOW_MS, NOW_MS + late_ms)
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(40)), NOW_MS, NOW_MS + late_ms)
     assert (state.left, shard.replies_unused) == ((40, 0) if used else (10, 1))
 
 
 def test_a_superseded_reply_is_not_used() -> None:
     shard = exchange()
     _, state, _ = granted(shard, 10)
-    message, sent = shard.compose(NOW_MS)
-    shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(40)), NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS)
+    composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(40)), NOW_MS, NOW_MS)
     assert (state.left, shard.replies_unused) == (10, 1)
 
 
 def test_leases_may_be_spent_from_the_sending_of_the_last_call_on() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
-    message, sent = shard.compose(NOW_MS + 5_000)
-    shard.apply(message, sent, reply(message, lease(50)), NOW_MS + 5_000, NOW_MS + 9_000)
+    message, sent = composed(shard, NOW_MS + 5_000)
+    applied(shard, message, sent, reply(message, lease(50)), NOW_MS + 5_000, NOW_MS + 9_000)
     assert shard.spendable(NOW_MS + 14_999)
     assert not shard.spendable(NOW_MS + 15_000)
     assert state.left == 50
@@ -129,10 +129,10 @@ def test_leases_may_be_spent_from_the_sending_of_the_last_call_on() -> None:
 def test_a_lease_that_ran_out_in_flight_comes_back_only_with_the_reply() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
-    message, sent = shard.compose(NOW_MS + 59_000)
+    message, sent = composed(shard, NOW_MS + 59_000)
     assert not shard.spendable(NOW_MS + 60_000)
     assert state.left == 0
-    shard.apply(message, sent, reply(message, lease(30)), NOW_MS + 59_000, NOW_MS + 60_001)
+    applied(shard, message, sent, reply(message, lease(30)), NOW_MS + 59_000, NOW_MS + 60_001)
     assert state.left == 30
     assert shard.spendable(NOW_MS + 60_002)
 
@@ -140,8 +140,8 @@ def test_a_lease_that_ran_out_in_flight_comes_back_only_with_the_reply() -> None
 def test_an_unaccepted_reply_renews_nothing() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
-    message, sent = shard.compose(NOW_MS + 1_000)
-    shard.apply(message, sent, reply(message, lease(70), accepted=False), NOW_MS + 1_000, NOW_MS + 1_000)
+    message, sent = composed(shard, NOW_MS + 1_000)
+    applied(shard, message, sent, reply(message, lease(70), accepted=False), NOW_MS + 1_000, NOW_MS + 1_000)
     assert state.left == 50
     assert not shard.spendable(NOW_MS + 10_000)
 
@@ -150,12 +150,12 @@ def test_a_new_generation_makes_everything_unsaid() -> None:
     shard = exchange()
     _, state, window = granted(shard)
     assert (window.acknowledged, window.dirty) == (1, False)
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(0), generation="g2", granting=False), NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(0), generation="g2", granting=False), NOW_MS, NOW_MS)
     assert shard.generation_changes == 1
     assert (window.acknowledged, window.version, window.dirty) == (0, 0, True)
     assert state.left == 50
-    again, _ = shard.compose(NOW_MS)
+    again, _ = composed(shard, NOW_MS)
     assert (again.generation, again.acknowledged) == ("g2", 0)
     assert again.parts[0].windows[0][3] == 1
     assert again.parts[0].leases[0].left == 50
@@ -165,32 +165,32 @@ def test_a_part_without_effect_is_said_again_with_the_new_snapshot() -> None:
     shard = exchange()
     owner, state, window = granted(shard)
     count(owner, window, 3)
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, revision=2), NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, revision=2), NOW_MS, NOW_MS)
     assert shard.stale == [(owner, b"")]
     assert (state.left, window.dirty) == (50, True)
     owner.adopt(plan(limit(HARD, stop=40, included=40), rev=2))
-    part = shard.compose(NOW_MS)[0].parts[0]
+    part = composed(shard, NOW_MS)[0].parts[0]
     assert (part.revision, part.windows[0][3], part.leases[0].left) == (2, 4, 0)
 
 
 def test_a_tenant_that_redis_does_not_know_is_looked_up() -> None:
     shard = exchange()
     owner, _, _ = granted(shard)
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(0), revision=-1), NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(0), revision=-1), NOW_MS, NOW_MS)
     assert shard.stale == [(owner, b"")]
 
 
 def test_a_reply_from_before_a_lower_cap_gives_nothing_back() -> None:
     shard = exchange()
     owner, state, _ = granted(shard)
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     owner.adopt(plan(limit(HARD, stop=10, included=10), rev=2))
     assert state.left == 0
-    shard.apply(message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
     assert state.left == 0
-    assert shard.compose(NOW_MS)[0].parts[0].leases[0].left == 0
+    assert composed(shard, NOW_MS)[0].parts[0].leases[0].left == 0
 
 
 @pytest.mark.parametrize("what", ["to end", "ended", "slept"])
@@ -199,7 +199,7 @@ def test_what_an_answer_brings_after_leases_were_given_up_is_not_spent(what: str
     shard = exchange()
     exchanged(shard, NOW_MS)
     states = [touched(shard, tenant)[1] for tenant in ("a", "b")]
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     coming = shard.applied(message, sent, reply(message, lease(80)), NOW_MS, NOW_MS)
     next(coming)
     assert [state.left for state in states] == [80, 0]
@@ -212,7 +212,7 @@ def test_what_an_answer_brings_after_leases_were_given_up_is_not_spent(what: str
         assert not shard.spendable(NOW_MS + shard.terms.reclaim_after_ms)
     assert [one.account.tenant for one in coming] == ["b"]
     assert [state.left for state in states] == [0, 0]
-    assert [one.left for part in shard.compose(NOW_MS)[0].parts for one in part.leases] == [0, 0]
+    assert [one.left for part in composed(shard, NOW_MS)[0].parts for one in part.leases] == [0, 0]
 
 
 def test_a_new_generation_is_taken_over_in_one_go() -> None:
@@ -221,7 +221,7 @@ def test_a_new_generation_is_taken_over_in_one_go() -> None:
     exchanged(shard, NOW_MS)
     for tenant in ("a", "b"):
         touched(shard, tenant)
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     assert not list(shard.applied(message, sent, reply(message, lease(80), generation="g2"), NOW_MS, NOW_MS))
     assert shard.generation == "g2"
 
@@ -231,11 +231,11 @@ def test_a_departed_limit_is_reported_until_redis_has_heard_it() -> None:
     owner, state, _ = granted(shard)
     owner.adopt(plan(limit(HARD, name="other"), rev=2))
     for _ in range(2):
-        message, sent = shard.compose(NOW_MS)
+        message, sent = composed(shard, NOW_MS)
         assert [(one.name, one.left) for one in message.parts[0].leases] == [("calls", 0)]
         shard.undo(sent)
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(0), revision=2), NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(0), revision=2), NOW_MS, NOW_MS)
     assert owner.departed == ()
     assert state not in owner.limits.values()
 
@@ -246,7 +246,7 @@ def test_a_limit_that_departed_asks_for_nothing_even_if_somebody_waited() -> Non
     owner, state, _ = granted(shard)
     state.wait_for(state.left + 1)
     owner.charge(ONE, "", "", NOON_S + 86_400)
-    report = shard.compose(NOW_MS)[0].parts[0].leases[0]
+    report = composed(shard, NOW_MS)[0].parts[0].leases[0]
     assert (report.start, report.left, report.need, report.want) == (state.period.start_s, 0, 0, 0)
 
 
@@ -257,7 +257,7 @@ def test_a_day_that_departed_does_not_give_back_the_lease_of_a_month_that_began_
     owner.adopt(plan(limit(HARD, period="month"), rev=2))
     [(_, month, _)] = owner.charge(ONE, "", "", NOON_S).limits
     assert (month.id, month.period.start_s) == (day.id, day.period.start_s)
-    [report] = shard.compose(NOW_MS)[0].parts[0].leases
+    [report] = composed(shard, NOW_MS)[0].parts[0].leases
     assert (report.end_ms, report.left) == (month.period.end_s * 1000, 0)
     assert owner.departed == ()
 
@@ -265,7 +265,7 @@ def test_a_day_that_departed_does_not_give_back_the_lease_of_a_month_that_began_
 def test_an_idle_lease_is_given_back() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
-    message, _ = shard.compose(NOW_MS + IDLE_AFTER_MS + 1)
+    message, _ = composed(shard, NOW_MS + IDLE_AFTER_MS + 1)
     assert (state.left, message.parts[0].leases[0].left) == (0, 0)
 
 
@@ -273,7 +273,7 @@ def test_a_closing_writer_asks_for_nothing_and_returns_all() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
     shard.return_leases()
-    [report] = shard.compose(NOW_MS)[0].parts[0].leases
+    [report] = composed(shard, NOW_MS)[0].parts[0].leases
     assert (state.left, report.left, report.want) == (0, 0, 0)
 
 
@@ -283,11 +283,11 @@ def test_what_is_granted_after_the_last_report_is_never_spent_but_what_was_count
     exchanged(shard, NOW_MS)
     _, state, window = touched(shard)
     state.wait_for(1)
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     shard.return_leases()
     assert not shard.pressing
     shard.ended = True
-    shard.apply(message, sent, reply(message, lease(1)), NOW_MS, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(1)), NOW_MS, NOW_MS)
     assert (state.left, window.dirty) == (0, False)
 
 
@@ -295,7 +295,7 @@ def test_leases_of_which_the_last_report_comes_between_two_tenants_of_an_answer_
     shard = exchange()
     exchanged(shard, NOW_MS)
     states = [touched(shard, tenant)[1] for tenant in ("t1", "t2")]
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     answer = shard.applied(message, sent, reply(message, lease(5)), NOW_MS, NOW_MS)
     next(answer)
     shard.ended = True
@@ -307,8 +307,8 @@ def test_more_tenants_than_fit_take_turns() -> None:
     shard = exchange()
     for number in range(TENANTS_PER_SYNC + 10):
         touched(shard, f"t{number}")
-    first, _ = shard.compose(NOW_MS)
-    second, _ = shard.compose(NOW_MS)
+    first, _ = composed(shard, NOW_MS)
+    second, _ = composed(shard, NOW_MS)
     assert [len(message.parts) for message in (first, second)] == [TENANTS_PER_SYNC, 10]
 
 
@@ -317,9 +317,9 @@ def test_holders_beyond_one_message_take_turns() -> None:
     for number in range(TENANTS_PER_SYNC + 10):
         touched(shard, f"t{number}")
     for _ in range(4):
-        message, sent = shard.compose(NOW_MS)
+        message, sent = composed(shard, NOW_MS)
         leases = [lease(50)] if shard.generation else [lease(0)]
-        shard.apply(message, sent, reply(message, *leases), NOW_MS, NOW_MS)
+        applied(shard, message, sent, reply(message, *leases), NOW_MS, NOW_MS)
     seen = {part.tenant for _ in range(2) for part in exchanged(shard, NOW_MS, lease(50)).parts}
     assert len(seen) == TENANTS_PER_SYNC + 10
 
@@ -337,15 +337,15 @@ def test_a_limit_waits_for_the_windows_that_feed_it() -> None:
             units[series] = units.get(series, 0) + cost
     told: dict[str, int] = {}
     for _ in range(3):
-        [part] = shard.compose(NOW_MS)[0].parts
+        [part] = composed(shard, NOW_MS)[0].parts
         told |= {series: value for series, _, _, value in part.windows}
         assert all(told[f"api@{one.id}"] == 1 for one in part.leases)
     assert told == units
 
 
 def settled(shard: ShardExchange, window: Window, watermark: int) -> None:
-    message, sent = shard.compose(NOW_MS)
-    shard.apply(message, sent, reply(message, lease(0), watermark=watermark, hour=shard.hour), NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(0), watermark=watermark, hour=shard.hour), NOW_MS, NOW_MS)
 
 
 def test_a_cell_is_kept_until_the_ledger_has_it_and_its_hours_are_over() -> None:
@@ -388,11 +388,11 @@ def test_what_is_not_in_the_ledger_does_not_keep_others() -> None:
     count(old, stuck, 1)
     stuck.acknowledged = 0
     shard.hour += 2
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     shard.undo(sent)
     sent_none: list[Sent] = []
     empty = SyncMessage("w1", message.sequence, "g1", 0, [])
-    shard.apply(empty, sent_none, reply(empty, watermark=50, hour=shard.hour), NOW_MS, NOW_MS)
+    applied(shard, empty, sent_none, reply(empty, watermark=50, hour=shard.hour), NOW_MS, NOW_MS)
     assert list(old.windows.values()) == [stuck]
     assert shard.kept == 1
 
@@ -402,7 +402,7 @@ def test_an_account_with_anything_left_to_say_is_not_forgotten() -> None:
     owner, state, window = granted(shard)
     assert not shard.forget(owner)
     state.left = 0
-    shard.compose(NOW_MS)
+    composed(shard, NOW_MS)
     assert not shard.forget(owner)
     idle = Account(PLAN, shard)
     assert shard.forget(idle)
@@ -417,14 +417,14 @@ def test_a_soft_limit_is_counted_without_a_lease() -> None:
     [(_, state, _)] = owner.charge(RouteRule(name="two", costs={"api": 2}), "", "", NOON_S).limits
     state.spend_unleased(2)
     shard.touch(owner)
-    [report] = shard.compose(NOW_MS)[0].parts[0].leases
+    [report] = composed(shard, NOW_MS)[0].parts[0].leases
     assert (report.left, report.need, report.want, report.cumulative) == (0, 0, 0, 0)
 
 
 def test_a_failed_renewal_is_tried_again_with_the_next_report_and_not_with_each_request() -> None:
     shard = exchange()
     _, state, _ = granted(shard)
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     shard.undo(sent)
     assert state.lease.renewing
     assert exchanged(shard, NOW_MS + 1, lease(50)).sequence > message.sequence
@@ -442,7 +442,7 @@ def test_one_message_asks_for_the_next_minute_of_every_tenant_in_it() -> None:
         shard.touch(owner)
         owners.append(owner)
     shard.wall_s = NOON_S + 60
-    message, _ = shard.compose(NOW_MS)
+    message, _ = composed(shard, NOW_MS)
     begun = [[(report.start, report.want > 0) for report in part.leases] for part in message.parts]
     assert begun == [[(NOON_S, False), (NOON_S + 60, True)]] * 2
 
@@ -465,9 +465,9 @@ def test_the_minutes_of_many_users_go_on_with_as_many_messages_as_they_need() ->
     shard.wall_s = NOON_S + 60
     said = []
     while shard.pressing:
-        message, sent = shard.compose(NOW_MS)
+        message, sent = composed(shard, NOW_MS)
         leases = [lease(0)] * sum(len(part.leases) for part in message.parts)
-        shard.apply(message, sent, reply(message, *leases), NOW_MS, NOW_MS)
+        applied(shard, message, sent, reply(message, *leases), NOW_MS, NOW_MS)
         said += [one.start for part in message.parts for one in part.leases]
         assert len(owner.departed) <= LIMITS_PER_SYNC
     assert said.count(NOON_S) == said.count(NOON_S + 60) == 4 * LIMITS_PER_SYNC
@@ -479,6 +479,6 @@ def test_who_waits_is_in_the_next_message_however_many_others_have_something_to_
     shard.wall_s = NOON_S + 60
     [(_, state, _)] = owner.charge(ONE, "", "who waits", NOON_S + 60).limits
     state.wait_for(1)
-    message, _ = shard.compose(NOW_MS)
+    message, _ = composed(shard, NOW_MS)
     assert [one.id for one in message.parts[0].leases if one.need] == [state.id]
     assert len(message.parts[0].leases) == LIMITS_PER_SYNC

@@ -10,9 +10,23 @@ from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import WOKEN_PER_SYNC, WOKEN_UNUSED, ShardExchange
 from sidecar.enforcement.lease import NO_LEASE, REST_GRAIN_MS
 from sidecar.enforcement.limit_period import FIRST_LEASE_UNITS
-from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LEASED_ON_PERIODS, LimitState
+from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
+from sidecar.enforcement.succession import LEASED_ON_PERIODS
 from sidecar.enforcement.terms import Terms
-from tests.unit.tenants import HARD, NOON_S, ONE, exchange, known, lease, limit, limit_of, plan, reply
+from tests.unit.tenants import (
+    HARD,
+    NOON_S,
+    ONE,
+    applied,
+    composed,
+    exchange,
+    known,
+    lease,
+    limit,
+    limit_of,
+    plan,
+    reply,
+)
 
 NOW_MS = 1_000_000
 REST_MS = 90_000
@@ -38,9 +52,9 @@ def said(
     shard: ShardExchange, now_ms: int, units: int = 0, *, spent: int = 0, called: tuple[str, ...] = ()
 ) -> list[str]:
     """Tenants that a message speaks of; each of their leases is answered with ``units``."""
-    message, sent = shard.compose(now_ms)
+    message, sent = composed(shard, now_ms)
     leases = [lease(units, spent=spent)] * max((len(part.leases) for part in message.parts), default=0)
-    shard.apply(message, sent, reply(message, *leases, called=list(called)), now_ms, now_ms)
+    applied(shard, message, sent, reply(message, *leases, called=list(called)), now_ms, now_ms)
     return [part.tenant for part in message.parts]
 
 
@@ -108,9 +122,9 @@ def asks(shard: ShardExchange, tenant: str, units: int = 1, *, wall_s: int = NOO
 
 def spoken(shard: ShardExchange, now_ms: int, granted: int) -> list[tuple[str, int, int, int, int]]:
     """What a message says of leases: tenant, begin, left, want, cumulative; all that is wanted is granted."""
-    message, sent = shard.compose(now_ms)
+    message, sent = composed(shard, now_ms)
     leases = [lease(granted)] * max((len(part.leases) for part in message.parts), default=0)
-    shard.apply(message, sent, reply(message, *leases), now_ms, now_ms)
+    applied(shard, message, sent, reply(message, *leases), now_ms, now_ms)
     return [
         (part.tenant, one.start - NOON_S, one.left, one.want, one.cumulative)
         for part in message.parts
@@ -154,7 +168,7 @@ def test_a_report_of_a_minute_that_ended_is_repeated_until_it_has_arrived() -> N
     shard = rested("acme", rule=MINUTE)
     said(shard, NOW_MS + 58_000)
     asks(shard, "acme", 3)
-    _, sent = shard.compose(NOW_MS + 59_000)
+    _, sent = composed(shard, NOW_MS + 59_000)
     shard.wall_s = NOON_S + 60
     asks(shard, "acme", wall_s=shard.wall_s)
     shard.undo(sent)
@@ -211,7 +225,7 @@ def test_what_rests_is_not_reported_with_what_is_used_beside_it() -> None:
     shard.touch(account)
     said(shard, NOW_MS, FIRST_LEASE_UNITS)
     asks(shard, "acme")
-    message, _ = shard.compose(NOW_MS + 1)
+    message, _ = composed(shard, NOW_MS + 1)
     assert [one.name for part in message.parts for one in part.leases] == ["month"]
 
 
@@ -224,8 +238,8 @@ def test_what_rests_is_forfeited_with_the_rest_when_redis_was_away_for_too_long(
 
 def test_a_new_generation_hears_of_what_rests() -> None:
     shard = rested("acme")
-    message, sent = shard.compose(NOW_MS + 1)
-    shard.apply(message, sent, reply(message, generation="g2"), NOW_MS + 1, NOW_MS + 1)
+    message, sent = composed(shard, NOW_MS + 1)
+    applied(shard, message, sent, reply(message, generation="g2"), NOW_MS + 1, NOW_MS + 1)
     assert said(shard, NOW_MS + 2) == ["acme"]
 
 
@@ -245,9 +259,9 @@ def test_a_stopping_writer_lays_nothing_to_rest_that_was_asked_for_before() -> N
     [(_, state, _)] = account.charge(ONE, "", "", NOON_S).limits
     state.wait_for(1)
     shard.touch(account)
-    message, sent = shard.compose(NOW_MS)
+    message, sent = composed(shard, NOW_MS)
     shard.return_leases()
-    shard.apply(message, sent, reply(message, lease(FIRST_LEASE_UNITS)), NOW_MS, NOW_MS)
+    applied(shard, message, sent, reply(message, lease(FIRST_LEASE_UNITS)), NOW_MS, NOW_MS)
     assert (state.left, bool(shard.resting), shard.pressing) == (FIRST_LEASE_UNITS, False, True)
     assert said(shard, NOW_MS) == ["acme"]
     assert (state.left, shard.pressing) == (0, False)
@@ -301,7 +315,7 @@ def test_who_woke_and_gave_all_up_may_rest_again_until_the_same_time() -> None:
     shard = rested("acme")
     account = shard.accounts["acme"]
     shard.touch(account)
-    shard.compose(NOW_MS + 1)
+    composed(shard, NOW_MS + 1)
     shard.return_leases()
     shard.closing = False
     shard.touch(account)

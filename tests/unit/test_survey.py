@@ -37,6 +37,9 @@ class Account:
     def __init__(self, limits: dict[int, Any]) -> None:
         self.limits = limits
 
+    def states(self) -> Iterator[Any]:
+        return iter(self.limits.values())
+
 
 def surveyed(*exchanges: Any) -> tuple[Survey, CoreCounters]:
     counters = CoreCounters()
@@ -82,7 +85,9 @@ async def test_what_goes_wrong_in_a_look_is_raised_and_logged(caplog: pytest.Log
 
 async def test_a_tenants_limits_may_come_and_go_during_a_look() -> None:
     """Beyond a few they are in a dictionary, which nobody may change while it is looked through."""
-    limit = SimpleNamespace(left=1, outage_used=0, lease=SimpleNamespace(refused=False), over=lambda _: False)
+    limit = SimpleNamespace(
+        left=1, outage_used=0, lease=SimpleNamespace(refused=False), period=SimpleNamespace(over=lambda _: False)
+    )
     limits: dict[int, Any] = dict.fromkeys(range(200), limit)
     account = Account(limits)
     exchange = SimpleNamespace(_holders={account: None}, resting=(), _touched={account: None}, wall_s=0)

@@ -19,7 +19,7 @@ from sidecar.enforcement.repeats import Repeats
 from sidecar.enforcement.verdict import DEGRADED
 from sidecar.store.messages import LeaseReply, SyncReply, TenantReply
 from sidecar.telemetry import CoreCounters
-from tests.unit.tenants import NOON_S, exchange
+from tests.unit.tenants import NOON_S, applied, composed, exchange
 
 REPEAT_MS = 10_000
 ROUTES = (RouteRule(name="one", costs={"api": 1}), RouteRule(name="ten", costs={"api": 10, "other": 1}))
@@ -92,7 +92,7 @@ class World:
         """Redis answers at once; each lease that is asked for gets at most ``units``, and none while it is restored."""
         self.reachable = True
         units *= self.granting
-        message, sent = self.exchange.compose(self.mono_ms)
+        message, sent = composed(self.exchange, self.mono_ms)
         parts = [
             TenantReply(
                 self.revision,
@@ -106,7 +106,7 @@ class World:
         accepted = message.generation == "g1"
         reply = SyncReply("g1", self.granting, 0, 1, accepted, parts, self.wall // 3_600_000)
         self.exchange.hour = self.wall // 3_600_000
-        self.exchange.apply(message, sent, reply, self.mono_ms, self.mono_ms)
+        applied(self.exchange, message, sent, reply, self.mono_ms, self.mono_ms)
 
     def wait(self, ms: int) -> None:
         self.mono_ms += ms
@@ -114,7 +114,7 @@ class World:
 
     def lose(self) -> None:
         """A report is made, and nobody answers."""
-        _, sent = self.exchange.compose(self.mono_ms)
+        _, sent = composed(self.exchange, self.mono_ms)
         self.exchange.undo(sent)
 
     def seen(self) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sidecar.catalogue.model import RouteRule
+from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import Sent, ShardExchange
@@ -20,7 +21,8 @@ from sidecar.store.messages import SYNC_REPLY, SyncMessage
 from sidecar.store.snapshots import script_limits
 from sidecar.usage.journal import Journal
 from tests.properties.models import passes
-from tests.properties.models.shard import HOUR_MS, Shard
+from tests.properties.models.shard import Shard
+from tests.unit.tenants import applied, composed
 
 START_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 TERMS = Terms(lease_rest_ms=30_000)  # well within what ``quiet`` waits for
@@ -86,6 +88,7 @@ class Leasing:
         self.ledger: dict[tuple[str, str, int, int, str], int] = {}
         self.epoch = 0
         self.admitted = 0
+        self.admitted_from: dict[int, int] = {}  # by the start of the period (unix s)
         self.restored = ""
         self.journals: list[tuple[str, list[list[Any]]]] = []
         self.excused: dict[str, int] = {}
@@ -126,12 +129,21 @@ class Leasing:
     def request(self, writer: Writer, units: int) -> bool:
         allowed = writer.spend(units, self.now, self.wall_ms)
         self.admitted += units * allowed
+        start_s = self.start_s
+        self.admitted_from[start_s] = self.admitted_from.get(start_s, 0) + units * allowed
         return allowed
+
+    @property
+    def start_s(self) -> int:
+        """When the limit's current period began."""
+        rule = self.terms.limits[0]
+        return bounds(rule.period, self.wall_ms // 1000, self.terms.anchor_s, self.terms.interval_months)[0]
 
     def send(self, writer: Writer) -> None:
         if writer.waiting is not None:
             self.give_up(writer)
-        writer.waiting = Call(*writer.exchange.compose(self.now), self.now)
+        writer.exchange.wall_s = self.wall_ms // 1000
+        writer.waiting = Call(*composed(writer.exchange, self.now), self.now)
         self.calls.append((writer, writer.waiting))
 
     def give_up(self, writer: Writer) -> None:
@@ -150,7 +162,7 @@ class Leasing:
         """A reply arrives; one to a call that was given up is not for anybody, but is tried on the exchange."""
         writer, call, reply = self.replies.pop(index)
         decoded = SYNC_REPLY.decode(msgspec.msgpack.encode(reply))
-        writer.exchange.apply(call.message, call.sent, decoded, call.sent_ms, self.now)
+        applied(writer.exchange, call.message, call.sent, decoded, call.sent_ms, self.now)
         if writer.waiting is call:
             writer.waiting = None
         if writer.exchange.stale:
@@ -237,8 +249,7 @@ class Leasing:
 
     def kept(self) -> dict[str, int]:
         """What Redis has of the limit: spent, held, and leases."""
-        start = 0 if self.terms.limits[0].period == "lifetime" else self.wall_ms // (24 * HOUR_MS) * 86_400
-        key = self.shard.limit_key("acme", "calls", start)
+        key = self.shard.limit_key("acme", "calls", self.start_s)
         return {field: self.shard.keys.number(key, field) for field in ("spent", "held", "n")}
 
 
