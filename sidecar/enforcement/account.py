@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
 from sidecar.enforcement.contract import contract
-from sidecar.enforcement.keyed import NONE, Few, Keyed
+from sidecar.enforcement.keyed import NONE, Few, Keyed, Many
 from sidecar.enforcement.limit_period import LimitPeriod, limit_period
 from sidecar.enforcement.limit_state import LimitState
 from sidecar.enforcement.succession import goes_on, lapse, settled, taken_ahead
@@ -91,8 +91,9 @@ class Spent:
         return self.period.id, self.period.start_s
 
 
-# Tenants that spent the same in the same minutes share what is remembered of it.
+# Tenants that spent the same in the same minutes share what is remembered of it, those of one second its number.
 SHARED_MAX = 4_096
+_anchors: dict[int, int] = {}
 _spent: dict[tuple[LimitPeriod, int, int], Spent] = {}
 _kept: dict[Few[Spent], Few[Spent]] = {}
 
@@ -108,6 +109,7 @@ class Account:
     __slots__ = (
         "_small_own",
         "_sweep_at",
+        "_windows",
         "anchor_s",
         "contract",
         "departed",
@@ -122,7 +124,6 @@ class Account:
         "tenant",
         "touched",
         "turn",
-        "windows",
         "withdrawn",
     )
 
@@ -141,10 +142,20 @@ class Account:
         self.departed: tuple[LimitState, ...] = ()
         self._sweep_at = SWEEP_LEAST
         self._small_own: Keyed[Spent] = NONE
-        self.windows: Keyed[Window] = NONE
+        self._windows: Window | Keyed[Window] = NONE
         self.anchor_s = snapshot.anchor_s
         self.contract = contract(snapshot)
         self.adopt(snapshot)
+
+    @property
+    def windows(self) -> Keyed[Window]:
+        """What it counts in. Most tenants have one window, which is kept without a container."""
+        held = self._windows
+        return held if isinstance(held, (Few, Many)) else Few((held,))
+
+    @windows.setter
+    def windows(self, windows: Keyed[Window]) -> None:
+        self._windows = windows[0] if isinstance(windows, Few) and len(windows) == 1 else windows
 
     def adopt(self, snapshot: Snapshot) -> bool:
         """Put another snapshot in force. A lease goes on unless its cap was lowered or its period changed.
@@ -155,7 +166,7 @@ class Account:
         billing = snapshot.anchor_s, snapshot.interval_months
         rebased = billing != (self.anchor_s, self.contract.interval_months)
         self.rev = snapshot.rev
-        self.anchor_s = snapshot.anchor_s
+        self.anchor_s = shared(_anchors, snapshot.anchor_s, SHARED_MAX)
         self.contract = contract(snapshot)
         self.drop_charges()
         rules = {rule.name: rule for rule in snapshot.limits}

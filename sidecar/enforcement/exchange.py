@@ -15,7 +15,7 @@ from sidecar.enforcement.rest import Resting
 from sidecar.enforcement.succession import look_ahead, settled
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
-from sidecar.usage.window import Span, Window, WindowKey
+from sidecar.usage.window import NO_MARK, Mark, Span, Window, WindowKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +33,7 @@ WOKEN_UNUSED = 10  # where nobody asks for anything, so that a hundred thousand 
 # A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
 HEARD_MS = 1_000
 ACKNOWLEDGED_KEPT_MS = 86_400_000
+MARKED_TOGETHER_MS = 1_000
 
 
 class Sent(NamedTuple):
@@ -72,6 +73,8 @@ class ShardExchange:
         self.generation_changes = 0
         self.replies_unused = 0
         self._forfeits = 0
+        self._mark = NO_MARK
+        self._marks_until_ms = 0
         self._journal = journal
         self._sequence = 0
         self._acknowledged = 0
@@ -314,6 +317,7 @@ class ShardExchange:
             self.valid_until_ms = sent_ms + self.terms.lease_ttl_ms
             self.gone_after_ms = sent_ms + self.terms.reclaim_after_ms
         self.ample = renewed and reply.granting
+        self._confirmed(reply.version, now_ms)
         self._called(reply.called)  # first: what this very reply grants is for those who wait for it
         forfeits = self._forfeits
         for one, part in zip(sent, reply.parts, strict=True):
@@ -328,7 +332,7 @@ class ShardExchange:
             elif forfeits != self._forfeits:
                 self._reject(one)
             else:
-                self._take_over(one, part, reply.version, now_ms, renewed=renewed and not self.ended)
+                self._take_over(one, part, now_ms, renewed=renewed and not self.ended)
             if renewed:
                 yield one
         self.ample = self.ample and not self.resting.overdue(now_ms)  # more of them than one message had room for
@@ -341,12 +345,18 @@ class ShardExchange:
         if now_ms - self._refused_since_ms.setdefault(account, sent_ms) >= self.terms.lease_ttl_ms:
             account.forfeit()
 
-    def _take_over(self, one: Sent, part: TenantReply, version: int, now_ms: int, *, renewed: bool) -> None:
+    def _confirmed(self, version: int, now_ms: int) -> None:
+        """Mark what Redis confirms within a second together, though by the last of it: there are very many windows."""
+        if now_ms >= self._marks_until_ms:
+            self._mark, self._marks_until_ms = Mark(), now_ms + MARKED_TOGETHER_MS
+        self._mark.version = max(self._mark.version, version)
+
+    def _take_over(self, one: Sent, part: TenantReply, now_ms: int, *, renewed: bool) -> None:
         account = one.account
         self._refused_since_ms.pop(account, None)
         for window, value in one.windows:
             window.acknowledged = value
-            window.version = version
+            window.mark = self._mark
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
             ample = state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
             self.ample = self.ample and ample
@@ -387,9 +397,10 @@ class ShardExchange:
             self.generation_changes += 1
         self.generation = generation
         self._acknowledged = 0
+        self._marks_until_ms = 0
         for window in self._kept:
             window.acknowledged = 0
-            window.version = 0
+            window.mark = NO_MARK
             self.touch(owner(window))
         self._wake(self.resting.wake_all())
         for account in self._holders:

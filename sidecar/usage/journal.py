@@ -35,9 +35,12 @@ CRC = struct.Struct("<I")
 KEY_LENGTH = struct.Struct("<H")
 BLOCK_BYTES = 1 << 20
 RECORD_GRAIN = 32
+VALUE_OFFSET = 8
 KEY_BYTES_MAX = 4096
 SUFFIX = ".journal"
 UNNAMED_SUFFIX = ".new"
+
+_indexes: list[int] = []
 
 
 class Cell:
@@ -46,11 +49,10 @@ class Cell:
     The hot path adds to ``view[index]`` itself; a method call would cost as much again (bench/decision.py).
     """
 
-    __slots__ = ("block", "index", "size", "view")
+    __slots__ = ("index", "size", "view")
 
-    def __init__(self, view: memoryview, block: int, index: int, size: int) -> None:
+    def __init__(self, view: memoryview, index: int, size: int) -> None:
         self.view = view
-        self.block = block
         self.index = index
         self.size = size
 
@@ -58,6 +60,14 @@ class Cell:
 def record_bytes(key: bytes) -> int:
     """Size of the record of a key."""
     return -(-(RECORD.size + len(key)) // RECORD_GRAIN) * RECORD_GRAIN
+
+
+def shared_index(offset: int) -> int:
+    """The index of the cell of a record at ``offset``, one object for all blocks: there are very many cells."""
+    number = offset // RECORD_GRAIN
+    while len(_indexes) <= number:
+        _indexes.append((len(_indexes) * RECORD_GRAIN + VALUE_OFFSET) >> 3)
+    return _indexes[number]
 
 
 def key_crc(key: bytes) -> int:
@@ -81,6 +91,7 @@ class Journal:
         self._cells_in_memory = 0
         self._memory_blocks: set[int] = set()
         self._blocks: list[tuple[mmap.mmap, memoryview]] = []
+        self._numbers: dict[int, int] = {}  # of blocks, by the id of their view
         self._file_blocks = 0
         self._free: dict[int, list[tuple[int, int]]] = {}
         self._end = BLOCK_BYTES
@@ -135,22 +146,23 @@ class Journal:
             mapped, view = self._blocks[block]
             # A record's size is written once: while it is rewritten it may read 0, which would end the block there.
             SIZE.pack_into(mapped, offset, size)
-        index = (offset + 8) >> 3
+        index = shared_index(offset)
         view[index] = 0
         KEY_LENGTH.pack_into(mapped, offset + 16, len(key))
         mapped[offset + RECORD.size : offset + RECORD.size + len(key)] = key
         CRC.pack_into(mapped, offset + 4, key_crc(key))
         self.cells += 1
         self._cells_in_memory += block in self._memory_blocks
-        return Cell(view, block, index, size)
+        return Cell(view, index, size)
 
     def free(self, cell: Cell) -> None:
         """Take a cell back: the ledger has its value and its hour is over."""
-        offset = (cell.index << 3) - 8
-        CRC.pack_into(self._blocks[cell.block][0], offset + 4, 0)
-        self._free.setdefault(cell.size, []).append((cell.block, offset))
+        offset = (cell.index << 3) - VALUE_OFFSET
+        block = self._numbers[id(cell.view)]
+        CRC.pack_into(self._blocks[block][0], offset + 4, 0)
+        self._free.setdefault(cell.size, []).append((block, offset))
         self.cells -= 1
-        self._cells_in_memory -= cell.block in self._memory_blocks
+        self._cells_in_memory -= block in self._memory_blocks
 
     def close(self, *, delete: bool) -> None:
         """Close the file; ``delete`` it when the ledger has all of it. Cells must not be used afterwards."""
@@ -172,11 +184,15 @@ class Journal:
             else:
                 self._file_blocks += 1
                 self._losing = False
-                self._blocks.append((mapped, memoryview(mapped).cast("Q")))
+                self._add(mapped)
                 return
-        mapped = mmap.mmap(-1, BLOCK_BYTES)
         self._memory_blocks.add(len(self._blocks))
-        self._blocks.append((mapped, memoryview(mapped).cast("Q")))
+        self._add(mmap.mmap(-1, BLOCK_BYTES))
+
+    def _add(self, mapped: mmap.mmap) -> None:
+        view = memoryview(mapped).cast("Q")
+        self._numbers[id(view)] = len(self._blocks)
+        self._blocks.append((mapped, view))
 
     def _lose(self, error: OSError) -> None:
         self._losing = True

@@ -40,6 +40,21 @@ class WindowKey(NamedTuple):
         return key
 
 
+class Mark:
+    """How far a shard's change counter was when Redis confirmed windows, one for those of about the same time.
+
+    ``version`` may grow with later ones of them. It is one that Redis has given in the writer's generation.
+    """
+
+    __slots__ = ("version",)
+
+    def __init__(self, version: int = 0) -> None:
+        self.version = version
+
+
+NO_MARK = Mark()
+
+
 class Owner(Protocol):
     """Whose window it is."""
 
@@ -51,20 +66,19 @@ class Window:
     """A window's cell in the journal, and how much of it Redis and the ledger are known to have.
 
     ``id`` tells apart the windows of one tenant: (series, period, hour). ``acknowledged`` is the value Redis last
-    confirmed in this generation, ``version`` the shard's change counter at that time: once the ledger's watermark
-    reaches it, the ledger has at least that value. The hot path adds to ``view[index]``, which is the value.
+    confirmed in this generation, ``version`` the shard's change counter then or a moment later: once the ledger's
+    watermark reaches it, the ledger has at least that value. The hot path adds to ``view[index]``, which is the value.
     """
 
-    __slots__ = ("acknowledged", "block", "id", "index", "owner", "version", "view")
+    __slots__ = ("acknowledged", "id", "index", "mark", "owner", "view")
 
     def __init__(self, owner: Owner, span: Span, cell: Cell) -> None:
         self.owner = owner
         self.id = shared(_spans, span, SPANS_MAX)
         self.view = cell.view
-        self.block = cell.block
         self.index = cell.index
         self.acknowledged = 0
-        self.version = 0
+        self.mark = NO_MARK
 
     @property
     def key(self) -> WindowKey:
@@ -74,7 +88,12 @@ class Window:
     @property
     def cell(self) -> Cell:
         """Its place in the journal."""
-        return Cell(self.view, self.block, self.index, record_bytes(self.key.encode()))
+        return Cell(self.view, self.index, record_bytes(self.key.encode()))
+
+    @property
+    def version(self) -> int:
+        """The watermark from which on the ledger has at least what Redis confirmed."""
+        return self.mark.version
 
     @property
     def value(self) -> int:

@@ -364,3 +364,14 @@ def test_a_day_that_becomes_a_month_is_reported_with_the_months_end() -> None:
     assert departed is day
     assert (day.period.start_s, day.period.end_s) == bounds("month", NOON_S)
     assert day.rule.period == "day"
+
+
+def test_a_tenant_has_no_container_for_its_only_window() -> None:
+    owner = account()
+    first, second = (owner.exchange.window(owner, ("api", 0, hour)) for hour in (1, 2))
+    assert list(owner.windows.values()) == [first, second]
+    owner.windows = owner.windows.without(first.id)
+    assert owner._windows is second
+    assert (owner.windows.get(second.id), owner.windows.get(first.id), len(owner.windows)) == (second, None, 1)
+    owner.windows = owner.windows.without(second.id)
+    assert not owner.windows

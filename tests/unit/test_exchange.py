@@ -9,7 +9,7 @@ from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import ACKNOWLEDGED_KEPT_MS, LIMITS_PER_SYNC, TENANTS_PER_SYNC, Sent, ShardExchange
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
 from sidecar.store.messages import LeaseReply, SyncMessage
-from sidecar.usage.window import Window
+from sidecar.usage.window import Mark, Window
 from tests.unit.tenants import HARD, NOON_S, ONE, PLAN, applied, composed, exchange, lease, limit, plan, reply
 
 HOUR = NOON_S // 3600
@@ -159,6 +159,32 @@ def test_a_new_generation_makes_everything_unsaid() -> None:
     assert (again.generation, again.acknowledged) == ("g2", 0)
     assert again.parts[0].windows[0][3] == 1
     assert again.parts[0].leases[0].left == 50
+
+
+def test_windows_confirmed_within_a_second_wait_for_the_ledger_together() -> None:
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    windows: list[Window] = []
+    for now_ms, version in ((1, 3), (1_000, 5), (1_001, 9)):
+        owner, _, window = touched(shard, f"t{version}")
+        windows.append(window)
+        message, sent = composed(shard, NOW_MS + now_ms)
+        applied(shard, message, sent, reply(message, lease(0), version=version), NOW_MS + now_ms, NOW_MS + now_ms)
+        assert owner.windows.values() == (window,)
+    assert [window.version for window in windows] == [5, 5, 9]
+    assert [window.in_ledger(4) for window in windows] == [False, False, False]
+    assert [window.in_ledger(5) for window in windows] == [True, True, False]
+
+
+def test_a_new_generation_counts_its_changes_from_the_beginning() -> None:
+    shard = exchange()
+    _, _, window = granted(shard)
+    message, sent = composed(shard, NOW_MS)
+    changed = reply(message, lease(0), generation="g2", version=700)
+    applied(shard, message, sent, changed, NOW_MS, NOW_MS)
+    message, sent = composed(shard, NOW_MS + 1)
+    applied(shard, message, sent, reply(message, lease(0), generation="g2", version=4), NOW_MS + 1, NOW_MS + 1)
+    assert (window.version, window.dirty) == (4, False)
 
 
 def test_a_part_without_effect_is_said_again_with_the_new_snapshot() -> None:
@@ -380,7 +406,7 @@ def test_a_clock_that_steps_back_over_the_hour_finds_its_cell_again() -> None:
 def test_what_is_not_in_the_ledger_does_not_keep_others() -> None:
     shard = exchange()
     old, _, stuck = touched(shard, "old")
-    stuck.version = 99
+    stuck.mark = Mark(99)
     for number in range(3):
         touched(shard, f"t{number}")
     exchanged(shard, NOW_MS, lease(0))

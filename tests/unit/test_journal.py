@@ -11,7 +11,7 @@ import pytest
 from sidecar.errors import JournalUnusable
 from sidecar.usage.journal import BLOCK_BYTES, HEADER_BYTES, KEY_BYTES_MAX, Cell, Journal
 from sidecar.usage.recovery import inspect
-from sidecar.usage.window import Window, WindowKey
+from sidecar.usage.window import Mark, Window, WindowKey
 from tests.unit.tenants import account, plan
 
 WRITER = "00000000000000aa"
@@ -72,7 +72,7 @@ def test_a_freed_cell_is_used_again_and_forgets_its_count(path: Path) -> None:
     journal.free(second)
     assert counts(path) == {1: 10, 3: 10}
     again = journal.cell(key(4))
-    assert (again.block, again.index) == (second.block, second.index)
+    assert (again.view, again.index) == (second.view, second.index)
     assert again.view[again.index] == 0
     add(again, 1)
     assert counts(path) == {1: 10, 3: 10, 4: 1}
@@ -203,11 +203,20 @@ def test_a_window_is_in_the_ledger_only_with_all_it_counted(path: Path) -> None:
     journal = Journal(path, WRITER)
     window = Window(account(), ("api", 0, 1), journal.cell(key(1)))
     window.view[window.index] += 5
-    window.acknowledged, window.version = 5, 8
+    window.acknowledged, window.mark = 5, Mark(8)
     assert window.in_ledger(8)
     assert not window.in_ledger(7)
     window.view[window.index] += 1
     assert not window.in_ledger(8)
+
+
+def test_cells_at_the_same_place_of_their_blocks_share_its_number(path: Path) -> None:
+    journal = Journal(path, WRITER)
+    first, again = (fill_a_block(journal, number)[1] for number in (0, 1_000))
+    assert first.view is not again.view
+    assert first.index is again.index
+    journal.free(again)
+    assert journal.cell(key(2_000, "t" * 3980)).view is again.view
 
 
 def test_a_windows_place_in_the_journal_can_be_taken_back(path: Path) -> None:
