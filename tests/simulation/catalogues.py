@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
+from sidecar.catalogue.compiled import decode
 from sidecar.catalogue.load import parse
-from sidecar.catalogue.model import Catalogue
+from sidecar.catalogue.model import Catalogue, RouteRule
+from sidecar.catalogue.routes import RouteTable
 
 _TEXT = """
 default_plan: low
@@ -61,3 +63,18 @@ TEXTS = (
 def catalogue(text: str, name: str = "") -> Catalogue:
     """A catalogue, parsed once: YAML would take most of the time."""
     return parse(text, name)
+
+
+@cache
+def decoded(compiled: bytes, text: str) -> Catalogue | None:
+    """Stands in for the decoder of compiled catalogues: every worker reads the same few."""
+    return decode(compiled, text)
+
+
+_compiled: dict[int, tuple[tuple[RouteRule, ...], RouteTable]] = {}  # by the id of routes that are kept beside it
+
+
+def compiled_routes(routes: tuple[RouteRule, ...]) -> RouteTable:
+    """Stands in for the compiler of routes, likewise."""
+    found = _compiled.get(id(routes)) or _compiled.setdefault(id(routes), (routes, RouteTable(routes)))
+    return found[1]

@@ -105,11 +105,8 @@ def _settled(world: World) -> bool:
 
 def _holders(world: World, shard: int) -> dict[bytes, set[str]]:
     """Who holds a lease of each limit."""
-    found = {}
-    for key in world.redis.keys(f"{world.keys.tag(shard)}limit:".encode()):
-        fields = world.redis.command(b"HGETALL", (key,))[::2]
-        found[key] = {name[2:].decode() for name in fields if name[:2] == b"l:"}
-    return found
+    limits = world.redis.hashes(f"{world.keys.tag(shard)}limit:")
+    return {key: {name[2:].decode() for name in found if name[:2] == b"l:"} for key, found in limits.items()}
 
 
 def check(world: World) -> None:
@@ -265,9 +262,7 @@ def _still_held(world: World) -> Iterator[tuple[bytes, dict[bytes, bytes], dict[
     for shard in range(SHARDS):
         tag = world.keys.tag(shard)
         generation = world.redis.command(b"HGET", (f"{tag}epoch", "gen"))
-        for key in world.redis.keys(f"{tag}limit:".encode()):
-            fields = world.redis.command(b"HGETALL", (key,))
-            found = dict(zip(fields[::2], fields[1::2], strict=True))
+        for key, found in world.redis.hashes(f"{tag}limit:").items():
             if found.get(b"g") != generation or b"small" in found or _over(world, key):
                 continue
             leases = {name.decode(): int(units) for name, units in found.items() if name.startswith(b"l:")}

@@ -134,7 +134,7 @@ function commands.DEL(...)
   return removed
 end
 
--- In no script of the program, but in one of mutations.py.
+-- In no script of the program, but in one of mutations.py, and in what invariants.py looks at.
 function commands.KEYS(pattern)
   local prefix, answer = sub(pattern, 1, -2), {}
   for key in pairs(data) do
@@ -378,12 +378,6 @@ redis = { call = call }
 
 -- What Python calls.
 
--- Runs something on a data set; a script may be interrupted by what is told of it and look at the same one.
-local function on(state, at, work, ...)
-  data, expires, replid, now = state.data, state.expires, state.replid, at
-  return work(...)
-end
-
 local function copied(value)
   if type(value) ~= 'table' then return value end
   local copy = {}
@@ -393,12 +387,25 @@ end
 
 local functions = {}
 
-function functions.fresh(id) return { data = {}, expires = {}, replid = id } end
+-- Data sets since the last call of forget: a run that is over is not collected as a whole, so it lets go of them itself.
+local made = {}
+
+function functions.fresh(id)
+  local state = { data = {}, expires = {}, replid = id }
+  made[#made + 1] = state
+  return state
+end
 
 function functions.copied(state, id)
   local copy = copied(state)
   copy.replid = id
+  made[#made + 1] = copy
   return copy
+end
+
+function functions.forget()
+  for index = 1, #made do made[index].data, made[index].expires = nil, nil end
+  made = {}
 end
 
 -- An answer as lua.py takes it: its values one by one, as each look into a table from Python has its price.
@@ -412,12 +419,31 @@ local function given(value)
   return size, unpack(value, 1, size)
 end
 
-function functions.command(state, at, ...) return given(on(state, at, call, ...)) end
+-- Each of these sets the data set first: a script may be interrupted by what is told of it and look at the same one.
 
-function functions.run(state, at, script, count, ...)
-  KEYS, ARGV = { ... }, { select(count + 1, ...) }
-  for index = #KEYS, count + 1, -1 do KEYS[index] = nil end
-  return given(on(state, at, script))
+function functions.command(state, at, name, ...)
+  data, expires, replid, now = state.data, state.expires, state.replid, at
+  return given(call(name, ...))
 end
 
-return functions.fresh, functions.copied, functions.command, functions.run
+function functions.run(state, at, script, count, ...)
+  data, expires, replid, now = state.data, state.expires, state.replid, at
+  KEYS, ARGV = { ... }, { select(count + 1, ...) }
+  for index = #KEYS, count + 1, -1 do KEYS[index] = nil end
+  return given(script())
+end
+
+-- All hashes whose keys begin so, in the order of their keys: key, how many words, fields and values; and so on.
+function functions.hashes(state, at, prefix)
+  data, expires, replid, now = state.data, state.expires, state.replid, at
+  local answer, size = {}, 0
+  for _, key in ipairs(commands.KEYS(prefix .. '*')) do
+    local words = commands.HGETALL(key)
+    answer[size + 1], answer[size + 2] = key, #words
+    for index = 1, #words do answer[size + 2 + index] = words[index] end
+    size = size + 2 + #words
+  end
+  return given(answer)
+end
+
+return functions.fresh, functions.copied, functions.forget, functions.command, functions.run, functions.hashes

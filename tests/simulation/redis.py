@@ -64,6 +64,10 @@ class MemoryRedis:
     def keys(self, prefix: bytes) -> list[bytes]:
         return list(self.command(b"KEYS", (prefix + b"*",)))
 
+    def hashes(self, prefix: str) -> dict[bytes, dict[bytes, bytes]]:
+        """Every hash whose key begins so, by key, in the order of the keys."""
+        return lua.ENGINE.hashes(self._data, self.clock(), prefix.encode())
+
     def _evaluate(self, name: str, words: tuple[Any, ...]) -> Any:
         if name == "EVALSHA":
             script = self._loaded.get(words[1])

@@ -24,14 +24,14 @@ from typing import Self
 
 from msgspec import Struct
 
-from tests.simulation import invariants
+from tests.simulation import invariants, lua
 from tests.simulation.billing.run import bill
 from tests.simulation.faults import Faults
 from tests.simulation.world import World, simulated
 
 LENGTHS_MS = (4_000, 4_000, 6_000, 8_000, 8_000, 12_000, 20_000)
-CHUNK = 4  # seeds
-CHUNKS_A_LIFE = 8  # garbage is not collected: it goes with the process, and so does what is never quite gone
+CHUNK = 2  # seeds
+CHUNKS_A_LIFE = 16  # garbage is not collected: it goes with the process, and so does what is never quite gone
 TMPFS = Path("/dev/shm")  # noqa: S108 - journals are written there and nothing else
 
 
@@ -67,7 +67,7 @@ def count(seed: int) -> World:
     random = Random(seed * 7 + 3)
     world = World(seed, folder)
     try:
-        with simulated(Random(seed + 2)):
+        with simulated(Random(seed + 2), world.loop):
             try:
                 _live(world, random)
             except Exception:  # noqa: BLE001 - whatever breaks is a finding of this seed
@@ -76,6 +76,7 @@ def count(seed: int) -> World:
         for worker in [*world.workers(), *world.gone]:
             if worker.process.alive:
                 worker.kill(torn=False)
+        lua.ENGINE.forget()
         shutil.rmtree(folder, ignore_errors=True)
     return world
 
@@ -128,6 +129,8 @@ def main() -> int:
     faults: Counter[str] = Counter()
     steps = 0
     bad: list[Outcome] = []
+    if len(seeds) > 1:
+        simulate(0)  # what is made once is made here, and not in each process
     with multiprocessing.Pool(options.jobs, maxtasksperchild=CHUNKS_A_LIFE) if len(seeds) > 1 else _Alone() as pool:
         for outcome in pool.imap_unordered(one, seeds, chunksize=CHUNK):
             faults.update(outcome.faults)

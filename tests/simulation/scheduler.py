@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from heapq import heappop, heappush
+from itertools import repeat
 from typing import Any
 from unittest import mock
 
@@ -198,9 +199,13 @@ _WORLD = Context()
 
 
 @contextmanager
-def virtual() -> Iterator[None]:
+def virtual(loop: VirtualLoop) -> Iterator[None]:
     """Let asyncio take the shorter ways that a virtual loop allows."""
+    running = repeat(loop).__next__  # asyncio's own asks the kernel for the process each time: it may have forked
     with (
+        mock.patch.object(asyncio, "get_running_loop", running),
+        mock.patch.object(asyncio.events, "get_running_loop", running),
+        mock.patch.object(asyncio.events, "_get_running_loop", running),
         mock.patch.object(asyncio, "sleep", sleep),
         # Nobody asks for all tasks, and each would be put in and taken out.
         mock.patch.object(asyncio.tasks._all_tasks, "add", id),  # type: ignore[attr-defined]

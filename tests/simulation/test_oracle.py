@@ -29,8 +29,9 @@ KEY = ("acme", "calls", DAY_S)
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """Workers in it do nothing by themselves."""
-    with simulated(Random(1)), mock.patch.object(Worker, "start"):
-        yield World(1, tmp_path)
+    world = World(1, tmp_path)
+    with simulated(Random(1), world.loop), mock.patch.object(Worker, "start"):
+        yield world
 
 
 def server(replid: str) -> MemoryRedis:

@@ -122,7 +122,7 @@ class Run:
 @pytest.fixture(params=["refuses", "drops packets"])
 def outage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
     world = World(5, tmp_path)
-    with simulated(random.Random(9)):
+    with simulated(random.Random(9), world.loop):
         run = Run(world, request.param)
         yield run
         for worker in run.workers:

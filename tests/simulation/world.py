@@ -33,7 +33,7 @@ from sidecar.telemetry import FlusherCounters
 from sidecar.usage.recovery import inspect
 from sidecar.usage.window import WindowKey
 from tests.simulation import lua
-from tests.simulation.catalogues import PLANS, TEXTS, catalogue
+from tests.simulation.catalogues import PLANS, TEXTS, catalogue, compiled_routes, decoded
 from tests.simulation.clock import MachineClock
 from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
@@ -184,17 +184,12 @@ class World:
                 self.oracle.violated("L1", f"{writer} reports {part[0]} by revision {part[1]} of {snapshot.rev}")
             if not reply.granting or snapshot is None or answered.revision != part[1] or snapshot.rev != part[1]:
                 continue
-            stops = {rule.name: rule.stop for rule in snapshot.limits}
             for (name, limit_id, start, end_ms, _, left, need, *_), lease in zip(part[3], answered.leases, strict=True):
-                stop = stops.get(name)
                 short = left + need - lease.units
-                if (
-                    need
-                    and stop is not None
-                    and short > 0
-                    and server.clock() < end_ms
-                    and stop - lease.spent - lease.held >= short
-                ):
+                if not need or short <= 0:
+                    continue
+                stop = next((rule.stop for rule in snapshot.limits if rule.name == name), None)
+                if stop is not None and server.clock() < end_ms and stop - lease.spent - lease.held >= short:
                     about = f"{writer} needs {need} of {part[0]} {limit_id} {start}: {lease} of {stop}"
                     self.oracle.violated("L3", about)
 
@@ -391,17 +386,19 @@ def connected(url: str, **_options: Any) -> Connection:
 
 
 @contextmanager
-def simulated(random: Random) -> Iterator[None]:
+def simulated(random: Random, loop: VirtualLoop) -> Iterator[None]:
     """Put the simulation in the place of servers, random ids and large files."""
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
     parse = lambda text, _name: catalogue(text)  # noqa: E731
     with ExitStack() as stack:
-        stack.enter_context(virtual())
+        stack.enter_context(virtual(loop))
         for module, name, value in (
             (sidecar.store.client, "connect", connected),
             (sidecar.store.client, "load", lambda: lua.SCRIPTS),
             (sidecar.enforcement.core, "secrets", tokens),
             (sidecar.enforcement.changes, "parse", parse),
+            (sidecar.enforcement.changes, "decode", decoded),
+            (sidecar.enforcement.changes, "RouteTable", compiled_routes),
             (sidecar.ledger.projector, "parse", parse),
             (sidecar.ledger.flusher, "PROJECT_INTERVAL_S", 1.0),
             (sidecar.ledger.flusher, "FOLD_INTERVAL_S", 2.5),

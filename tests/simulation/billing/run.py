@@ -13,7 +13,7 @@ from tests.simulation.billing.world import Billing, simulated
 def bill(seed: int) -> Billing:
     """One run, from beginning to rest."""
     world = Billing(seed)
-    with simulated(Random(f"{seed} tokens"), lambda about: world.violated("crash", about)):
+    with simulated(Random(f"{seed} tokens"), world.loop, lambda about: world.violated("crash", about)):
         try:
             Weather(world).live()
             heal(world)

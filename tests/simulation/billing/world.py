@@ -351,12 +351,12 @@ class Billing:
 
 
 @contextmanager
-def simulated(random: Random, world_of: Callable[[str], None]) -> Iterator[None]:
+def simulated(random: Random, loop: VirtualLoop, world_of: Callable[[str], None]) -> Iterator[None]:
     """Put the simulation in the place of what is random, and of the log that hides what nobody expects."""
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
     module: Any = sys.modules[Forwarder.__module__]
     with ExitStack() as stack:
-        stack.enter_context(virtual())
+        stack.enter_context(virtual(loop))
         for name, value in (("secrets", tokens), ("random", random), ("log", _Log(world_of))):
             stack.enter_context(mock.patch.object(module, name, value))
         yield
