@@ -276,7 +276,7 @@ class Account:
         So one message asks for the leases of all tenants in it, before each of them has to wait for its own. Of a
         tenant's users ``most`` go on with one message. What was not used lately does not (``now_ms``: monotonic).
         """
-        ended = (state for state in self.limits.values() if state.left and state.period.over(now_s))
+        ended = (state for state in self.limits.values() if state.period.over(now_s) and _held(state))
         for state in list(islice(ended, most)):
             if settled(state) and not goes_on(state, now_ms):
                 lapse(state)
@@ -303,7 +303,7 @@ class Account:
             self._depart(state, now_s)
         before = self._small_own.get((limit_id, start_s))
         if before is not None:
-            fresh.own = fresh.own_reported = before.own
+            fresh.own = before.own  # reported once more: whoever spent it may not have told yet
         if len(self.limits) >= self._sweep_at:
             self._sweep()
         self.limits = self.limits.put(fresh)
@@ -370,14 +370,14 @@ class Account:
         """Whether another limit speaks for what Redis keeps of it: one of that name whose period began with its own.
 
         Reported later than that one's first lease, it would give back what is being spent. Only what was spent of a
-        second or a minute is in no window, and has to be told by whoever spent it.
+        second or a minute is in no window, and has to be told by whoever spent it or went on with it.
         """
         state = self.limits.get(departed.id)
         if state is not None and state.period.start_s != departed.period.start_s:
             state = state.lease.ahead
         if state is None or state.period.start_s != departed.period.start_s:
             return False
-        return not (departed.period.small and departed.own)
+        return not departed.period.small or state.own >= departed.own
 
     def _remember_small(self, state: LimitState) -> None:
         """Keep what was spent in a second or minute: it may come back, with the plan or with a step of the clock.
@@ -404,6 +404,11 @@ def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> st
     if rule.scope == "route":
         return route.name
     return (key_id if rule.scope == "key" else user) or None
+
+
+def _held(state: LimitState) -> bool:
+    """Whether it has a lease, or one in the period that follows."""
+    return bool(state.left or (state.lease.ahead is not None and state.lease.ahead.left))
 
 
 def _shape(rule: LimitRule) -> tuple[str, str, str]:

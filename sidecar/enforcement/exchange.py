@@ -160,7 +160,8 @@ class ShardExchange:
         needed = account.touched or account.windows or account.departed or account.has_children
         if needed or account in self._holders or account in self.resting:
             return False
-        return all(state.left == 0 for state in account.states())
+        # What is in flight may bring a lease, of which a second account of the tenant would not know.
+        return not any(state.left or state.lease.in_flight for state in account.states())
 
     def window(self, account: Account, span: Span) -> Window:
         """The window of a tenant's (series, period, hour), with its journal cell; made on first use."""

@@ -86,11 +86,13 @@ class Lease:
             return False
         return not (self.outage_used or self.uncovered or self.refused or self.watched)
 
-    def wanted(self, period: LimitPeriod, lease_seconds: int, lease_units_max: int, *, spaced: bool) -> int:
-        """Units that would be good to have on top of what is left."""
+    def wanted(
+        self, period: LimitPeriod, lease_seconds: int, lease_units_max: int, *, begun: bool, spaced: bool
+    ) -> int:
+        """Units that would be good to have on top of what is left. ``begun``: some were spent in the period."""
         seconds = lease_seconds * SPACED_TIMES if spaced and self.ample else lease_seconds
         rate = self.rate_per_s * seconds
-        if not self.reported_ms and period.stop is not None:
+        if not (begun and self.reported_ms) and period.stop is not None:
             rate = min(rate, period.stop // FIRST_PART)  # as it was in the period before
         self.target = min(max(rate, period.first), lease_units_max)
         want = max(0, self.target - self.units)

@@ -283,7 +283,8 @@ class LimitState:
                         want = period.first
                     lease.units = min(lease.units, period.first)
                 else:
-                    want = lease.wanted(period, lease_seconds, lease_units_max, spaced=spaced)
+                    begun = self._own > 0
+                    want = lease.wanted(period, lease_seconds, lease_units_max, begun=begun, spaced=spaced)
             left = self.left
             need = self._lacking()
             lease.need = lease.least = lease.waiting = 0

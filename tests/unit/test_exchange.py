@@ -437,6 +437,20 @@ def test_an_account_with_anything_left_to_say_is_not_forgotten() -> None:
     assert owner.windows.get(window.id) is window
 
 
+def test_an_account_for_which_a_lease_is_on_its_way_is_not_forgotten() -> None:
+    """Or a second account of the tenant would spend what the first one gives back."""
+    shard = exchange()
+    owner = Account(PLAN, shard)
+    [(_, state, _)] = owner.charge(ONE, "", "", NOON_S).limits
+    state.wait_for(1)
+    shard.touch(owner)
+    _, sent = composed(shard, NOW_MS)
+    assert not owner.touched
+    assert not shard.forget(owner)
+    shard.undo(sent)
+    assert not shard.forget(owner)
+
+
 def test_a_soft_limit_is_counted_without_a_lease() -> None:
     shard = exchange()
     owner = Account(plan(limit(HARD, stop=None)), shard)

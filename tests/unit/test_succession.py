@@ -116,6 +116,26 @@ def test_an_account_that_holds_some_does_not_rest_and_is_not_forgotten() -> None
     assert list(shard.leases()) == [0, 20]
 
 
+def test_it_goes_on_alone_when_nothing_is_left_of_the_minute_before() -> None:
+    """Or it would be in every message until it had rested for long enough."""
+    shard, owner, _ = spending(limit(PER_MINUTE, stop=4000, included=4000))
+    synced(shard, END_S - 1, 0, 20)
+    synced(shard, END_S, 0, 20)
+    assert (limit_of(owner, "calls").period.start_s, limit_of(owner, "calls").left) == (END_S, 20)
+    assert (owner in shard.resting, shard.pressing) == (True, False)
+
+
+def test_no_more_than_an_eighth_of_the_cap_is_asked_for_ahead_however_often() -> None:
+    shard, owner, state = spending(limit(PER_MINUTE, stop=4000, included=4000))
+    wanted = []
+    for before_s in (6, 5, 4, 3, 2, 1):
+        state.left = 2000
+        state.spend(1000)
+        shard.touch(owner)
+        wanted += [one[3] for one in said(synced(shard, END_S - before_s, 1000, 500))[1:]]
+    assert wanted == [4000 // 8, 0, 0, 0]
+
+
 def test_it_is_given_up_with_all_others() -> None:
     shard, _, state = spending()
     synced(shard, END_S - 1, 49, 20)
@@ -182,8 +202,27 @@ def test_what_was_spent_of_a_minute_is_told_whoever_is_in_its_place() -> None:
     owner.adopt(plan(PER_MINUTE, rev=3))
     spent(owner, NOON_S)
     assert state in owner.departed
-    assert not owner.replaced(state)
-    assert composed(shard, NOW_MS)[0].parts[0].leases[0].cumulative == 3
+    assert owner.replaced(state)
+    assert [one.cumulative for one in composed(shard, NOW_MS)[0].parts[0].leases] == [4]
+
+
+def test_a_minute_that_comes_back_is_spoken_of_once_however_much_there_is_to_say() -> None:
+    """Who waits comes first in a full message, so what departed would give back afterwards what they were granted."""
+    shard = exchange()
+    owner = Account(plan(limit(PER_MINUTE, scope="user")), shard)
+    for now_s in (END_S, END_S - 1, END_S):  # a clock that steps back and on again
+        for number in range(LIMITS_PER_SYNC + 1):
+            [(_, state, _)] = owner.charge(ONE, "", f"u{number}", now_s).limits
+            state.spend_unleased(3 if now_s == END_S else 0)
+            state.wait_for(1)
+    shard.touch(owner)
+    told = [
+        one
+        for message in (synced(shard, END_S, ms=ms) for ms in range(3))
+        for one in message.parts[0].leases
+        if one.start == END_S and not one.left
+    ]
+    assert {one.cumulative for one in told} == {6}
 
 
 def test_after_two_minutes_it_is_none_of_the_current_one() -> None:
