@@ -370,14 +370,19 @@ class Account:
         """Whether another limit speaks for what Redis keeps of it: one of that name whose period began with its own.
 
         Reported later than that one's first lease, it would give back what is being spent. Only what was spent of a
-        second or a minute is in no window, and has to be told by whoever spent it or went on with it.
+        second or a minute is in no window, and has to be told by whoever spent it or went on with it. Who speaks for
+        others is not forgotten before Redis has heard it.
         """
         state = self.limits.get(departed.id)
         if state is not None and state.period.start_s != departed.period.start_s:
             state = state.lease.ahead
         if state is None or state.period.start_s != departed.period.start_s:
             return False
-        return not departed.period.small or state.own >= departed.own
+        if departed.period.small and state.own < departed.own:
+            return False
+        if departed.lease.reported_ms and not state.lease.reported_ms:
+            state.own_lease().reported_ms = departed.lease.reported_ms
+        return True
 
     def _remember_small(self, state: LimitState) -> None:
         """Keep what was spent in a second or minute: it may come back, with the plan or with a step of the clock.

@@ -225,6 +225,25 @@ def test_a_minute_that_comes_back_is_spoken_of_once_however_much_there_is_to_say
     assert {one.cumulative for one in told} == {6}
 
 
+def test_who_speaks_for_what_departed_is_not_forgotten_before_redis_has_heard_it() -> None:
+    """Where a message is full, it may take another one until it does."""
+    rule = limit(HARD, scope="user")
+    shard = exchange()
+    owner = Account(plan(rule), shard)
+    [(_, state, _)] = owner.charge(ONE, "", "u1", NOON_S).limits
+    state.wait_for(1)
+    shard.touch(owner)
+    synced(shard, NOON_S, 20)
+    owner.adopt(plan(PER_MINUTE, rev=2))
+    owner.adopt(plan(rule, rev=3))
+    for user in ("u1", *(f"who waits {number}" for number in range(LIMITS_PER_SYNC))):
+        [(_, state, _)] = owner.charge(ONE, "", user, NOON_S).limits
+        state.wait_for(user != "u1")
+    assert "calls:u1" not in {one[0] for one in said(synced(shard, NOON_S))}
+    owner.adopt(plan(rule, rev=4))
+    assert "calls:u1" in {one[0] for one in said(synced(shard, NOON_S, ms=1))}
+
+
 def test_after_two_minutes_it_is_none_of_the_current_one() -> None:
     shard, owner, state = spending()
     synced(shard, END_S - 1, 49, 20)
