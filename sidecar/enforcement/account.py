@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from sidecar.catalogue.period import bounds
 from sidecar.enforcement.contract import contract
 from sidecar.enforcement.keyed import NONE, Few, Keyed, Many
-from sidecar.enforcement.limit_period import LimitPeriod, limit_period
+from sidecar.enforcement.limit_period import limit_period
 from sidecar.enforcement.limit_state import LimitState
+from sidecar.enforcement.spent import Spent, noted
 from sidecar.enforcement.succession import goes_on, lapse, settled, taken_ahead
 from sidecar.memo import remember, shared
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 CHARGES_MAX = 512
 ANCESTORS_MAX = 16
 HOUR_MS = 3_600_000
-# Redis keeps a second's or a minute's limit for a minute after its end.
-SMALL_KEPT_MS = 180_000
 SWEEP_LEAST = 256
 # Limits of users and keys that Redis has not confirmed; beyond it units may stay set aside until the period ends.
 UNCONFIRMED_MAX = 4096
@@ -75,27 +74,8 @@ class Charge:
         self.spends: tuple[tuple[LimitState, int], ...] = ()
 
 
-class Spent:
-    """What this writer spent in a second or minute that is over; ``noted``: in which SMALL_KEPT_MS (monotonic)."""
-
-    __slots__ = ("noted", "own", "period")
-
-    def __init__(self, period: LimitPeriod, own: int, noted: int) -> None:
-        self.period = period
-        self.own = own
-        self.noted = noted
-
-    @property
-    def id(self) -> tuple[str, int]:
-        """The limit and the start of its period."""
-        return self.period.id, self.period.start_s
-
-
-# Tenants that spent the same in the same minutes share what is remembered of it, those of one second its number.
 SHARED_MAX = 4_096
-_anchors: dict[int, int] = {}
-_spent: dict[tuple[LimitPeriod, int, int], Spent] = {}
-_kept: dict[Few[Spent], Few[Spent]] = {}
+_anchors: dict[int, int] = {}  # those of one second share its number
 
 
 class Account:
@@ -385,19 +365,7 @@ class Account:
         return True
 
     def _remember_small(self, state: LimitState) -> None:
-        """Keep what was spent in a second or minute: it may come back, with the plan or with a step of the clock.
-
-        Redis merges this writer's cumulative spending with max, so it must never start again from 0 in one period.
-        """
-        # By a clock that never steps: the wall clock may come back from far ahead, to a minute it was in before.
-        noted = self.exchange.composed_ms // SMALL_KEPT_MS
-        key = state.period, state.own, noted
-        kept = self._small_own.put(_spent.get(key) or remember(_spent, key, Spent(*key), SHARED_MAX))
-        # Looked through each time that they have doubled, so that a tenant of a week keeps no more than one of minutes.
-        if not len(kept) & (len(kept) - 1):
-            for one in [one for one in kept.values() if noted - one.noted > 1]:
-                kept = kept.without(one.id)
-        self._small_own = shared(_kept, kept, SHARED_MAX) if isinstance(kept, Few) else kept
+        self._small_own = noted(self._small_own, state.period, state.own, self.exchange.composed_ms)
 
 
 def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> str | None:

@@ -8,10 +8,11 @@ Gives up:   nothing is awaited or timed here; the synchroniser drives it, and so
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sidecar.enforcement.kept import Kept, owner
 from sidecar.enforcement.rest import Resting
+from sidecar.enforcement.sent import Sent
 from sidecar.enforcement.succession import look_ahead, settled
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
@@ -34,16 +35,6 @@ WOKEN_UNUSED = 10  # where nobody asks for anything, so that a hundred thousand 
 HEARD_MS = 1_000
 ACKNOWLEDGED_KEPT_MS = 86_400_000
 MARKED_TOGETHER_MS = 1_000
-
-
-class Sent(NamedTuple):
-    """What a message said of one tenant, kept until its reply."""
-
-    account: Account
-    revision: int
-    windows: list[tuple[Window, int]]
-    limits: list[tuple[LimitState, LeaseReport, int]]
-    departed: tuple[LimitState, ...]
 
 
 class ShardExchange:
@@ -156,11 +147,10 @@ class ShardExchange:
         return account.touched or account in self._holders
 
     def forget(self, account: Account) -> bool:
-        """Drop an account from memory if nothing of it is still to be reported or kept; returns whether it was."""
+        """Drop an account if nothing of it is to be reported or kept, or on its way here; returns whether it was."""
         needed = account.touched or account.windows or account.departed or account.has_children
         if needed or account in self._holders or account in self.resting:
             return False
-        # What is in flight may bring a lease, of which a second account of the tenant would not know.
         return not any(state.left or state.lease.in_flight for state in account.states())
 
     def window(self, account: Account, span: Span) -> Window:
@@ -282,8 +272,7 @@ class ShardExchange:
             account.rotate(windows, [state for state, _, _ in limits])
             self.backlogged = True
             self.touch(account)
-        values = [(window, window.value) for window in windows]
-        return Sent(account, account.rev, values, limits, tuple(departed))
+        return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
 
     def _to_report(self, state: LimitState, now_ms: int) -> bool:
         resting = settled(state) and now_ms - state.lease.own_changed_ms < self.terms.lease_rest_ms

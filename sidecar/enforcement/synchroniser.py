@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from sidecar.clock import Clock
     from sidecar.enforcement.account import Account
-    from sidecar.enforcement.exchange import Sent, ShardExchange
+    from sidecar.enforcement.exchange import ShardExchange
+    from sidecar.enforcement.sent import Sent
     from sidecar.store.client import Store
     from sidecar.telemetry import CoreCounters
 

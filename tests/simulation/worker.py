@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from sidecar.catalogue.model import RouteRule
     from sidecar.enforcement.account import Charge
-    from sidecar.enforcement.exchange import Sent
     from sidecar.enforcement.limit_state import LimitState
+    from sidecar.enforcement.sent import Sent
 
 TERMS = Terms(lease_ttl_ms=2_000, reclaim_after_ms=12_000, lease_seconds=2, lease_units_max=50, lease_rest_ms=8_000)
 STORE_TIMEOUT_MS = 50

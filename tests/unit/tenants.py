@@ -10,8 +10,9 @@ import msgspec
 from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
-from sidecar.enforcement.exchange import Sent, ShardExchange
+from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.limit_state import LimitState
+from sidecar.enforcement.sent import Sent
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReply, SyncMessage, SyncReply, TenantReply
 from sidecar.usage.journal import Journal

@@ -6,8 +6,9 @@ import pytest
 
 from sidecar.catalogue.model import RouteRule
 from sidecar.enforcement.account import Account
-from sidecar.enforcement.exchange import ACKNOWLEDGED_KEPT_MS, LIMITS_PER_SYNC, TENANTS_PER_SYNC, Sent, ShardExchange
+from sidecar.enforcement.exchange import ACKNOWLEDGED_KEPT_MS, LIMITS_PER_SYNC, TENANTS_PER_SYNC, ShardExchange
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
+from sidecar.enforcement.sent import Sent
 from sidecar.store.messages import LeaseReply, SyncMessage
 from sidecar.usage.window import Mark, Window
 from tests.unit.tenants import HARD, NOON_S, ONE, PLAN, applied, composed, exchange, lease, limit, plan, reply

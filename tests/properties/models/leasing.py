@@ -15,7 +15,8 @@ from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.enforcement.account import Account
-from sidecar.enforcement.exchange import Sent, ShardExchange
+from sidecar.enforcement.exchange import ShardExchange
+from sidecar.enforcement.sent import Sent
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import SYNC_REPLY, SyncMessage
 from sidecar.store.snapshots import script_limits
