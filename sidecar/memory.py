@@ -1,9 +1,8 @@
 """Memory of a process that runs for weeks: what its start left over, and its garbage.
 
-Guarantees: where it is tended no full collection interrupts decisions at a moment of its own choice. It would look at
-            every tenant in memory, some hundred thousand objects, while requests wait.
-Gives up:   cyclic garbage that is older than two young collections stays until there may be enough of it and the
-            process is quiet, or for QUIET_S times PATIENCE at most.
+Guarantees: where it is tended a collection looks at what is new only. To look at every tenant in memory, some hundred
+            thousand objects, takes half a second: once in FULL_S at most, when the process is quiet, or in PATIENCE_S.
+Gives up:   cyclic garbage of objects that were older than SLICE_S when they became garbage stays until then.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import ctypes
 import gc
 from collections.abc import Callable
 
+SLICE_S = 0.25
 QUIET_S = 5.0
-PATIENCE = 120
 QUIET_REQUESTS = 500
-WORTH = 100  # collections of the middle generation since the last full one, some hundred thousand objects
+FULL_S = 3_600.0
+PATIENCE_S = 6 * FULL_S
 # Young objects are collected more often than by default, fewer at a time: each lives through the same two collections,
 # which last some hundredths of a millisecond. The last number says how many of the second make a full one.
 THRESHOLDS = (200, 4, 1_000_000)
@@ -33,14 +33,24 @@ def settle() -> None:
 
 
 async def tend(served: Callable[[], int]) -> None:
-    """Collect all garbage when that is worth it and few requests came lately. ``served`` counts them."""
+    """Collect garbage: of what is new a little at a time, of everything when few requests came lately.
+
+    ``served`` counts them. What was looked at is frozen, so that the next look is at what came since.
+    """
     gc.set_threshold(*THRESHOLDS)
-    seen, waited = served(), 0
+    seen, slices = served(), 0
     while True:
-        await asyncio.sleep(QUIET_S)
-        now = served()
-        waited += 1
-        if gc.get_count()[2] >= WORTH and (now - seen < QUIET_REQUESTS or waited >= PATIENCE):
+        await asyncio.sleep(SLICE_S)
+        slices += 1
+        if gc.get_count()[2]:  # young collections that left something
             gc.collect()
-            waited = 0
-        seen = now
+            gc.freeze()
+        if slices * SLICE_S % QUIET_S:
+            continue
+        now = served()
+        quiet, seen = now - seen < QUIET_REQUESTS, now
+        if slices * SLICE_S >= (FULL_S if quiet else PATIENCE_S):
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+            slices = 0
