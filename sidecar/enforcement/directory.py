@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sidecar.catalogue.policy import Policy
     from sidecar.catalogue.snapshot import Snapshot
     from sidecar.clock import Clock
+    from sidecar.enforcement.account import Lineage
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.store.client import Store
     from sidecar.telemetry import CoreCounters
@@ -66,8 +67,6 @@ class Directory:
         self.policy: Policy | None = None
         self.accounts: dict[str, Account] = {}
         self._oldest: deque[Account] = deque()  # those that may be forgotten next
-        for exchange in exchanges:
-            exchange.accounts = self.accounts
         self._exchanges = exchanges
         self._store = store
         self._clock = clock
@@ -84,6 +83,8 @@ class Directory:
         self._overtaken: set[str] = set()  # loads in flight whose answer may be from before an announced change
         self._refreshing: OrderedDict[str, None] = OrderedDict()
         self._refreshing_next: OrderedDict[str, None] = OrderedDict()
+        for exchange in exchanges:
+            exchange.accounts, exchange.due = self.accounts, self._refreshing
         self._wake = asyncio.Event()
 
     @property
@@ -190,9 +191,18 @@ class Directory:
                 self._overtaken.add(name)
             account = self.accounts.get(name)
             if account is not None:
-                if account.exchange.uses(account):
-                    self._refreshing_next[name] = None
-                self.refresh(account)
+                self._refresh_in_turn(account)
+
+    def refused(self, account: Account, lineage: Lineage) -> None:
+        """A request was refused by what is known of a tenant and its ancestors: what may have changed is read next."""
+        for one in (account, *(ancestor for ancestor, _ in lineage)) if self._refreshing else ():
+            if one.tenant in self._refreshing:
+                self._refreshing_next[one.tenant] = None
+
+    def _refresh_in_turn(self, account: Account) -> None:
+        if account.exchange.uses(account):
+            self._refreshing_next[account.tenant] = None
+        self.refresh(account)
 
     async def changed_all(self) -> None:
         """Changes were missed: read everything again as it is needed."""
@@ -210,7 +220,7 @@ class Directory:
         self._overtaken.update(self._loading)
         for position, account in enumerate(list(self.accounts.values())):
             if concerned(account):
-                self.refresh(account)
+                self._refresh_in_turn(account)
             if position % LOOKED_THROUGH_AT_ONCE == 0:
                 await asyncio.sleep(0)  # a decision may come between
 

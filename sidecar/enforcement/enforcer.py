@@ -296,6 +296,7 @@ class Enforcer:
             findings.add(owner, state, units, self._check(owner, state, units, now_ms, wall_ms, away=away))
         if findings.denials and not account.contract.shadow:
             self._note_refused(charge, findings.denials)
+            self._directory.refused(account, charge.lineage)
             return verdict.deny(account, findings.denials, wall_ms, self.policy.catalogue)
         if findings.short:
             return Shortage(findings.short)

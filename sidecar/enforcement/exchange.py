@@ -19,7 +19,7 @@ from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantRe
 from sidecar.usage.window import NO_MARK, Mark, Span, Window, WindowKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from sidecar.enforcement.account import Account, Charge
     from sidecar.enforcement.limit_state import LimitState
@@ -60,6 +60,7 @@ class ShardExchange:
         self.composed_ms = 0
         self.stale: list[tuple[Account, bytes]] = []  # with the newer snapshot, if Redis sent it
         self.accounts: Mapping[str, Account] = {}  # by tenant; whoever looks tenants up lends its own
+        self.due: Container[str] = ()  # tenants to be looked up again, likewise
         self.charges: dict[tuple[Account, str, str, str], Charge] = {}  # a memo of its accounts
         self.generation_changes = 0
         self.replies_unused = 0
@@ -149,9 +150,8 @@ class ShardExchange:
     def forget(self, account: Account) -> bool:
         """Drop an account if nothing of it is to be reported or kept, or on its way here; returns whether it was."""
         needed = account.touched or account.windows or account.departed or account.has_children
-        if needed or account in self._holders or account in self.resting:
-            return False
-        return not any(state.left or state.lease.in_flight for state in account.states())
+        held = account in self._holders or account in self.resting
+        return not (needed or held or any(state.left or state.lease.in_flight for state in account.states()))
 
     def window(self, account: Account, span: Span) -> Window:
         """The window of a tenant's (series, period, hour), with its journal cell; made on first use."""
@@ -311,8 +311,8 @@ class ShardExchange:
         self._called(reply.called)  # first: what this very reply grants is for those who wait for it
         forfeits = self._forfeits
         for one, part in zip(sent, reply.parts, strict=True):
-            if part.revision != one.revision:
-                # A newer snapshot is there, or Redis does not know the tenant any more.
+            if part.revision != one.revision or (part.revision <= 0 and one.account.tenant in self.due):
+                # A newer snapshot is or may be there (the introduced have one revision), or the tenant is gone.
                 self.stale.append((one.account, part.document))
             if part.revision > one.revision or one.account.rev != one.revision:
                 # Without effect, or from before a snapshot that came meanwhile and may have lowered a cap.

@@ -11,7 +11,8 @@ import pytest
 from sidecar.enforcement.directory import BUSY_PER_MS, EVICTION_LOOKS, GIVE_WAY_S, REFRESHES_AT_ONCE, Directory
 from sidecar.store import snapshots
 from sidecar.telemetry import CoreCounters
-from tests.unit.tenants import HARD, NOON_S, ONE, exchange, limit, plan
+from tests.properties.models.deciding import World
+from tests.unit.tenants import HARD, NOON_S, ONE, applied, composed, exchange, lease, limit, plan, reply
 
 MOST = 3
 REAL_SLEEP = asyncio.sleep
@@ -77,6 +78,53 @@ def test_what_changed_for_those_who_ask_is_read_before_the_rest() -> None:
     known.accounts["t9"].exchange.touch(known.accounts["t9"])
     for name in names:
         known.changed("tenant", name)
+    assert known._to_refresh() == ["t9", "t0", "t1", "t2"]
+
+
+async def test_who_is_in_use_is_read_before_the_rest_when_everything_may_have_changed() -> None:
+    known = directory(100)
+    admit(known, *(f"t{number}" for number in range(20)))
+    known.accounts["t9"].exchange.touch(known.accounts["t9"])
+    await known.changed_all()
+    assert known._to_refresh() == ["t9", "t0", "t1", "t2"]
+
+
+def test_who_is_refused_is_read_before_the_rest_with_its_parent_if_it_may_have_changed() -> None:
+    """A refused request leaves no trace by which it could be told that the tenant is in use."""
+    known = directory(100)
+    admit(known, *(f"t{number}" for number in range(20)))
+    for number in range(10):
+        known.changed("tenant", f"t{number}")
+    known.refused(known.accounts["t7"], ((known.accounts["t8"], 1),))
+    known.refused(known.accounts["t15"], ())
+    assert known._to_refresh() == ["t7", "t8", "t0", "t1"]
+
+
+@pytest.mark.parametrize(("status", "first"), [("unpaid", "acme"), ("active", "t0")])
+def test_a_refusal_has_what_changed_of_the_tenant_read_before_the_rest(status: str, first: str) -> None:
+    world = World(fast=False)
+    admit(world.directory, "t0")
+    world.adopt(plan(status=status))
+    for name in ("t0", "acme"):
+        world.directory.changed("tenant", name)
+    world.ask(0, b"")
+    assert world.directory._to_refresh()[0] == first
+
+
+def test_who_knows_only_the_default_plan_is_read_before_the_rest_once_it_is_in_use() -> None:
+    """Its snapshots have one revision, so no answer tells that there is another."""
+    known = directory(100)
+    for number in range(20):
+        known._admit(plan(tenant=f"t{number}", rev=0), None)
+        known.changed("tenant", f"t{number}")
+    [shard] = known._exchanges
+    account = known.accounts["t9"]
+    account.charge(ONE, "", "", NOON_S)
+    shard.touch(account)
+    message, sent = composed(shard, 1_000)
+    applied(shard, message, sent, reply(message, lease(0), revision=0), 1_000, 1_000)
+    for one, document in shard.stale:
+        known.renew(one, document)
     assert known._to_refresh() == ["t9", "t0", "t1", "t2"]
 
 
