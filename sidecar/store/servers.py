@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Awaitable, Collection
 
     from redis.asyncio import Redis
 
@@ -39,7 +39,7 @@ class Servers(ABC):
     spread = False  # over several servers, each with a part of the keys
 
     @abstractmethod
-    async def run(self, key: str, words: tuple[Any, ...]) -> Any:
+    def run(self, key: str, words: tuple[Any, ...]) -> Awaitable[Any]:
         """Execute one command whose keys lie where this one lies."""
 
     @abstractmethod
@@ -64,9 +64,9 @@ class OneServer(Servers):
     def __init__(self, client: Redis) -> None:
         self._client = client
 
-    async def run(self, key: str, words: tuple[Any, ...]) -> Any:
+    def run(self, key: str, words: tuple[Any, ...]) -> Awaitable[Any]:
         del key
-        return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+        return self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
     async def owner(self, key: str) -> Redis:
         del key

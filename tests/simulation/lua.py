@@ -78,7 +78,10 @@ def _answer(given: Any) -> Any:
         return []
     size = given[0]
     if size >= 0:
-        return [_value(value) if type(value) is not bytes else value for value in given[1:]]
+        return [
+            value if type(value) is bytes else None if value is False else _value(value)  # most are one or the other
+            for value in given[1:]
+        ]
     return _value(given[1])
 
 

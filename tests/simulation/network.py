@@ -104,13 +104,13 @@ class Network:
         if process in self.fuses and self.burn(process):
             return
         unheard = process in self.deaf and words[1] in (lua.SCRIPTS["changes"].sha, lua.SCRIPTS["changes"].text)
-        if unheard or process in self.cut or self.drawn(self.lost_rate, "request lost"):
+        if unheard or process in self.cut or (self.lost_rate and self.drawn(self.lost_rate, "request lost")):
             return
         delay_us = self.delay_us()
         loop.after_us(delay_us, self._arrive, process, words, done)
         if delay_us >= LATE_US:
             self._expect(process, delay_us)
-        if words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
+        if self.repeated_rate and words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
             late_ms = self._random.choice(REPEATED_WITHIN_MS)
             delay_us = self._random.randrange(late_ms * 1000)
             loop.after_us(delay_us, self._arrive, process, words, None)
@@ -128,7 +128,7 @@ class Network:
         return any(us >= now_us and not process.alive for process, us in self.arriving_us.items())
 
     def _arrive(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any] | None) -> None:
-        server = self.reaches(process)
+        server = self.server if self.old is None else self.reaches(process)
         if not server.up:
             answer: Any = RedisConnectionError("connection refused")
         else:
@@ -136,7 +136,9 @@ class Network:
                 answer = server.execute(words)
             except NoScriptError as error:
                 answer = error
-        if done is None or process in self.cut or self.drawn(self.reply_lost_rate, "reply lost"):
+        if done is None or process in self.cut:
+            return
+        if self.reply_lost_rate and self.drawn(self.reply_lost_rate, "reply lost"):
             return
         # Handed over as a step of the process: a paused one finds it when it goes on.
         self.loop.after_us(self.delay_us(), self._settle, process, words, done, answer, of=process)
@@ -192,10 +194,10 @@ class Connection:
         self._network = network
         self._process = process
 
-    async def execute_command(self, *words: Any) -> Any:
+    def execute_command(self, *words: Any) -> asyncio.Future[Any]:
         done: asyncio.Future[Any] = self._network.loop.create_future()
         self._network.send(self._process, words, done)
-        return await done
+        return done
 
     async def scan_iter(self, match: str, count: int) -> AsyncIterator[bytes]:
         del count

@@ -127,12 +127,15 @@ class MemoryTransaction(ShardTransaction):
         postgres.open.append(self)
 
     async def rows(self, name: str, *arguments: Any) -> list[Any]:
-        self._alive()
+        postgres = self._postgres
+        if not postgres.up or self not in postgres.open:
+            self._alive()
         await self._answer()
-        self._alive()
+        if not postgres.up or self not in postgres.open:
+            self._alive()
         query = getattr(self, f"_{name}", None)
         if query is None:
-            self._postgres.unknown.add(name)  # the program would take an exception for an outage
+            postgres.unknown.add(name)  # the program would take an exception for an outage
             raise LedgerUnavailable(f"the simulated ledger has no {name}")
         return list(query(*arguments))
 

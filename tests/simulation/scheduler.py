@@ -138,25 +138,26 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready.extend(process.held)
         process.held.clear()
 
-    def at(self, ms: int, *call: Any) -> Step:
+    # Entries are put on the heap at each place anew: a call more would be two thousand in a run.
+
+    def at(self, ms: int, *call: Any) -> Entry:
         """Call something of the world at an instant; it belongs to no process."""
-        return Step(self._schedule(ms * 1000, call, _WORLD))
+        self._scheduled = number = self._scheduled + 1
+        entry = [ms * 1000, number, call, _WORLD]
+        heappush(self._timers, entry)
+        return entry
 
     def after_us(self, us: int, *call: Any, of: Process | None = None) -> None:
         """Call something a while from now, of a process or of the world."""
-        self._schedule(self.now_us + us, call, of.context if of is not None else _WORLD)
-
-    async def pause_us(self, us: int) -> None:
-        """Sleep, and wake even if the sleeper has changed its mind."""
-        woken = self.create_future()
-        self._schedule(self.now_us + us, (_wake, woken), copy_context())
-        await woken
-
-    def _schedule(self, when_us: int, call: tuple[Any, ...], context: Context) -> Entry:
         self._scheduled = number = self._scheduled + 1
-        entry = [when_us, number, call, context]
-        heappush(self._timers, entry)
-        return entry
+        heappush(self._timers, [self.now_us + us, number, call, of.context if of is not None else _WORLD])
+
+    def pause_us(self, us: int) -> asyncio.Future[None]:
+        """Sleep, and wake even if the sleeper has changed its mind."""
+        woken: asyncio.Future[None] = self.create_future()
+        self._scheduled = number = self._scheduled + 1
+        heappush(self._timers, [self.now_us + us, number, (_wake, woken), copy_context()])
+        return woken
 
     # What asyncio asks of a loop.
 
@@ -172,8 +173,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return Step(entry)
 
     def call_at(self, when: float, *call: Any, context: Context | None = None) -> Any:  # type: ignore[override]
-        when_us, now_us = round(when * 1e6), self.now_us
-        return Step(self._schedule(max(now_us, when_us), call, copy_context() if context is None else context))
+        self._scheduled = number = self._scheduled + 1
+        entry = [max(self.now_us, round(when * 1e6)), number, call, copy_context() if context is None else context]
+        heappush(self._timers, entry)
+        return Step(entry)
 
     def call_later(self, delay: float, *call: Any, context: Context | None = None) -> Any:  # type: ignore[override]
         return self.call_at(self.now_us / 1e6 + delay, *call, context=context)
@@ -220,9 +223,10 @@ async def sleep(delay: float, result: Any = None) -> Any:
         return result
     loop: Any = asyncio.get_running_loop()
     now_us = loop.now_us
-    when_us = round((now_us / 1e6 + delay) * 1e6)
     woken: asyncio.Future[None] = loop.create_future()
-    entry = loop._schedule(max(now_us, when_us), (_wake, woken), copy_context())
+    loop._scheduled = number = loop._scheduled + 1
+    entry = [max(now_us, round((now_us / 1e6 + delay) * 1e6)), number, (_wake, woken), copy_context()]
+    heappush(loop._timers, entry)
     try:
         await woken
     finally:

@@ -128,7 +128,7 @@ class World:
 
     def plan(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
         """Let a fault, or the end of one, come at an instant, unless everything heals before."""
-        self.planned.append(self.loop.at(ms, call, *arguments))
+        self.planned.append(Step(self.loop.at(ms, call, *arguments)))
 
     # Servers.
 

@@ -247,7 +247,7 @@ class Billing:
         self.violations.append(f"{invariant}: {about}")
 
     def plan(self, ms: int, call: Callable[..., None], *arguments: Any) -> None:
-        self.planned.append(self.loop.at(ms, call, *arguments))
+        self.planned.append(Step(self.loop.at(ms, call, *arguments)))
 
     # Processes.
 
