@@ -14,7 +14,7 @@ from sidecar.enforcement.keyed import NONE, Few, Keyed, Many
 from sidecar.enforcement.limit_period import limit_period
 from sidecar.enforcement.limit_state import LimitState
 from sidecar.enforcement.spent import Spent, noted
-from sidecar.enforcement.succession import goes_on, lapse, settled, taken_ahead
+from sidecar.enforcement.succession import goes_on, holding, lapse, settled, taken_ahead
 from sidecar.memo import remember, shared
 
 if TYPE_CHECKING:
@@ -256,12 +256,16 @@ class Account:
         So one message asks for the leases of all tenants in it, before each of them has to wait for its own. Of a
         tenant's users ``most`` go on with one message. What was not used lately does not (``now_ms``: monotonic).
         """
-        ended = (state for state in self.limits.values() if state.period.over(now_s) and _held(state))
+        ended = (state for state in self.limits.values() if state.period.over(now_s) and holding(state))
         for state in list(islice(ended, most)):
             if settled(state) and not goes_on(state, now_ms):
                 lapse(state)
             else:
-                self._limit(state.rule, state.id.partition(":")[2], now_s)
+                self.go_on(state, now_s)
+
+    def go_on(self, state: LimitState, now_s: int) -> None:
+        """Have the limit of the current period in place of one that ended."""
+        self._limit(state.rule, state.id.partition(":")[2], now_s)
 
     def states(self) -> Iterator[LimitState]:
         """Every limit in its current period, and in the next one where a lease of that was asked for."""
@@ -377,11 +381,6 @@ def scope_value(rule: LimitRule, route: RouteRule, key_id: str, user: str) -> st
     if rule.scope == "route":
         return route.name
     return (key_id if rule.scope == "key" else user) or None
-
-
-def _held(state: LimitState) -> bool:
-    """Whether it has a lease, or one in the period that follows."""
-    return bool(state.left or (state.lease.ahead is not None and state.lease.ahead.left))
 
 
 def _shape(rule: LimitRule) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sidecar.enforcement.kept import Kept, owner
 from sidecar.enforcement.rest import Resting
 from sidecar.enforcement.sent import Sent
-from sidecar.enforcement.succession import look_ahead, settled
+from sidecar.enforcement.succession import at_rest, look_ahead
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
 from sidecar.usage.window import NO_MARK, Mark, Span, Window, WindowKey
@@ -210,7 +210,7 @@ class ShardExchange:
         windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC
         for account in accounts:
             if windows <= 0 or limits <= 0:
-                self.backlogged = True
+                self.backlogged = bool(self._touched)  # holders that have nothing new wait for the next one
                 break
             yield (one := self._report(account, now_ms, windows, limits))
             windows, limits = windows - len(one.windows), limits - len(one.limits)
@@ -275,8 +275,8 @@ class ShardExchange:
         return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
 
     def _to_report(self, state: LimitState, now_ms: int) -> bool:
-        resting = settled(state) and now_ms - state.lease.own_changed_ms < self.terms.lease_rest_ms
-        return state.to_report and not resting
+        unused_ms = now_ms - state.lease.own_changed_ms
+        return state.to_report and not (at_rest(state) and unused_ms < self.terms.lease_rest_ms)
 
     def _lease_report(self, state: LimitState, now_ms: int, *, renewing: bool) -> LeaseReport:
         bounds = self.terms.lease_seconds, self.terms.lease_units_max, self.terms.lease_rest_ms

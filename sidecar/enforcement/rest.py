@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.enforcement.lease import REST_GRAIN_MS, coarse
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS
-from sidecar.enforcement.succession import goes_on, lapse, settled
+from sidecar.enforcement.succession import goes_on, has_next, holding, lapse, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sidecar.enforcement.limit_state import LimitState
 
 LOOKED_AT_ONCE = 200
+LOOKED_UNUSED = 50
 
 
 class Resting:
@@ -53,9 +54,8 @@ class Resting:
 
     def lay(self, account: Account, now_ms: int, wall_s: int) -> bool:
         """Let the leases of an account rest, if all of them may; returns whether they do."""
-        held = [state for state in account.limits.values() if state.left]
-        ahead = any(state.lease.ahead is not None for state in account.limits.values())
-        if ahead or self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
+        held = [state for state in account.states() if state.left]
+        if self.rest_ms <= IDLE_AFTER_MS or not all(state.at_rest for state in held):
             return False
         self._put(account, self._until_ms(held, now_ms, wall_s))
         for state in held:
@@ -103,7 +103,7 @@ class Resting:
         Where a period ended they wake only if ``used``: if tenants of the shard are asking, these may be next.
         """
         found: list[Account] = []
-        looks = LOOKED_AT_ONCE
+        looks = LOOKED_AT_ONCE if used else LOOKED_UNUSED
         while looks and len(found) < most and self.overdue(now_ms):
             until_ms = self._times[0]
             due = self._due[until_ms][1]
@@ -121,20 +121,28 @@ class Resting:
         return found
 
     def _rests_on(self, account: Account, now_ms: int, wall_s: int, *, used: bool) -> bool:
-        """Whether all that happened is that periods ended, and nobody will miss their leases: then they are dropped."""
-        held = [state for state in account.limits.values() if state.left]
-        ended = [state for state in held if state.period.over(wall_s)]
-        if any(not settled(state) or (used and goes_on(state, now_ms)) for state in ended):
-            return False
-        lasting = [state for state in held if state not in ended]
-        until_ms = self._until_ms(lasting, now_ms, wall_s) if lasting else 0
-        if lasting and until_ms <= now_ms:
-            return False
+        """Whether all that happened is that periods ended: what is left of them is dropped, what is ahead goes on.
+
+        Where tenants are in use a lease that is not there yet is asked for, if this one may be the next.
+        """
+        ended = [state for state in account.limits.values() if state.period.over(wall_s) and holding(state)]
         for state in ended:
-            lapse(state)
+            if not settled(state) or (used and goes_on(state, now_ms) and not has_next(state, wall_s)):
+                return False
+        for state in ended:
+            if has_next(state, wall_s):
+                account.go_on(state, wall_s)
+            else:
+                lapse(state)
+        held = [state for state in account.states() if state.left]
+        until_ms = self._until_ms(held, now_ms, wall_s) if held else 0
+        if held and until_ms <= now_ms:
+            return False
         self.wake(account)
-        if lasting:
+        if held:
             self._put(account, until_ms)
+        for state in held:
+            state.lay()
         return True
 
     def overdue(self, now_ms: int) -> bool:

@@ -48,9 +48,30 @@ def taken_ahead(state: LimitState, period: LimitPeriod) -> LimitState | None:
     return ahead
 
 
+def holding(state: LimitState) -> bool:
+    """Whether it has a lease, or one in the period that follows."""
+    return bool(state.left or (state.lease.ahead is not None and state.lease.ahead.left))
+
+
 def settled(state: LimitState) -> bool:
-    """Whether Redis knows all of a limit, and its lease is at rest or gone."""
-    return state.period.leased and state.lease.shared and state.known and state.own == state.own_reported
+    """Whether Redis knows all of a limit, and nothing is asked for: what little is left can end with the period."""
+    lease, period = state.lease, state.period
+    if not period.leased or not state.known or state.own != state.own_reported:
+        return False
+    asking = lease.in_flight or lease.need or lease.renewing or lease.watched
+    without_redis = lease.refused or lease.outage_used or lease.uncovered
+    return lease.shared or not (asking or without_redis or state.left > period.first)
+
+
+def at_rest(state: LimitState) -> bool:
+    """Whether nothing need be said of it, and its lease is shared with others."""
+    return state.lease.shared and settled(state)
+
+
+def has_next(state: LimitState, now_s: int) -> bool:
+    """Whether the limit that follows is there already, with all that Redis says of it, and is not over."""
+    ahead = state.lease.ahead
+    return ahead is not None and settled(ahead) and not ahead.period.over(now_s)
 
 
 def goes_on(state: LimitState, now_ms: int) -> bool:

@@ -177,6 +177,23 @@ def test_windows_confirmed_within_a_second_wait_for_the_ledger_together() -> Non
     assert [window.in_ledger(5) for window in windows] == [True, True, False]
 
 
+def test_holders_beyond_one_message_wait_for_the_next_turn() -> None:
+    """Said again at once, they would be said again and again until their leases go back."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    many = [limit(HARD, name=f"l{number}", included=1_000, stop=1_000) for number in range(5)]
+    for number in range(LIMITS_PER_SYNC // 5 + 10):
+        owner = Account(plan(*many, tenant=f"t{number}"), shard)
+        for _, state, _ in owner.charge(ONE, "", "", NOON_S).limits:
+            state.wait_for(1)
+        shard.touch(owner)
+    exchanged(shard, NOW_MS, *[lease(50)] * 5)
+    assert shard.backlogged
+    exchanged(shard, NOW_MS + 1, *[lease(50)] * 5)
+    message = exchanged(shard, NOW_MS + 2, *[lease(50)] * 5)
+    assert (len(message.parts) * 5, shard.backlogged) == (LIMITS_PER_SYNC, False)
+
+
 def test_a_new_generation_counts_its_changes_from_the_beginning() -> None:
     shard = exchange()
     _, _, window = granted(shard)

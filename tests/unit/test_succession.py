@@ -6,6 +6,7 @@ import pytest
 
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import LIMITS_PER_SYNC, ShardExchange
+from sidecar.enforcement.lease import REST_GRAIN_MS
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
 from sidecar.enforcement.succession import AHEAD_S
 from sidecar.enforcement.terms import Terms
@@ -117,12 +118,23 @@ def test_an_account_that_holds_some_does_not_rest_and_is_not_forgotten() -> None
 
 
 def test_it_goes_on_alone_when_nothing_is_left_of_the_minute_before() -> None:
-    """Or it would be in every message until it had rested for long enough."""
+    """Without a word, as all of it is known; and it rests, or it would be in every message until it had been used."""
     shard, owner, _ = spending(limit(PER_MINUTE, stop=4000, included=4000))
     synced(shard, END_S - 1, 0, 20)
-    synced(shard, END_S, 0, 20)
-    assert (limit_of(owner, "calls").period.start_s, limit_of(owner, "calls").left) == (END_S, 20)
     assert (owner in shard.resting, shard.pressing) == (True, False)
+    owner.charge(ONE, "", "", END_S)
+    assert (limit_of(owner, "calls").period.start_s, limit_of(owner, "calls").left) == (END_S, 20)
+    assert (owner.departed, shard.pressing) == ((), False)
+
+
+def test_what_is_ahead_goes_on_without_a_word_while_nobody_asks() -> None:
+    shard, owner, _ = spending(limit(PER_MINUTE, stop=4000, included=4000))
+    synced(shard, END_S - 1, 7, 20)
+    shard.wall_s = END_S
+    message, sent = composed(shard, NOW_MS + 60_000 + REST_GRAIN_MS)
+    assert (message.parts, sent) == ([], [])
+    assert (limit_of(owner, "calls").period.start_s, limit_of(owner, "calls").left) == (END_S, 20)
+    assert (limit_of(owner, "calls").lease.shared, owner in shard.resting, list(shard.leases())) == (True, True, [20])
 
 
 def test_no_more_than_an_eighth_of_the_cap_is_asked_for_ahead_however_often() -> None:
