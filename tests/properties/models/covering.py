@@ -149,7 +149,8 @@ class Covering:
             for writer in self.writers
             if writer.exchange.spendable(self.now)
             for state in writer.account.states()
-            if state.left and not self._covers(writer, state)
+            if state.left and not state.period.over((self.now + writer.ahead_ms) // 1000)
+            if not self._covers(writer, state)
         ]
 
     def _covers(self, writer: Stepping, state: LimitState) -> bool:
