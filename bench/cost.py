@@ -48,6 +48,8 @@ class Counted:
         """Calls per 1,000 allowed requests, how many of which, and how many were not answered in time."""
         made = {verb: n - before.calls.get(verb, 0) for verb, n in self.calls.items() if n > before.calls.get(verb, 0)}
         allowed = self.allowed - before.allowed
+        if not allowed:
+            raise SystemExit("the worker counted nothing meanwhile; is the machine busy?")
         per_1000 = round(sum(made.values()) * 1_000 / allowed, 3)
         return {"per_1000": per_1000, "calls": made, "failed": self.failed - before.failed, "allowed": allowed}
 
