@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 WATERMARK_POLL_S = 0.2
 WATCH_INTERVAL_S = 1.0
+MOVED_AT_ONCE = 64  # windows
 
 
 class Core:
@@ -164,9 +166,17 @@ class Core:
         """Log transitions of the journal and the store."""
         journal, store = self.journal, self._store
         while True:
+            if journal.regain():
+                await self._move()
             (self._journal_state.good if journal.durable else self._journal_state.bad)(cause=journal.cause)
             (self._store_state.good if store.available else self._store_state.bad)()
             await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _move(self) -> None:
+        """Bring to the file what was counted in memory while it had no room."""
+        for number, _ in enumerate(itertools.chain.from_iterable(exchange.moved() for exchange in self.exchanges)):
+            if number % MOVED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a decision may come between
 
 
 def _ended(task: asyncio.Task[None]) -> None:

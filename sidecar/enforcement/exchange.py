@@ -65,8 +65,7 @@ class ShardExchange:
         self.generation_changes = 0
         self.replies_unused = 0
         self._forfeits = 0
-        self._mark = NO_MARK
-        self._marks_until_ms = 0
+        self._mark, self._marks_until_ms = NO_MARK, 0
         self._journal = journal
         self._sequence = 0
         self._acknowledged = 0
@@ -77,6 +76,7 @@ class ShardExchange:
         self._refused_since_ms: dict[Account, int] = {}
         self.resting = Resting(terms.lease_rest_ms)  # holders that are not reported
         self._kept = Kept(journal)
+        self.moved = self._kept.moved
 
     @property
     def busy(self) -> bool:

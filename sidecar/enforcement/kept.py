@@ -40,6 +40,13 @@ class Kept:
     def add(self, window: Window) -> None:
         self._windows.append(window)
 
+    def moved(self) -> Iterator[Window]:
+        """Move every window that is counted in memory to the journal's file. Decisions may come between two."""
+        for window in tuple(self._windows):
+            if owner(window).windows.get(window.id) is window:
+                window.place(self._journal.moved(window.key.encode(), window.cell))
+            yield window
+
     def release(self, hour: int, redis_hour: int, watermark: int) -> None:
         """Free cells whose hour is over, and the one after it, and whose value the ledger has by its ``watermark``.
 

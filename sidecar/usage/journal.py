@@ -79,7 +79,8 @@ class Journal:
     """The journal of one writer: hands out cells, takes them back, and grows by whole blocks.
 
     When the file cannot be written or cannot grow, cells are taken from plain memory: counting goes on, ``durable``
-    is False and ``cause`` says why, until a later growth succeeds and every cell in memory was taken back.
+    is False and ``cause`` says why, until the file grew (``regain`` tries it) and every cell in memory was moved there
+    or taken back.
     """
 
     def __init__(self, path: Path, writer: str) -> None:
@@ -96,22 +97,7 @@ class Journal:
         self._free: dict[int, list[tuple[int, int]]] = {}
         self._end = BLOCK_BYTES
         self._fd = -1
-        # It gets its name when it is whole and locked, so that nobody adopts it before.
-        unnamed = path.with_suffix(UNNAMED_SUFFIX)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(self._fd, 0, HEADER_BYTES)
-            os.pwrite(self._fd, HEADER.pack(MAGIC, writer.encode()), 0)
-            unnamed.rename(path)
-        except OSError as error:
-            self._lose(error)
-            self._close_file(delete=False)
-            with contextlib.suppress(OSError):
-                unnamed.unlink()
+        self._open()
 
     @property
     def durable(self) -> bool:
@@ -160,9 +146,33 @@ class Journal:
         offset = (cell.index << 3) - VALUE_OFFSET
         block = self._numbers[id(cell.view)]
         CRC.pack_into(self._blocks[block][0], offset + 4, 0)
-        self._free.setdefault(cell.size, []).append((block, offset))
+        if self._losing or block not in self._memory_blocks:
+            self._free.setdefault(cell.size, []).append((block, offset))
         self.cells -= 1
         self._cells_in_memory -= block in self._memory_blocks
+
+    def regain(self) -> bool:
+        """Whether cells in memory can be moved to the file, or soon used there: it has room, or could be given some."""
+        if self.durable:
+            return False
+        if self._losing:
+            if self._fd < 0:
+                self._open()
+            if self._fd < 0 or not self._grow_file():
+                return False
+            self._end = 0
+        for size, places in self._free.items():
+            self._free[size] = [place for place in places if place[0] not in self._memory_blocks]
+        return True
+
+    def moved(self, key: bytes, cell: Cell) -> Cell:
+        """The cell of ``key`` in the file, with the value that it has in memory; one in the file stays where it is."""
+        if self._numbers[id(cell.view)] not in self._memory_blocks:
+            return cell
+        fresh = self.cell(key)
+        fresh.view[fresh.index] = cell.view[cell.index]
+        self.free(cell)
+        return fresh
 
     def close(self, *, delete: bool) -> None:
         """Close the file; ``delete`` it when the ledger has all of it. Cells must not be used afterwards."""
@@ -172,22 +182,43 @@ class Journal:
         self._blocks.clear()
         self._close_file(delete=delete)
 
+    def _open(self) -> None:
+        """Make the file. It gets its name when it is whole and locked, so that nobody adopts it before."""
+        unnamed = self.path.with_suffix(UNNAMED_SUFFIX)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(self._fd, 0, HEADER_BYTES)
+            os.pwrite(self._fd, HEADER.pack(MAGIC, self.writer.encode()), 0)
+            unnamed.rename(self.path)
+        except OSError as error:
+            self._lose(error)
+            self._close_file(delete=False)
+            with contextlib.suppress(OSError):
+                unnamed.unlink()
+
     def _grow(self) -> None:
+        if self._fd < 0 or not self._grow_file():
+            self._memory_blocks.add(len(self._blocks))
+            self._add(mmap.mmap(-1, BLOCK_BYTES))
         self._end = 0
-        if self._fd >= 0:
-            start = HEADER_BYTES + self._file_blocks * BLOCK_BYTES
-            try:
-                os.posix_fallocate(self._fd, start, BLOCK_BYTES)
-                mapped = mmap.mmap(self._fd, BLOCK_BYTES, offset=start)
-            except OSError as error:
-                self._lose(error)
-            else:
-                self._file_blocks += 1
-                self._losing = False
-                self._add(mapped)
-                return
-        self._memory_blocks.add(len(self._blocks))
-        self._add(mmap.mmap(-1, BLOCK_BYTES))
+
+    def _grow_file(self) -> bool:
+        """Add a block to the file; returns whether it had room for it."""
+        start = HEADER_BYTES + self._file_blocks * BLOCK_BYTES
+        try:
+            os.posix_fallocate(self._fd, start, BLOCK_BYTES)
+            mapped = mmap.mmap(self._fd, BLOCK_BYTES, offset=start)
+        except OSError as error:
+            self._lose(error)
+            return False
+        self._file_blocks += 1
+        self._losing = False
+        self._add(mapped)
+        return True
 
     def _add(self, mapped: mmap.mmap) -> None:
         view = memoryview(mapped).cast("Q")

@@ -75,10 +75,14 @@ class Window:
     def __init__(self, owner: Owner, span: Span, cell: Cell) -> None:
         self.owner = owner
         self.id = shared(_spans, span, SPANS_MAX)
-        self.view = cell.view
-        self.index = cell.index
         self.acknowledged = 0
         self.mark = NO_MARK
+        self.place(cell)
+
+    def place(self, cell: Cell) -> None:
+        """Count there from now on."""
+        self.view = cell.view
+        self.index = cell.index
 
     @property
     def key(self) -> WindowKey:

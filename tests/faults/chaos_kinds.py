@@ -12,16 +12,26 @@ from random import Random
 
 from msgspec import Struct
 
+from sidecar import child
 from sidecar.embedded.server import EmbeddedServer
-from tests.faults.chaos_place import CONTROL, EDGES, FLUSHERS, LEASE_TTL_MS, RECLAIM_AFTER_MS, Place, unless_gone
+from tests.faults.chaos_place import (
+    CONTROL,
+    EDGES,
+    FLUSHERS,
+    LEASE_TTL_MS,
+    RECLAIM_AFTER_MS,
+    Place,
+    unless_gone,
+)
 from tests.servers.processes import alive, family
-from tests.servers.program import limit_descriptors
+from tests.servers.program import Program, limit_descriptors
 from tests.servers.tcp_proxy import TcpProxy
 
 LEASE_TTL_S = LEASE_TTL_MS / 1000
 RECLAIM_AFTER_S = RECLAIM_AFTER_MS / 1000
 # Redis grants nothing for so long after a loss; before the next one it should.
 RECOVERY_S = RECLAIM_AFTER_S + 2
+DURABLE_WITHIN_S = 10.0
 METER_EVENTS = "/v1/billing/meter_events"
 STRIPE_KINDS = ("rate_limited", "error_before", "error_after", "cut_before", "cut_after", "slow")
 
@@ -173,20 +183,19 @@ async def answers_lost(place: Place, target: str, seconds: float, chance: Random
 
 
 async def disk_full(place: Place, target: str, seconds: float, chance: Random) -> None:
-    """A worker that starts on a full disk counts in memory; it is replaced when there is room again."""
+    """A worker that starts on a full disk counts in memory, and in its journal when there is room again."""
     program = place.programs[target]
     program.disk.fill()
     try:
-        before = set(program.children())
         pid = _pick(place, target, chance)
         if pid:
             unless_gone(lambda: os.kill(pid, signal.SIGKILL))
         await asyncio.sleep(seconds)
     finally:
         program.disk.free()
-    for pid in set(program.children()) - before:
-        unless_gone(lambda pid=pid: os.kill(pid, signal.SIGTERM))  # type: ignore[misc]
-        await _gone(pid)
+    deadline = asyncio.get_running_loop().time() + DURABLE_WITHIN_S
+    while not await _durable(program) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
 
 
 async def descriptors_exhausted(place: Place, target: str, seconds: float, chance: Random) -> None:
@@ -231,6 +240,16 @@ async def _start(server: EmbeddedServer) -> None:
     assert process is not None
     await asyncio.to_thread(process.wait)
     await server.start()
+
+
+async def _durable(program: Program) -> bool:
+    """Whether every worker counts in its journal."""
+    sockets = list(program.state.glob("ops-*.sock"))
+    try:
+        found = [await child.components(socket) for socket in sockets]
+    except child.Unanswered:
+        return False
+    return len(sockets) >= len(program.children()) and all(one["journal"].ok for one in found if "journal" in one)
 
 
 async def _gone(pid: int, within_s: float = 25.0) -> None:

@@ -139,7 +139,7 @@ def test_it_is_durable_again_when_it_grew_and_no_count_is_in_memory(
     assert journal.cause == ""
 
 
-def test_a_freed_cell_in_memory_that_is_used_again_is_still_not_durable(
+def test_a_freed_cell_in_memory_is_not_used_again_once_the_file_grew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(path, WRITER)
@@ -149,8 +149,53 @@ def test_a_freed_cell_in_memory_that_is_used_again_is_still_not_durable(
     journal.cell(key(1000, "t" * 3980))
     for cell in lost:
         journal.free(cell)
-    journal.cell(key(1001, "t" * 3980))
+    add(journal.cell(key(1001, "t" * 3980)), 1)
+    assert journal.durable
+    assert counts(path) == {1001: 1}
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["full at growth", "full from the start"])
+def test_when_there_is_room_again_what_is_in_memory_is_moved_to_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, begun: bool
+) -> None:
+    journal = Journal(path, WRITER) if begun else None
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", refuse)
+        journal = journal or Journal(path, WRITER)
+        lost = {hour: journal.cell(key(hour)) for hour in (1, 2, 3)}
+        for hour, cell in lost.items():
+            add(cell, hour)
+        assert not journal.regain()
+    journal.free(lost.pop(1))  # and its place in memory is not used again
+    assert journal.regain()
+    fresh = {hour: journal.moved(key(hour), cell) for hour, cell in lost.items()}
+    add(fresh[2], 40)
+    add(journal.cell(key(4)), 4)
+    assert counts(path) == {2: 42, 3: 3, 4: 4}
+    assert (journal.durable, journal.cause, journal.cells, journal.regain()) == (True, "", 3, False)
+    assert journal.moved(key(2), fresh[2]) is fresh[2]
+
+
+def test_a_disk_that_fills_again_while_windows_are_moved_keeps_them_in_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", refuse)
+        journal = Journal(path, WRITER)
+        lost = fill_a_block(journal) + fill_a_block(journal, 1000)
+    assert journal.regain()
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    moved = [
+        journal.moved(key(number if number < 260 else 1000 + number - 260, "t" * 3980), cell)
+        for number, cell in enumerate(lost)
+    ]
+    assert [cell.view[cell.index] for cell in moved] == [1] * len(lost)
+    assert len(counts(path)) == 260
     assert not journal.durable
+
+
+def test_nothing_is_moved_while_all_is_in_the_file(path: Path) -> None:
+    assert not Journal(path, WRITER).regain()
 
 
 def test_without_a_file_it_counts_in_memory(tmp_path: Path) -> None:
