@@ -31,7 +31,7 @@ from tests.simulation.world import World, simulated
 
 LENGTHS_MS = (4_000, 4_000, 6_000, 8_000, 8_000, 12_000, 20_000)
 CHUNK = 2  # seeds
-CHUNKS_A_LIFE = 16  # garbage is not collected: it goes with the process, and so does what is never quite gone
+CHUNKS_A_LIFE = 64  # garbage is not collected: it goes with the process, and so does what is never quite gone
 TMPFS = Path("/dev/shm")  # noqa: S108 - journals are written there and nothing else
 
 
@@ -129,8 +129,6 @@ def main() -> int:
     faults: Counter[str] = Counter()
     steps = 0
     bad: list[Outcome] = []
-    if len(seeds) > 1:
-        simulate(0)  # what is made once is made here, and not in each process
     with multiprocessing.Pool(options.jobs, maxtasksperchild=CHUNKS_A_LIFE) if len(seeds) > 1 else _Alone() as pool:
         for outcome in pool.imap_unordered(one, seeds, chunksize=CHUNK):
             faults.update(outcome.faults)
