@@ -44,9 +44,9 @@ UNKNOWN_KEPT_MS = 5_000
 REFRESHES_AT_ONCE = 4  # each is some tenths of a millisecond, in which no request is decided
 LOOKED_THROUGH_AT_ONCE = 128
 REFRESH_PAUSE_S = 0.2
-# While more requests than this are decided, each batch is followed by a pause: it costs as much as a hundred of them.
+# While more requests than this are decided, they come one at a time with pauses: each costs as much as twenty of those.
 BUSY_PER_MS = 4
-GIVE_WAY_S = 0.005
+GIVE_WAY_S = 0.0015
 EVICTION_LOOKS = 64
 EVICTION_BATCH = 256
 
@@ -226,25 +226,28 @@ class Directory:
 
     async def run(self) -> None:
         """Refresh accounts, a few at a time: those in use first, the others beside the requests that are decided."""
+        at_once = REFRESHES_AT_ONCE
         while True:
             await self._wake.wait()
-            batch = self._to_refresh()
+            batch = self._to_refresh(at_once)
             if not batch:
                 self._wake.clear()
                 continue
             began_ms, decided = self._clock.monotonic_ms(), self._counters.snapshot_hits
             results = await asyncio.gather(*(self._refresh(tenant) for tenant in batch))
             elapsed_ms = self._clock.monotonic_ms() - began_ms
+            busy = self._counters.snapshot_hits - decided > BUSY_PER_MS * (elapsed_ms + 1)
+            at_once = 1 if busy else REFRESHES_AT_ONCE
             if not any(results):
                 await asyncio.sleep(REFRESH_PAUSE_S)
-            elif self._counters.snapshot_hits - decided > BUSY_PER_MS * (elapsed_ms + 1) and not self._refreshing_next:
+            elif busy and not self._refreshing_next:
                 await asyncio.sleep(GIVE_WAY_S)
 
-    def _to_refresh(self) -> list[str]:
-        """The next few: at most half of them are those in use, which may fail again and again."""
-        in_use = islice(self._refreshing_next, REFRESHES_AT_ONCE // 2)
-        found = dict.fromkeys(chain(in_use, islice(self._refreshing, REFRESHES_AT_ONCE)))
-        return list(islice(found, REFRESHES_AT_ONCE))
+    def _to_refresh(self, most: int = REFRESHES_AT_ONCE) -> list[str]:
+        """The next few: of several at most half are those in use, which may fail again and again."""
+        in_use = islice(self._refreshing_next, max(1, most // 2))
+        found = dict.fromkeys(chain(in_use, islice(self._refreshing, most)))
+        return list(islice(found, most))
 
     async def _refresh(self, tenant: str) -> bool:
         account = self.accounts.get(tenant)

@@ -29,7 +29,7 @@ TENANTS_PER_SYNC = 200
 # One script call has to end well within the store's timeout, whatever one tenant has.
 WINDOWS_PER_SYNC = 250
 LIMITS_PER_SYNC = 250
-WOKEN_PER_SYNC = 100
+WOKEN_PER_SYNC = 20
 WOKEN_UNUSED = 10  # where nobody asks for anything, so that a hundred thousand leases cost little as they go back
 # A writer whose record Redis may have dropped must not take that for lost state (records live for 40 days).
 HEARD_MS = 1_000
@@ -325,7 +325,6 @@ class ShardExchange:
                 self._take_over(one, part, now_ms, renewed=renewed and not self.ended)
             if renewed:
                 yield one
-        self.ample = self.ample and not self.resting.overdue(now_ms)  # more of them than one message had room for
         if reply.generation != self.generation:
             self._start_over(reply.generation)
         self._kept.release(self.hour, self.redis_hour, self.watermark)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # How soon the period begins whose lease is wanted: syncs are up to 3 s apart, and clocks are read in whole seconds.
 AHEAD_S = 4
 # Whose limit of a second or a minute was not used for longer probably asks for none of the next one.
-LEASED_ON_PERIODS = 3
+LEASED_ON_PERIODS = 2
 
 
 def look_ahead(states: Iterable[LimitState], now_s: int, now_ms: int) -> None:
