@@ -185,6 +185,8 @@ class Weather:
         self._world.count("postgres restored, stripe ahead")
         self._world.postgres.stop()
         self._world.postgres.restore(found)
+        for shard in range(SHARDS):  # each has its row since it was opened, before anything was counted
+            self._world.postgres.tables.shards.setdefault(shard, [0, ""])
         self._later(self._random.choice((50, 1_000)), self._postgres_up)
 
     # Time and usage.
