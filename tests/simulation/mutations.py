@@ -65,12 +65,14 @@ def script(name: str, *edits: tuple[str, str]) -> Patch:
 
 
 def every_script(*edits: tuple[str, str]) -> Patch:
-    """Edits of the prelude."""
+    """Edits of the prelude, in all scripts that have that part of it."""
 
     def apply(stack: ExitStack) -> None:
-        for name, found in list(lua.SCRIPTS.items()):
-            if "load_generation()" in found.text:
-                script(name, *edits)(stack)
+        fitting = [name for name, found in lua.SCRIPTS.items() if edits[0][0] in found.text]
+        if not fitting:
+            raise ValueError(f"no script has: {edits[0][0]}")
+        for name in fitting:
+            script(name, *edits)(stack)
 
     return apply
 
@@ -226,11 +228,18 @@ def _trusting(stack: ExitStack) -> None:
 
 ALIVE: set[str] = set()
 
-_LOWERED = "set_lease(key, writer, held_key, current, units)\n    current = units\n    if current_revision"
+# Texts of scripts as they are loaded, with constants in place of their names: 8 is the lease, 9 the writer's spending.
+_LOWERED = "set_lease(kept, current)\n    if current_revision"
+_SPENT = """
+    local lowered = (tonumber(kept[(8)]) or 0) - current
+    if lowered > 0 then
+      kept[(9)] = kept[(9)] or 0
+      count(kept, limit, lowered)
+    end"""
 _PART = "  if own_revision > revision then"
 _ACCEPTED = "local accepted = known_generation == generation.gen and sequence > stored_sequence and not stored[3]"
 _GRANTING = "return generation.state == 'open' and real >= generation.open_at"
-_STEADY = "if elapsed > JUMP_MS or elapsed < -1000 then"
+_STEADY = "if elapsed > (10000) or elapsed < -1000 then"
 _REFUSED = """
 for index = 1, refused do
   local leases = {}
@@ -249,10 +258,7 @@ _doubting_no_others = method(ShardTransaction, "doubt", ("known = (await self.st
 MUTATIONS: dict[str, Patch] = {
     "spent moved by leases as well as windows": script(
         "sync",
-        (
-            _LOWERED,
-            f"if current > units then redis.call('HINCRBY', key, 'spent', integer(current - units)) end {_LOWERED}",
-        ),
+        (_LOWERED, f"{_SPENT}\n    {_LOWERED}"),
     ),
     "restoring an absolute total": _absolute_total,
     "refusing syncs during the restore": script(
@@ -323,7 +329,7 @@ MUTATIONS: dict[str, Patch] = {
     "accepting syncs of an older revision": script(
         "sync",
         (_PART, "  if false then"),
-        ("report_lease(tenant, limits, lease, own_revision == revision)", "report_lease(tenant, limits, lease, true)"),
+        ("part[4][position], own_revision == revision)", "part[4][position], true)"),
         ("replies[index] = { own_revision, leases }", "replies[index] = { revision, leases }"),
     ),
     "no guaranteed need": script("sync", ("if need <= room and units < need then units = need end", "")),
@@ -336,7 +342,9 @@ MUTATIONS: dict[str, Patch] = {
         ),
     ),
     "a jump of Redis' clock counts as silence": every_script((_STEADY, "if false then")),
-    "windows that the ledger lacks expire": script("sync", ("redis.call('PERSIST', key)", "")),
+    "windows that the ledger lacks expire": script(
+        "sync", ("redis.call('PERSIST', key)", ""), ("if new and not marked then", "if new then")
+    ),
     "a restored ledger is not noticed in an idle shard": both(
         replaced(Epochs, "compare", lambda _self, _states: None), _doubting_no_others
     ),

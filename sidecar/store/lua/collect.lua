@@ -26,7 +26,7 @@ for index, entry in ipairs(entries) do
   local cut = string.find(entry, '\0', 1, true)
   local tenant, member = string.sub(entry, 1, cut - 1), string.sub(entry, cut + 1)
   local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
-  local fields = redis.call('HGETALL', window_key(tenant, member))
+  local fields = redis.call('HGETALL', window_key(escaped(tenant), member))
   local version, values = 0, {}
   for position = 1, #fields, 2 do
     if fields[position] == 'v' then

@@ -10,20 +10,23 @@ load_generation()
 if ARGV[2] ~= generation.gen then return -1 end
 
 local known = {}
-local function limits_of(tenant)
-  if not known[tenant] then
-    local packed = redis.call('HGET', tag .. 'tenant:' .. escaped(tenant), 'lim')
-    known[tenant] = packed and cmsgpack.unpack(packed) or {}
+local function limits_of(place)
+  if not known[place] then
+    local packed = redis.call('HGET', tag .. 'tenant:' .. place, 'lim')
+    known[place] = packed and cmsgpack.unpack(packed) or {}
   end
-  return known[tenant]
+  return known[place]
 end
 
 for _, row in ipairs(cmsgpack.unpack(ARGV[3])) do
-  local tenant, series, period, hour = row[1], row[2], row[3], row[4]
-  local growth = merge_window(tenant, series, period, hour, row[5], row[6])
+  local place, series, period, hour = escaped(row[1]), row[2], row[3], row[4]
+  local growth, window, _, new = merge_window(place, series, period, hour, row[5], row[6])
+  if new then redis.call('PEXPIRE', window, integer(WINDOW_TTL_MS)) end
   if growth > 0 and hour >= first_direct_hour() then
-    each_fed(limits_of(tenant), series, period, hour, function(limit, id, start)
-      spend(tenant, limit, id, start, growth)
+    each_fed(limits_of(place), series, period, hour, function(limit, id, start)
+      local kept = read_limit(limit_key(place, id, start))
+      spend(kept, limit, growth)
+      write_limit(kept)
     end)
   end
 end

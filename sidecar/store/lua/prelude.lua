@@ -32,8 +32,15 @@ local now = server_ms + offset
 local JUMP_MS = 10000
 local this_hour = math.floor(now / HOUR_MS)
 
+local texts = {} -- many limits of a message have the same start, end and units
+
 local function integer(value)
-  return string.format('%.0f', value)
+  local text = texts[value]
+  if not text then
+    text = string.format('%.0f', value)
+    texts[value] = text
+  end
+  return text
 end
 
 local generation = {}
@@ -46,17 +53,19 @@ local function start_generation(replid)
 end
 
 -- The generation of this data set; a new one when there is none or the replication id says that another server serves it.
+-- Returns watermark and version, which are read on the way.
 local function load_generation()
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or 'none'
-  local found = redis.call('HMGET', epoch_key, 'gen', 'replid', 'state', 'since', 'open_at', 'base', 'seen', 'skew', 'direct')
+  local found = redis.call('HMGET', epoch_key, 'gen', 'replid', 'state', 'since', 'open_at', 'base', 'seen', 'skew', 'direct',
+    'watermark', 'version')
   local seen, skew = tonumber(found[7]), tonumber(found[8]) or 0
   if seen then
     local elapsed = server_ms - seen
     if elapsed > JUMP_MS or elapsed < -1000 then
       skew = skew + elapsed
-      redis.call('HSET', epoch_key, 'skew', integer(skew))
+      redis.call('HSET', epoch_key, 'skew', skew)
     end
-    if elapsed ~= 0 then redis.call('HSET', epoch_key, 'seen', integer(server_ms)) end
+    if elapsed ~= 0 then redis.call('HSET', epoch_key, 'seen', server_ms) end
     real = server_ms - skew
   end
   if not found[1] or found[2] ~= replid then
@@ -70,6 +79,7 @@ local function load_generation()
     end
   end
   generation.replid = replid
+  return tonumber(found[10]) or 0, tonumber(found[11]) or 0
 end
 
 local function granting()
@@ -102,18 +112,23 @@ local function month_start(second)
   return (math.floor(second / 86400) - day_of_month) * 86400
 end
 
+local months = {} -- the start of the month by hour: most windows of a message are of one hour
+
 local function period_start(kind, period, hour)
   local second = hour * 3600
   if kind == 'hour' then return second end
   if kind == 'day' then return second - second % 86400 end
-  if kind == 'month' then return month_start(second) end
+  if kind == 'month' then
+    months[hour] = months[hour] or month_start(second)
+    return months[hour]
+  end
   if kind == 'billing' then return period end
   return 0
 end
 
--- Calls visit(limit, id, start) for every limit of a snapshot whose period contains the window.
+-- Calls visit(limit, id, start, units) for every limit of a snapshot whose period contains the window.
 -- A limit is {name, metric, kind, scoped, included, stop}; included and stop are -1 when there is none.
-local function each_fed(limits, series, period, hour, visit)
+local function each_fed(limits, series, period, hour, visit, units)
   local metric, scope = series, nil
   local at = string.find(series, '@', 1, true)
   if at then
@@ -124,9 +139,9 @@ local function each_fed(limits, series, period, hour, visit)
     local kind = limit[3]
     if limit[2] == metric and kind ~= 'second' and kind ~= 'minute' then
       if scope and limit[4] and string.sub(scope, 1, #limit[1] + 1) == limit[1] .. ':' then
-        visit(limit, scope, period_start(kind, period, hour))
+        visit(limit, scope, period_start(kind, period, hour), units)
       elseif not scope and not limit[4] then
-        visit(limit, limit[1], period_start(kind, period, hour))
+        visit(limit, limit[1], period_start(kind, period, hour), units)
       end
     end
   end
@@ -138,30 +153,111 @@ local function escaped(tenant)
   return (string.gsub(tenant, '[%%:]', { ['%'] = '%25', [':'] = '%3A' }))
 end
 
-local function limit_key(tenant, id, start)
-  return tag .. 'limit:' .. escaped(tenant) .. ':' .. id .. ':' .. integer(start)
+-- Of the following `place` is the tenant escaped.
+
+local function limit_key(place, id, start)
+  return tag .. 'limit:' .. place .. ':' .. id .. ':' .. integer(start)
 end
 
-local function window_key(tenant, member)
-  return tag .. 'window:' .. escaped(tenant) .. ':' .. member
+local function window_key(place, member)
+  return tag .. 'window:' .. place .. ':' .. member
 end
 
-local function windows_key(tenant)
-  return tag .. 'windows:' .. escaped(tenant)
+local function windows_key(place)
+  return tag .. 'windows:' .. place
+end
+
+-- A limit's hash while a script works on it: read by one command and written by one, since commands are what costs.
+-- It is the answer of HMGET; beyond that, what is to be written.
+local GENERATION = 1
+local METRIC = 2
+local SPENT = 3
+local HELD = 4
+local HOLDERS = 5
+local OVER = 6
+local CALLED = 7
+local LEASE = 8 -- the writer's
+local COUNTED = 9 -- the writer's spending of a limit of a second or a minute
+local SMALL = 10
+local KEY = 11
+local ANEW = 12 -- whether it begins in this script
+local COUNTS = 13 -- whether SPENT changed, and with it COUNTED
+local LENDS = 14 -- whether HELD and LEASE changed
+local JOINS = 15 -- whether the writer became a holder, false when it is none any more
+local TTL_MS = 16
+
+-- The names of the writer's own fields may be left out by who does not touch them.
+local function read_limit(key, lease_field, counted_field)
+  local kept
+  if counted_field then
+    kept = redis.call('HMGET', key, 'g', 'm', 'spent', 'held', 'n', 'over', 'called', lease_field, counted_field, 'small')
+  elseif lease_field then
+    kept = redis.call('HMGET', key, 'g', 'm', 'spent', 'held', 'n', 'over', 'called', lease_field)
+  else
+    kept = redis.call('HMGET', key, 'g', 'm', 'spent', 'held', 'n', 'over', 'called')
+  end
+  kept[KEY] = key
+  return kept
+end
+
+local words = {} -- of the command that writes a limit
+
+-- held_key nil: the lease is of a limit of a second or a minute, which nothing but its period ends.
+local function write_limit(kept, lease_field, held_key, counted_field)
+  local key, size, lease = kept[KEY], 0, kept[LEASE]
+  if kept[ANEW] then
+    words[1], words[2], size = 'g', generation.gen, 2
+    if kept[METRIC] then words[3], words[4], size = 'm', kept[METRIC], 4 end
+  end
+  if kept[COUNTS] then
+    words[size + 1], words[size + 2] = 'spent', integer(kept[SPENT])
+    size = size + 2
+    if counted_field then
+      words[size + 1], words[size + 2] = counted_field, integer(kept[COUNTED])
+      size = size + 2
+    end
+  end
+  if kept[LENDS] then
+    words[size + 1], words[size + 2] = 'held', integer(kept[HELD])
+    size = size + 2
+    if lease > 0 then
+      words[size + 1], words[size + 2] = lease_field, integer(lease)
+      size = size + 2
+    end
+    if kept[JOINS] ~= nil then
+      words[size + 1], words[size + 2] = 'n', integer(kept[HOLDERS])
+      size = size + 2
+    end
+  end
+  if counted_field and not kept[SMALL] then
+    words[size + 1], words[size + 2] = 'small', '1'
+    size = size + 2
+  end
+  if size > 0 then redis.call('HSET', key, unpack(words, 1, size)) end
+  if kept[LENDS] and lease == 0 then redis.call('HDEL', key, lease_field) end
+  if held_key and kept[JOINS] ~= nil then
+    if kept[JOINS] then
+      redis.call('SADD', held_key, key) -- never expires before its leases: retire empties it
+    else
+      redis.call('SREM', held_key, key)
+    end
+  end
+  if kept[TTL_MS] then redis.call('PEXPIRE', key, integer(kept[TTL_MS])) end
 end
 
 -- Opens a limit's hash in this generation: what an earlier one left is dropped, its leases are reported anew. So is
 -- what was spent of another metric before the limit changed; metric nil: the caller does not know it.
 -- ttl_ms nil leaves the expiry to a caller that knows the period's end.
-local function open_limit(key, metric, ttl_ms)
-  local found = redis.call('HMGET', key, 'g', 'm')
-  if found[1] ~= generation.gen or (metric and found[2] and found[2] ~= metric) then
-    redis.call('DEL', key)
-    redis.call('HSET', key, 'g', generation.gen)
-    found[2] = nil
-    if ttl_ms then redis.call('PEXPIRE', key, integer(ttl_ms)) end
+local function open_limit(kept, metric, ttl_ms)
+  if kept[GENERATION] ~= generation.gen or (metric and kept[METRIC] and kept[METRIC] ~= metric) then
+    if kept[GENERATION] then redis.call('DEL', kept[KEY]) end
+    for position = METRIC, SMALL do kept[position] = false end
+    kept[GENERATION], kept[ANEW], kept[TTL_MS] = generation.gen, true, ttl_ms
   end
-  if metric and not found[2] then redis.call('HSET', key, 'm', metric) end
+  if metric and not kept[METRIC] then
+    kept[METRIC] = metric
+    if not kept[ANEW] then redis.call('HSET', kept[KEY], 'm', metric) end
+  end
 end
 
 -- How long a limit's hash lives that is first seen through a window, when its period's end is not at hand.
@@ -172,51 +268,54 @@ local function longest_ttl(kind)
   return 400 * DAY_MS
 end
 
-local function spend(tenant, limit, id, start, units)
-  local key = limit_key(tenant, id, start)
-  open_limit(key, limit[2], longest_ttl(limit[3]))
-  local spent = redis.call('HINCRBY', key, 'spent', integer(units))
-  if limit[5] >= 0 and spent > limit[5] then redis.call('HSETNX', key, 'over', integer(now)) end
+local function count(kept, limit, units)
+  local spent = (tonumber(kept[SPENT]) or 0) + units
+  kept[SPENT], kept[COUNTS] = spent, true
+  if limit and limit[5] >= 0 and spent > limit[5] and not kept[OVER] then
+    kept[OVER] = now
+    redis.call('HSET', kept[KEY], 'over', integer(now))
+  end
 end
 
--- Merges one writer's cumulative value into a window with max; returns the growth, the window's key and its member.
--- next_version gives the version to note for a change; nil where a merge is no news to the ledger.
-local function merge_window(tenant, series, period, hour, writer, value, next_version)
+local function spend(kept, limit, units)
+  open_limit(kept, limit[2], longest_ttl(limit[3]))
+  count(kept, limit, units)
+end
+
+local function set_lease(kept, units)
+  local former = tonumber(kept[LEASE]) or 0
+  if units == former then return end
+  kept[HELD], kept[LENDS] = (tonumber(kept[HELD]) or 0) + units - former, true
+  if units > 0 then
+    kept[LEASE] = units
+    if former <= 0 then kept[HOLDERS], kept[JOINS] = (tonumber(kept[HOLDERS]) or 0) + 1, true end
+  else
+    kept[LEASE] = 0
+    kept[HOLDERS], kept[JOINS] = (tonumber(kept[HOLDERS]) or 0) - 1, false
+  end
+end
+
+-- Merges one writer's cumulative value into a window with max; returns the growth, the window's key, its member, and
+-- whether it is new and without an expiry.
+-- version gives the one to note for a change; nil where a merge is no news to the ledger.
+local function merge_window(place, series, period, hour, writer, value, version)
   local member = series .. ':' .. integer(period) .. ':' .. integer(hour)
-  local key = window_key(tenant, member)
+  local key = window_key(place, member)
   local known = redis.call('HMGET', key, writer, 't')
   local growth = value - (tonumber(known[1]) or 0)
-  if growth <= 0 then return 0, key, member end
-  local total = integer((tonumber(known[2]) or 0) + growth)
-  if next_version then
-    redis.call('HSET', key, writer, integer(value), 't', total, 'v', integer(next_version()))
+  if growth <= 0 then return 0, key, member, false end
+  local total = (tonumber(known[2]) or 0) + growth
+  if version then
+    redis.call('HSET', key, writer, integer(value), 't', integer(total), 'v', version())
   else
-    redis.call('HSET', key, writer, integer(value), 't', total)
+    redis.call('HSET', key, writer, integer(value), 't', integer(total))
   end
   if not known[2] then
-    local index = windows_key(tenant)
-    redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
-    redis.call('ZADD', index, integer(hour), member)
-    redis.call('PEXPIRE', index, integer(WINDOW_TTL_MS))
+    local index = windows_key(place)
+    redis.call('ZADD', index, hour, member)
+    redis.call('PEXPIRE', index, WINDOW_TTL_MS)
     -- What only the ledger answers for is looked up there; a new window is as good a time to drop it as any.
     redis.call('ZREMRANGEBYSCORE', index, '-inf', '(' .. integer(math.min(hour, first_direct_hour())))
   end
-  return growth, key, member
-end
-
--- held_key nil: the lease is of a limit of a second or a minute, which nothing but its period ends.
-local function set_lease(key, writer, held_key, from, to)
-  if to == from then return end
-  redis.call('HINCRBY', key, 'held', integer(to - from))
-  if to > 0 then
-    redis.call('HSET', key, 'l:' .. writer, integer(to))
-    if from <= 0 then
-      redis.call('HINCRBY', key, 'n', 1)
-      if held_key then redis.call('SADD', held_key, key) end -- never expires before its leases: retire empties it
-    end
-  else
-    redis.call('HDEL', key, 'l:' .. writer)
-    redis.call('HINCRBY', key, 'n', -1)
-    if held_key then redis.call('SREM', held_key, key) end
-  end
+  return growth, key, member, not known[2]
 end

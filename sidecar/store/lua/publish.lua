@@ -22,21 +22,21 @@ local function publish(message, tenant_key, snapshot)
   redis.call('HDEL', tenant_key, 'introduced')
   redis.call('PERSIST', tenant_key)
 
-  local of_key, ends, sums = {}, {}, {}
+  local place, of_key, ends, sums = escaped(tenant), {}, {}, {}
   local by_name = {}
   for _, limit in ipairs(limits) do by_name[limit[1]] = limit end
   for position = 1, #older, 4 do
-    local key = limit_key(tenant, older[position], older[position + 1])
+    local key = limit_key(place, older[position], older[position + 1])
     sums[key] = older[position + 2]
     ends[key] = older[position + 3]
     of_key[key] = by_name[string.match(older[position], '^[^:]*')]
   end
-  local members = redis.call('ZRANGEBYSCORE', windows_key(tenant), integer(first_direct_hour()), '+inf')
+  local members = redis.call('ZRANGEBYSCORE', windows_key(place), integer(first_direct_hour()), '+inf')
   for _, member in ipairs(members) do
     local series, period, hour = string.match(member, '^(.*):(%-?%d+):(%-?%d+)$')
-    local total = tonumber(redis.call('HGET', window_key(tenant, member), 't')) or 0
+    local total = tonumber(redis.call('HGET', window_key(place, member), 't')) or 0
     each_fed(limits, series, tonumber(period), tonumber(hour), function(limit, id, start)
-      local key = limit_key(tenant, id, start)
+      local key = limit_key(place, id, start)
       sums[key] = (sums[key] or 0) + total
       of_key[key] = limit
       ends[key] = ends[key] or (longest_ttl(limit[3]) and now + longest_ttl(limit[3]) or 1e15)
@@ -47,16 +47,18 @@ local function publish(message, tenant_key, snapshot)
     local ttl = ends[key] + LIMIT_KEPT_MS - now
     local limit = of_key[key]
     if ttl > 0 then
-      open_limit(key, limit and limit[2], nil)
-      redis.call('HSET', key, 'spent', integer(units))
+      local kept = read_limit(key)
+      open_limit(kept, limit and limit[2], nil)
+      kept[SPENT], kept[COUNTS] = units, true
       if limit and limit[5] >= 0 then
-        if units > limit[5] then
-          redis.call('HSETNX', key, 'over', integer(now))
-        else
+        if units <= limit[5] then
           redis.call('HDEL', key, 'over')
+        elseif not kept[OVER] then
+          redis.call('HSET', key, 'over', integer(now))
         end
       end
-      if ends[key] < 1e15 then redis.call('PEXPIRE', key, integer(ttl)) end
+      if ends[key] < 1e15 then kept[TTL_MS] = ttl end
+      write_limit(kept)
     end
   end
   return revision

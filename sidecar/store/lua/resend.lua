@@ -8,7 +8,7 @@ local version -- raised only when something is marked with it, or the watermark 
 local marked = 0
 for _, window in ipairs(cmsgpack.unpack(ARGV[2])) do
   local tenant, member = window[1], window[2]
-  local key = window_key(tenant, member)
+  local key = window_key(escaped(tenant), member)
   if redis.call('EXISTS', key) == 1 then
     version = version or integer(redis.call('HINCRBY', epoch_key, 'version', 1))
     redis.call('HSET', key, 'v', version)

@@ -9,6 +9,7 @@ load_generation()
 local writer, most, reclaim_after = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local lost = reclaim_after > 0
 local writers_key, writer_key, held_key = KEYS[2], KEYS[3], KEYS[4]
+local lease_field = 'l:' .. writer
 
 if lost and not is_silent(writers_key, writer, reclaim_after) then return 0 end
 
@@ -18,10 +19,12 @@ if not lost then
 end
 
 for _, key in ipairs(redis.call('SPOP', held_key, most)) do
-  if redis.call('HGET', key, 'g') == generation.gen and redis.call('HEXISTS', key, 'small') == 0 then
-    local units = tonumber(redis.call('HGET', key, 'l:' .. writer)) or 0
+  local kept = read_limit(key, lease_field, 'c:' .. writer)
+  if kept[GENERATION] == generation.gen and not kept[SMALL] then
+    local units = tonumber(kept[LEASE]) or 0
     if units > 0 then
-      set_lease(key, writer, held_key, units, 0)
+      set_lease(kept, 0)
+      write_limit(kept, lease_field, held_key)
       if lost then redis.call('HINCRBY', epoch_key, 'reclaimed', integer(units)) end
     end
   end

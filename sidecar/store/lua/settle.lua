@@ -17,7 +17,7 @@ end
 for _, window in ipairs(cmsgpack.unpack(ARGV[4])) do
   local tenant, hour, version = window[1], window[4], window[5]
   local member = window[2] .. ':' .. integer(window[3]) .. ':' .. integer(hour)
-  local key = window_key(tenant, member)
+  local key = window_key(escaped(tenant), member)
   local entry = tenant .. '\0' .. member
   local current = tonumber(redis.call('HGET', key, 'v')) or version
   if current <= version then

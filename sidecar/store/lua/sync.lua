@@ -13,12 +13,13 @@
 --   lease {units, spent, held, over_ms, called}: `called` asks for units nobody spends
 --   called: tenants of which somebody was short within the last CALLED_TOLD_MS, for leases that are not in the message
 
-load_generation()
+local watermark, version_before = load_generation()
 local reclaim_after = tonumber(ARGV[2])
 local message = cmsgpack.unpack(ARGV[3])
 local writer, sequence, known_generation, acknowledged, parts =
   message[1], message[2], message[3], message[4], message[5]
 local writers_key, writer_key, held_key, dirty_key, called_key = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local lease_field, counted_field = 'l:' .. writer, 'c:' .. writer
 local RECLAIM_MOST = 8
 local CALLED_MS = 1000
 local CALLED_TOLD_MS = 10000
@@ -41,77 +42,95 @@ if accepted then
   redis.call('PEXPIRE', writer_key, integer(WRITER_TTL_MS))
   redis.call('ZADD', writers_key, integer(real), writer)
 end
+local grants = granting()
 
 local version
 local function next_version()
-  version = version or redis.call('HINCRBY', epoch_key, 'version', 1)
+  version = version or integer(redis.call('HINCRBY', epoch_key, 'version', 1))
   return version
+end
+
+-- The tenant of the part in hand, escaped; its limits that were spent of by key, to be written together with what is said
+-- of their leases.
+local place, spending
+
+local function feed(limit, id, start, units)
+  local key = limit_key(place, id, start)
+  local kept = spending[key] or read_limit(key, lease_field)
+  spend(kept, limit, units)
+  spending[key] = kept
 end
 
 local function report_windows(tenant, tenant_key, limits, windows)
   for _, window in ipairs(windows) do
     local series, period, hour = window[1], window[2], window[3]
-    local growth, key, member = merge_window(tenant, series, period, hour, writer, window[4], next_version)
+    local growth, key, member, new = merge_window(place, series, period, hour, writer, window[4], next_version)
     if growth > 0 then
-      if redis.call('ZADD', dirty_key, 'NX', integer(next_version()), tenant .. '\0' .. member) == 1 then
-        -- However long the ledger is away, what it does not have must not expire; settle sets the time again.
+      local marked = redis.call('ZADD', dirty_key, 'NX', next_version(), tenant .. '\0' .. member) == 1
+      -- However long the ledger is away, what it does not have must not expire; settle sets the time again.
+      if new and not marked then
+        redis.call('PEXPIRE', key, integer(WINDOW_TTL_MS))
+      elseif marked and not new then
         redis.call('PERSIST', key)
       end
       -- An old window counts at once, too, or the room of the lease behind it could be granted before the ledger's
       -- rebuild. If its hash had expired it counts twice until that rebuild, which errs on the safe side. A rebuild
       -- from before this change would take it back: publish looks at `aged`.
-      if hour < first_direct_hour() then redis.call('HSET', tenant_key, 'aged', integer(next_version())) end
-      each_fed(limits, series, period, hour, function(limit, id, start)
-        spend(tenant, limit, id, start, growth)
-      end)
+      if hour < first_direct_hour() then redis.call('HSET', tenant_key, 'aged', next_version()) end
+      each_fed(limits, series, period, hour, feed, growth)
     end
   end
 end
 
 -- Seconds and minutes never reach the ledger: their windows are fields of the limit itself.
-local function report_small(key, limit, cumulative)
-  local known = tonumber(redis.call('HGET', key, 'c:' .. writer)) or 0
+local function report_small(kept, limit, cumulative)
+  local known = tonumber(kept[COUNTED]) or 0
   if cumulative > known then
-    redis.call('HSET', key, 'c:' .. writer, integer(cumulative))
-    local spent = redis.call('HINCRBY', key, 'spent', integer(cumulative - known))
-    if limit and limit[5] >= 0 and spent > limit[5] then redis.call('HSETNX', key, 'over', integer(now)) end
+    kept[COUNTED] = cumulative
+    count(kept, limit, cumulative - known)
   end
 end
 
-local function reclaim_silent(key)
-  for _, other in ipairs(silent_writers(writers_key, reclaim_after, RECLAIM_MOST)) do
-    local units = tonumber(redis.call('HGET', key, 'l:' .. other)) or 0
+local silent
+local function reclaim_silent(kept)
+  silent = silent or silent_writers(writers_key, reclaim_after, RECLAIM_MOST)
+  for _, other in ipairs(silent) do
+    local units = tonumber(redis.call('HGET', kept[KEY], 'l:' .. other)) or 0
     if units > 0 then
-      set_lease(key, other, tag .. 'held:' .. other, units, 0)
+      kept[HELD], kept[HOLDERS] = (tonumber(kept[HELD]) or 0) - units, (tonumber(kept[HOLDERS]) or 0) - 1
+      redis.call('HINCRBY', kept[KEY], 'held', integer(-units))
+      redis.call('HINCRBY', kept[KEY], 'n', -1)
+      redis.call('HDEL', kept[KEY], 'l:' .. other)
+      redis.call('SREM', tag .. 'held:' .. other, kept[KEY])
       redis.call('HINCRBY', epoch_key, 'reclaimed', integer(units))
     end
   end
 end
 
-local function room_of(key, stop)
-  local found = redis.call('HMGET', key, 'spent', 'held')
-  return stop - (tonumber(found[1]) or 0) - (tonumber(found[2]) or 0)
+local function room_of(kept, stop)
+  return stop - (tonumber(kept[SPENT]) or 0) - (tonumber(kept[HELD]) or 0)
 end
 
 -- At least the need if it fits, else a fair share: all that is asked when alone, half its part near the cap.
-local function grant(tenant, key, stop, current, need, want)
+local function grant(tenant, kept, stop, current, need, want)
   -- While somebody is short nobody gets more than a request waits for: what comes back must reach who needs it.
-  if (tonumber(redis.call('HGET', key, 'called')) or 0) > real - CALLED_MS then want = need end
+  if (tonumber(kept[CALLED]) or 0) > real - CALLED_MS then want = need end
   if want < need then want = need end
   if want <= 0 then return current end
-  local room = room_of(key, stop)
+  local room = room_of(kept, stop)
   if room < want then
-    reclaim_silent(key)
-    room = room_of(key, stop)
+    reclaim_silent(kept)
+    room = room_of(kept, stop)
   end
   if room < need and need > 0 then
-    redis.call('HSET', key, 'called', integer(real))
+    kept[CALLED] = real
+    redis.call('HSET', kept[KEY], 'called', integer(real))
     redis.call('ZREMRANGEBYSCORE', called_key, '-inf', '(' .. integer(real - CALLED_TOLD_MS))
     redis.call('ZADD', called_key, integer(real), tenant)
     redis.call('PEXPIRE', called_key, integer(HOUR_MS))
   end
   if room <= 0 then return current end
-  local sharers = tonumber(redis.call('HGET', key, 'n')) or 0
+  local sharers = tonumber(kept[HOLDERS]) or 0
   if current <= 0 then sharers = sharers + 1 end
   local share = want
   if sharers > 1 then share = math.max(1, math.floor(room / (2 * sharers))) end
@@ -124,54 +143,65 @@ end
 -- of the shorter one must not let the hash expire with it, and what is held of one long over goes back.
 local SHORTEST_MS = { hour = HOUR_MS, day = DAY_MS, month = 28 * DAY_MS, billing = 28 * DAY_MS, lifetime = 1e15 }
 
-local function give_back(key)
-  local found = redis.call('HMGET', key, 'g', 'l:' .. writer)
-  if accepted and found[1] == generation.gen then set_lease(key, writer, held_key, tonumber(found[2]) or 0, 0) end
-end
-
 local function report_lease(tenant, limits, lease, current_revision)
   local name, id, start, end_ms, small = lease[1], lease[2], lease[3], lease[4], lease[5]
-  local left, need, want, cumulative = lease[6], lease[7], lease[8], lease[9]
-  local ttl = end_ms + LIMIT_KEPT_MS - now
-  if small then ttl = math.max(end_ms + 60000 - now, 60000) end -- a machine whose clock is late still gets its share
-  local key = limit_key(tenant, id, start)
-  local held_key = not small and held_key or nil
+  local left, need, want = lease[6], lease[7], lease[8]
+  local key, ttl = limit_key(place, id, start), end_ms + LIMIT_KEPT_MS - now
+  local listed_in, counted = held_key, nil
+  local kept = spending[key]
+  spending[key] = nil
+  if small then
+    listed_in, counted = nil, counted_field
+    ttl = math.max(end_ms + 60000 - now, 60000) -- a machine whose clock is late still gets its share
+    if kept then
+      write_limit(kept)
+      kept = nil
+    end
+  end
+  kept = kept or read_limit(key, lease_field, counted)
   if ttl <= 0 then
-    give_back(key)
+    if accepted and kept[GENERATION] == generation.gen then set_lease(kept, 0) end
+    write_limit(kept, lease_field, listed_in)
     return { 0, 0, 0, 0, false }
   end
   local limit
-  for _, candidate in ipairs(limits) do
-    if candidate[1] == name then limit = candidate end
+  for position = 1, #limits do
+    if limits[position][1] == name then limit = limits[position] end
   end
   local former = limit and end_ms - start * 1000 < (SHORTEST_MS[limit[3]] or 0)
-  open_limit(key, limit and limit[2], former and longest_ttl(limit[3]) or nil)
-  if end_ms < 1e15 and not former then redis.call('PEXPIRE', key, integer(ttl)) end
-  if small then
-    redis.call('HSET', key, 'small', '1')
-    report_small(key, limit, cumulative)
-  end
-  local current = tonumber(redis.call('HGET', key, 'l:' .. writer)) or 0
+  open_limit(kept, limit and limit[2], former and longest_ttl(limit[3]) or nil)
+  if end_ms < 1e15 and not former then kept[TTL_MS] = ttl end
+  if small then report_small(kept, limit, lease[9]) end
+  local current = tonumber(kept[LEASE]) or 0
   if accepted then
-    local units = math.max(0, math.min(current, left))
-    if not granting() then units = left end
-    set_lease(key, writer, held_key, current, units)
-    current = units
-    if current_revision and limit and limit[6] >= 0 and granting() then
-      units = grant(tenant, key, limit[6], current, need, want)
-      set_lease(key, writer, held_key, current, units)
-      current = units
+    if not grants then
+      current = left
+    elseif left < current then
+      current = math.max(0, left)
+    end
+    set_lease(kept, current)
+    if current_revision and limit and limit[6] >= 0 and grants then
+      current = grant(tenant, kept, limit[6], current, need, want)
+      set_lease(kept, current)
     end
   end
-  local found = redis.call('HMGET', key, 'spent', 'held', 'over', 'called')
-  local called = (tonumber(found[4]) or 0) > real - CALLED_MS
-  return { current, tonumber(found[1]) or 0, tonumber(found[2]) or 0, tonumber(found[3]) or 0, called }
+  write_limit(kept, lease_field, listed_in, counted)
+  local called = (tonumber(kept[CALLED]) or 0) > real - CALLED_MS
+  return { current, tonumber(kept[SPENT]) or 0, tonumber(kept[HELD]) or 0, tonumber(kept[OVER]) or 0, called }
+end
+
+local unpacked = {} -- tenants of a plan have the same limits
+local function limits_of(packed)
+  if not packed then return {} end
+  unpacked[packed] = unpacked[packed] or cmsgpack.unpack(packed)
+  return unpacked[packed]
 end
 
 local replies, snapshots = {}, 0
 for index, part in ipairs(parts) do
   local tenant, revision = part[1], part[2]
-  local tenant_key = tag .. 'tenant:' .. escaped(tenant)
+  place, spending = escaped(tenant), {}
+  local tenant_key = tag .. 'tenant:' .. place
   local found = redis.call('HMGET', tenant_key, 'rev', 'lim', 'introduced')
   local own_revision = tonumber(found[1]) or -1
   if own_revision > revision then
@@ -183,18 +213,17 @@ for index, part in ipairs(parts) do
       replies[index] = { own_revision, {} }
     end
   else
-    local limits = found[2] and cmsgpack.unpack(found[2]) or {}
+    local limits = limits_of(found[2])
     if found[3] then redis.call('PEXPIRE', tenant_key, integer(DAY_MS)) end
     report_windows(tenant, tenant_key, limits, part[3])
     local leases = {}
-    for position, lease in ipairs(part[4]) do
-      leases[position] = report_lease(tenant, limits, lease, own_revision == revision)
+    for position = 1, #part[4] do
+      leases[position] = report_lease(tenant, limits, part[4][position], own_revision == revision)
     end
+    for _, kept in pairs(spending) do write_limit(kept) end
     replies[index] = { own_revision, leases }
   end
 end
 
-local marks = redis.call('HMGET', epoch_key, 'watermark', 'version')
-local called = redis.call('ZRANGEBYSCORE', called_key, integer(real - CALLED_TOLD_MS), '+inf', 'LIMIT', 0, CALLED_MOST)
-return cmsgpack.pack({ generation.gen, granting(), tonumber(marks[1]) or 0, tonumber(marks[2]) or 0, accepted, replies,
-  this_hour, called })
+local called = redis.call('ZRANGEBYSCORE', called_key, real - CALLED_TOLD_MS, '+inf', 'LIMIT', 0, CALLED_MOST)
+return cmsgpack.pack({ generation.gen, grants, watermark, tonumber(version) or version_before, accepted, replies, this_hour, called })

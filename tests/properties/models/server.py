@@ -8,7 +8,7 @@ import msgspec
 import redis
 
 from sidecar.store.keys import Keyspace
-from sidecar.store.scripts import ALONE, NAMES, load
+from sidecar.store.scripts import ALONE, NAMES, assembled, load, prelude
 from tests.properties.models.keys import DUMP, State, state_of
 
 TIME = "redis.call('TIME')"
@@ -30,9 +30,7 @@ class ScriptServer:
         self._redis: redis.Redis = redis.Redis.from_url(url, protocol=2)
         self._controls = f"{prefix}-controls"
         self._scripts = {name: self._redis.register_script(self._text(name)) for name in NAMES}
-        self._months = self._redis.register_script(
-            self._text("find_key").partition("load_generation()\nreturn")[0] + MONTHS
-        )
+        self._months = self._redis.register_script(assembled(prelude(), MONTHS))
         self._dump = self._redis.register_script(DUMP)
 
     def _text(self, name: str) -> str:
@@ -56,7 +54,6 @@ class ScriptServer:
 
     def month_starts(self, seconds: list[int]) -> list[int]:
         """The start of the month of each second, by the scripts' own calendar."""
-        self.set_clock(0, "a")
         context = msgspec.msgpack.encode((self.tag, 0, ""))
         return list(self._months(keys=[self.space.epoch(0)], args=[context, msgspec.msgpack.encode(seconds)]))
 
