@@ -59,10 +59,13 @@ def assembled(shared: str, text: str) -> str:
 
 @lru_cache(1)
 def _pieces(shared: str) -> tuple[list[tuple[str, str, str, set[str], set[str]]], str]:
-    """From behind: what is before a function, the function, its name, the words of both; and what is behind them all."""
+    """From behind: what is before a function, the function, its name, the words of both; and the rest."""
     *split, last = FUNCTION.split(shared)
-    pieces = [(split[at], *split[at + 1 : at + 3]) for at in range(len(split) - 3, -1, -3)]
-    return [(*piece, _words(piece[0]), _words(piece[1])) for piece in pieces], last
+    pieces = []
+    for at in range(len(split) - 3, -1, -3):
+        between, function, name = split[at : at + 3]
+        pieces.append((between, function, name, _words(between), _words(function)))
+    return pieces, last
 
 
 def _words(text: str) -> set[str]:
