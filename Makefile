@@ -28,7 +28,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 	$(name) -c 'import sys; print("yes" if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(name))))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
-# Options for `sidecar dev` or a benchmark, and for pytest.
+# Options for `sidecar dev`, a benchmark or the simulation, and for pytest.
 ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 
@@ -104,7 +104,7 @@ SEEDS ?= 2000
 FIRST ?= 0
 
 simulate: install-dev
-	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --from $(FIRST)
+	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --from $(FIRST) $(ARGS)
 
 MINUTES ?=
 SEED ?=

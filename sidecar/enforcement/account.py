@@ -14,7 +14,7 @@ from sidecar.enforcement.keyed import NONE, Few, Keyed, Many
 from sidecar.enforcement.limit_period import limit_period
 from sidecar.enforcement.limit_state import LimitState
 from sidecar.enforcement.spent import Spent, noted
-from sidecar.enforcement.succession import goes_on, holding, lapse, settled, taken_ahead
+from sidecar.enforcement.succession import goes_on, holding, lapse, look_ahead, settled, taken_ahead
 from sidecar.memo import remember, shared
 
 if TYPE_CHECKING:
@@ -262,6 +262,10 @@ class Account:
                 lapse(state)
             else:
                 self.go_on(state, now_s)
+
+    def look_ahead(self, now_s: int, now_ms: int) -> None:
+        """Want leases of the seconds and minutes that follow those being spent from, shortly before they begin."""
+        look_ahead(self.limits.values(), self._small_own, now_s, now_ms)
 
     def go_on(self, state: LimitState, now_s: int) -> None:
         """Have the limit of the current period in place of one that ended."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sidecar.enforcement.kept import Kept, owner
 from sidecar.enforcement.rest import Resting
 from sidecar.enforcement.sent import Sent
-from sidecar.enforcement.succession import at_rest, look_ahead
+from sidecar.enforcement.succession import at_rest
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
 from sidecar.usage.window import NO_MARK, Mark, Span, Window, WindowKey
@@ -208,10 +208,13 @@ class ShardExchange:
         accounts = dict.fromkeys(islice(self._touched, TENANTS_PER_SYNC))
         accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
         windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC
+        spoke: set[Account] = set()
         for account in accounts:
             if windows <= 0 or limits <= 0:
-                self.backlogged = bool(self._touched)  # holders that have nothing new wait for the next one
+                # Holders that have nothing new wait for the next one; so do those that just spoke, unless they said so.
+                self.backlogged = self.backlogged or not spoke.issuperset(self._touched)
                 break
+            spoke.add(account)
             yield (one := self._report(account, now_ms, windows, limits))
             windows, limits = windows - len(one.windows), limits - len(one.limits)
 
@@ -233,7 +236,7 @@ class ShardExchange:
         """
         account.roll(self.wall_s, now_ms, limits_max)
         if not self.closing:
-            look_ahead(account.limits.values(), self.wall_s, now_ms)
+            account.look_ahead(self.wall_s, now_ms)
         account.touched = False
         self._touched.pop(account, None)
         if self.resting.wake(account):
@@ -254,25 +257,22 @@ class ShardExchange:
         speaking = [*leaving, *(state for state in account.states() if self._to_report(state, now_ms))]
         if len(speaking) > limits_max:
             speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message
-        departed: list[LimitState] = []
-        staying: list[LimitState] = []
+        urgent = bool(omitted)
         limits: list[tuple[LimitState, LeaseReport, int]] = []
         for state in speaking:
-            gone = state in departing
             if len(limits) >= limits_max or state.period.series in omitted:
                 omitted.add(state.period.series)
-                if gone:
-                    staying.append(state)
+                urgent = urgent or state in departing or state.news
                 continue
-            if gone:
-                departed.append(state)
-            limits.append((state, self._lease_report(state, now_ms, renewing=not gone), state.own))
-        account.departed += tuple(staying)
+            limits.append((state, self._lease_report(state, now_ms, renewing=state not in departing), state.own))
+            departing.discard(state)
+        account.departed += tuple(state for state in leaving if state in departing)
         if omitted:
             account.rotate(windows, [state for state, _, _ in limits])
-            self.backlogged = True
+            self.backlogged = self.backlogged or urgent  # what is only held waits: there would be no end to it
             self.touch(account)
-        return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
+        departed = tuple(state for state in leaving if state not in departing)
+        return Sent(account, account.rev, [(window, window.value) for window in windows], limits, departed)
 
     def _to_report(self, state: LimitState, now_ms: int) -> bool:
         unused_ms = now_ms - state.lease.own_changed_ms
@@ -322,7 +322,7 @@ class ShardExchange:
             elif forfeits != self._forfeits:
                 self._reject(one)
             else:
-                self._take_over(one, part, now_ms, renewed=renewed and not self.ended)
+                self._take_over(one, part, now_ms, renewed=renewed)
             if renewed:
                 yield one
         if reply.generation != self.generation:
@@ -346,8 +346,9 @@ class ShardExchange:
         for window, value in one.windows:
             window.acknowledged = value
             window.mark = self._mark
+        taken = renewed and not self.ended
         for (state, report, own), lease in zip(one.limits, part.leases, strict=True):
-            ample = state.settle(report, own, lease, now_ms, renewed=renewed, granting=self.granting)
+            ample = state.settle(report, own, lease, now_ms, renewed=taken, granting=self.granting)
             self.ample = self.ample and ample
         dirty = any(window.dirty for window, _ in one.windows)
         if dirty or any(state.lease.refused or not state.known for state, _, _ in one.limits):

@@ -186,9 +186,12 @@ class LimitState:
     @property
     def to_report(self) -> bool:
         """Whether the next message has to speak of it."""
-        lease = self.lease
-        due = self.own != self.own_reported or self.left or lease.need or lease.watched or lease.refused
-        return bool(due or not self.known)
+        return bool(self.news or self.left or self.lease.watched or self.lease.refused)
+
+    @property
+    def news(self) -> bool:
+        """Whether it has something to say that it did not say before, or asks for units."""
+        return bool(self.own != self.own_reported or self.lease.need or not self.known)
 
     def forgettable(self, now_ms: int) -> bool:
         """Whether nothing is lost with it: nobody spent lately, Redis knows all, and it holds nothing."""

@@ -15,16 +15,20 @@ from sidecar.enforcement.limit_state import LimitState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sidecar.enforcement.keyed import Keyed
+    from sidecar.enforcement.spent import Spent
+
 # How soon the period begins whose lease is wanted: syncs are up to 3 s apart, and clocks are read in whole seconds.
 AHEAD_S = 4
 # Whose limit of a second or a minute was not used for longer probably asks for none of the next one.
 LEASED_ON_PERIODS = 2
 
 
-def look_ahead(states: Iterable[LimitState], now_s: int, now_ms: int) -> None:
+def look_ahead(states: Iterable[LimitState], before: Keyed[Spent], now_s: int, now_ms: int) -> None:
     """Of limits that are being spent from, want leases of the period that is about to begin, and keep them until then.
 
-    ``now_s``: wall; ``now_ms``: monotonic. What is there already counts as used, or it would be given back.
+    ``now_s``: wall; ``now_ms``: monotonic. What is there already counts as used, or it would be given back. ``before``:
+    what was spent of periods that were over: the clock may have stepped back, and Redis may have lost what it was told.
     """
     for state in states:
         period = state.period
@@ -35,6 +39,9 @@ def look_ahead(states: Iterable[LimitState], now_s: int, now_ms: int) -> None:
         if lease.ahead is None:
             lease.ahead = LimitState(_following(period))
             lease.ahead.succeed(state, now_ms)
+            spent = before.get((period.id, period.end_s))
+            if spent is not None:
+                lease.ahead.own = spent.own
         elif lease.ahead.left:
             lease.ahead.own_lease().own_changed_ms = now_ms
 

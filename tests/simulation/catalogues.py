@@ -1,4 +1,7 @@
-"""The catalogues that the simulation moves between: small caps, so that they are reached."""
+"""The catalogues that the simulation moves between: small caps, so that they are reached.
+
+Those with limits of seconds and minutes are for a part of the seeds. A name is another limit in another plan there.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,37 @@ TEXTS = (
     _TEXT.format(day=60, month=150, high=200, life=400, tokens=120, user=40),
     _TEXT.format(day=25, month=70, high=90, life=110, tokens=50, user=15),
     _TEXT.format(day=140, month=160, high=300, life=900, tokens=333, user=90),
+)
+_SMALL = {
+    "low": "burst: {{metric: calls, included: {minute}, period: minute, cap: hard}}",
+    "high": "burst: {{metric: calls, included: {second}, period: second, cap: hard}}",
+    "each": "burst: {{metric: calls, included: {user}, period: minute, cap: hard, scope: user}}",
+    "loose": "burst: {{metric: calls, included: {few}, period: minute, cap: hard, on_outage: {{bounded: 5}}}}",
+}
+
+
+def _with_small(text: str, **caps: int) -> str:
+    """The same catalogue with limits of seconds and minutes in all plans but one."""
+    for plan, limit in _SMALL.items():
+        head = f"  {plan}:\n    limits:\n"
+        text = text.replace(head, f"{head}      {limit.format(**caps)}\n")
+    return text
+
+
+SMALL_TEXTS = (
+    _with_small(
+        _TEXT.format(day=300, month=420, high=440, life=900, tokens=900, user=90), minute=23, second=9, user=15, few=39
+    ),
+    _with_small(
+        _TEXT.format(day=90, month=160, high=200, life=260, tokens=300, user=50), minute=15, second=4, user=7, few=21
+    ),
+    _with_small(
+        _TEXT.format(day=700, month=800, high=900, life=1900, tokens=900, user=200),
+        minute=120,
+        second=17,
+        user=39,
+        few=63,
+    ),
 )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from tests.simulation.catalogues import PLANS, TEXTS, catalogue
+from tests.simulation.catalogues import PLANS
 from tests.simulation.postgres import Tables
+from tests.simulation.steps import Steps
 from tests.simulation.worker import SHARDS, TERMS, Worker
 from tests.simulation.world import TENANTS, Machine, World
 
@@ -76,6 +77,8 @@ class Faults:
                 world.plan(self._besides.randrange(self._length_ms), blow)
         for _ in range(self._besides.choice((0, 0, 1, 4))):
             world.loop.at(self._besides.randrange(1_500, self._length_ms), world.crowd, self._besides)
+        if world.minutes:
+            Steps(world, world.besides, self._length_ms).plan()
         for at in range(0, self._length_ms, 2_000):
             world.plan(at + random.randrange(2_000), self._remember)
 
@@ -143,7 +146,7 @@ class Faults:
         if draw.random() < ASKED_LAST:
             tenants = draw.sample(TENANTS, 3)
             for _ in range(ASKED_LAST_TIMES):
-                route = draw.choice(catalogue(TEXTS[0]).routes)
+                route = draw.choice(self._world.routes)
                 ms = self._world.loop.now_ms + draw.randrange(ASKED_LAST_MS)
                 self._world.loop.at(ms, self._world.send, worker, draw.choice(tenants), route, "u1")
 
@@ -256,11 +259,11 @@ class Faults:
         if machine:
             wrong_ms = self._random.choice((-90_000, -5_000, 4_000, 60_000, -3_700_000, 3_700_000, 86_400_000))
             self._world.count("wall clock jumps", f"{machine.name} by {wrong_ms} ms")
-            machine.clock.wrong_ms += wrong_ms
+            machine.clock.set_wrong(machine.clock.wrong_ms + wrong_ms)
             self._later(self._random.choice((3_000, 15_000)), self._right, machine)
 
     def _right(self, machine: Machine) -> None:
-        machine.clock.wrong_ms = 0
+        machine.clock.set_wrong(0)
 
     # Flushers.
 
@@ -398,9 +401,9 @@ class Faults:
 
     def change_catalogue(self) -> None:
         if self._world.postgres.up:
-            number = self._random.randrange(len(TEXTS))
+            number = self._random.randrange(len(self._world.texts))
             self._world.count("catalogue changed", f"to {number}")
-            self._world.postgres.apply_catalogue(TEXTS[number])
+            self._world.postgres.apply_catalogue(self._world.texts[number])
 
     def change_unheard(self) -> None:
         """Workers do not hear what is announced; a plan changes, and changes again."""

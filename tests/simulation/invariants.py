@@ -18,6 +18,7 @@ from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
 from sidecar.usage.journal import SUFFIX
 from tests.simulation.catalogues import TEXTS, catalogue
+from tests.simulation.minutes import is_small
 from tests.simulation.network import REPEATED_WITHIN_MS
 from tests.simulation.oracle import parts
 from tests.simulation.worker import SHARDS, STORE_TIMEOUT_MS, SYNC_INTERVAL_MS, TERMS, Worker
@@ -53,7 +54,7 @@ def heal(world: World) -> None:
         if process not in world.asleep:  # who sleeps on a lease wakes in time
             world.loop.resume(process)
     for machine in world.machines:
-        machine.clock.wrong_ms = 0
+        machine.clock.set_wrong(0)
         if not machine.alive():
             world.start_worker(machine)
     if not world.machines:
@@ -104,9 +105,13 @@ def _settled(world: World) -> bool:
 
 
 def _holders(world: World, shard: int) -> dict[bytes, set[str]]:
-    """Who holds a lease of each limit."""
+    """Who holds a lease of each limit that lasts for an hour at least."""
     limits = world.redis.hashes(f"{world.keys.tag(shard)}limit:")
-    return {key: {name[2:].decode() for name in found if name[:2] == b"l:"} for key, found in limits.items()}
+    return {
+        key: {name[2:].decode() for name in found if name[:2] == b"l:"}
+        for key, found in limits.items()
+        if b"small" not in found  # what is held of those ends with their period
+    }
 
 
 def check(world: World) -> None:
@@ -115,21 +120,35 @@ def check(world: World) -> None:
     check_plans(world)
     check_caps_usable(world)
     world.note("nobody asks any more")
-    _until(world, IDLE_MS, lambda: not any(any(_holders(world, shard).values()) for shard in range(SHARDS)))
+    _until(world, IDLE_MS, lambda: not _holding(world))
     while (more_ms := _freed_in_ms(world)) > 0:
         _until(world, more_ms, lambda: not any(_still_held(world)))
     check_nothing_held(world)
+    for about in world.oracle.minutes.held(_wall_s(world)):
+        world.oracle.violated("L2", about)
     check_metric(world)
-    for worker in list(world.workers()):
-        if worker.process.alive:
-            worker.stop(20)
+    ending = [worker for worker in world.workers() if worker.process.alive]
+    for worker in ending:
+        worker.stop(20)
     _until(world, STOP_MS, lambda: not any(worker.process.alive for worker in world.workers()))
     check_journals_gone(world)
     if not _in_ledger(world):
         _until(world, FLUSHED_MS, lambda: _in_ledger(world))
     check_ledger(world)
     check_redis(world)
+    world.oracle.minutes.check_kept({worker.core.writer for worker in ending}, lost_state=world.lost_state > 0)
     check_alive(world)
+
+
+def _wall_s(world: World) -> int:
+    """What time it is, whatever clocks say."""
+    return (world.start_ms + world.loop.elapsed_ms) // 1000
+
+
+def _holding(world: World) -> bool:
+    """Whether anything is held of a limit whose period goes on."""
+    longer = any(any(_holders(world, shard).values()) for shard in range(SHARDS))
+    return longer or any(world.oracle.minutes.held(_wall_s(world)))
 
 
 def _in_ledger(world: World) -> bool:
@@ -191,7 +210,7 @@ def check_caps_usable(world: World) -> None:
     """L3: one worker can use each tenant's tightest cap to its last unit, and no more (L1)."""
     workers = [worker for machine in world.machines for worker in machine.alive()]
     worker = workers[world.random.randrange(len(workers))]
-    route = catalogue(TEXTS[0]).routes[-1]
+    route = world.routes[-1]
     tenant = world.random.choice(TENANTS)
     world.note(f"{worker.process.name} uses up {tenant}")
     denied = _use_up(world, worker, tenant, route)
@@ -211,8 +230,11 @@ def check_caps_usable(world: World) -> None:
             if owner is None or rule.metric != "calls" or rule.stop is None:
                 continue
             limit_id = rule.name if rule.scope == "tenant" else f"{rule.name}:u1"
-            for at_s in (now_s, now_s - USED_UP_S):  # a period may have ended meanwhile
+            for at_s in (now_s, now_s - 1, now_s - USED_UP_S):  # a period may have ended meanwhile
                 start = bounds(rule.period, at_s)[0]
+                if is_small(rule):
+                    full = full or world.oracle.minutes.used_up((owner.tenant, limit_id, start), rule.stop)
+                    continue
                 total = world.oracle.total(owner.tenant, rule, limit_id, start)
                 lost = _lost(world, owner.tenant, rule, limit_id, start)
                 full = full or total - lost >= rule.stop
@@ -232,6 +254,9 @@ def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decisio
         if any(decision.allow for decision in heard):
             allowed_ms = world.loop.now_ms
             continue
+        limit = heard[-1].limit if heard and heard[-1].reason == "limit_reached" else None
+        if limit is not None and limit.window_s == 1:
+            return heard[-1]  # there is more in a moment
         world.loop.run_until(world.loop.now_ms + 400)
         if asked_ms - allowed_ms > UNUSED_MS:
             return heard[-1] if heard else None
@@ -358,6 +383,8 @@ def check_redis(world: World) -> None:
     for tenant in TENANTS:
         snapshot = snapshots.decode(world.redis.command(b"HGET", (world.keys.tenant(tenant), "doc")))
         for rule in snapshot.limits:
+            if is_small(rule):
+                continue
             sums: dict[tuple[str, int], int] = defaultdict(int)
             for (owner, metric, scope, period, hour, _), units in world.postgres.tables.counted().items():
                 fits = scope.startswith(f"{rule.name}:") if rule.scope != "tenant" else not scope

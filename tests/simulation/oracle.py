@@ -15,6 +15,7 @@ from sidecar.catalogue.model import Period
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
 from sidecar.usage.window import WindowKey
+from tests.simulation.minutes import LimitKey, Minutes, is_small
 
 if TYPE_CHECKING:
     from sidecar.enforcement.account import Charge
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sidecar.usage.window import Window
     from tests.simulation.redis import MemoryRedis
 
-LimitKey = tuple[str, str, int]  # tenant, limit id, start of its period
 AWARE_WITHIN_MS = 6_000  # of a lower cap: a lease, a report that is refused, another lease_ttl
 LOST_AWARE_WITHIN_MS = 16_000  # where a server may have the plan of before
 RECORDS_KEPT_MS = 39 * 86_400_000  # what Redis knows of a writer expires
@@ -58,6 +58,7 @@ class Oracle:
         self._over: set[LimitKey] = set()
         self._places: dict[Window, WindowKey] = {}
         self._granting: set[tuple[str, str]] = set()
+        self.minutes = Minutes(self.violated, note)
 
     def violated(self, invariant: str, about: str) -> None:
         self._note(f"VIOLATION {invariant}: {about}")
@@ -77,10 +78,12 @@ class Oracle:
                 self.violated("C1", f"{place} of {writer} has {window.value} in its cell, {allowed} allowed")
         checked = set()
         for owner, state, units in charge.limits:
-            if not state.period.leased or not units or state.period.small:
+            if not state.period.leased or not units:
                 continue
             key = (owner.tenant, state.id, state.period.start_s)
             checked.add((owner.tenant, state.rule.name))
+            if state.period.small:
+                self.minutes.spent(writer, key, state.period, units, wall_ms // 1000, leased=state not in unleased)
             if state in unleased:
                 self.unleased[key] += units
             else:
@@ -90,7 +93,8 @@ class Oracle:
         for owner, series, units in charge.series:
             snapshot = self.snapshots.get(owner.tenant)
             for rule in snapshot.limits if snapshot is not None else ():
-                if rule.metric == series and rule.scope == "tenant" and (owner.tenant, rule.name) not in checked:
+                by_windows = rule.metric == series and rule.scope == "tenant" and not is_small(rule)
+                if by_windows and (owner.tenant, rule.name) not in checked:
                     start = bounds(rule.period, wall_ms // 1000)[0]
                     self.slack[owner.tenant, rule.name, start] += units
 
@@ -98,8 +102,11 @@ class Oracle:
         cap = self.cap(key[0], state.rule.name)
         if cap is None:
             return
-        total = self.total(key[0], state.rule, state.id, state.period.start_s)
-        excepted = self.unleased[key] + self.slack[key]
+        if state.period.small:
+            total, excepted = self.minutes.total(key), self.minutes.exceptions(key)
+        else:
+            total = self.total(key[0], state.rule, state.id, state.period.start_s)
+            excepted = self.unleased[key] + self.slack[key]
         if total - excepted > cap and key not in self._over:
             self._over.add(key)
             about = f"{key} has {total} of {cap} admitted; {excepted} are excepted, {self.reclaimed[key]} reclaimed"
@@ -165,9 +172,10 @@ class Oracle:
     def taken_back(self, server: MemoryRedis, key: bytes, field: bytes, units: int) -> None:
         """A script took back what was left in the field of a lease."""
         tenant, limit_id, start = parts(key)
-        self._reclaim(server, (tenant, limit_id, int(start)), field[2:].decode(), units)
+        generation = server.command(b"HGET", (key, "g"))
+        self._reclaim(server, (tenant, limit_id, int(start)), generation, field[2:].decode(), units)
 
-    def _reclaim(self, server: MemoryRedis, key: LimitKey, writer: str, units: int) -> None:
+    def _reclaim(self, server: MemoryRedis, key: LimitKey, generation: bytes, writer: str, units: int) -> None:
         self.reclaimed[key] += units
         self.reclaimed_from[writer, key] += units
         snapshot = self.snapshots.get(key[0])
@@ -179,14 +187,19 @@ class Oracle:
         if rule is None:
             self.slack[key] += units
             return
-        late = self.unreported(server, writer, key[0], rule).get((key[1], key[2]), 0)
-        if writer in self.lost:
-            return  # accounted for when it vanished
-        if any(
+        silent = any(
             self._silent(server, tag, writer)
             for tag in self._tags
             if server.command(b"EXISTS", (f"{tag}tenant:{key[0]}",))
-        ):
+        )
+        if is_small(rule):
+            if silent:
+                self.minutes.taken_back(key, generation, writer)
+            return
+        late = self.unreported(server, writer, key[0], rule).get((key[1], key[2]), 0)
+        if writer in self.lost:
+            return  # accounted for when it vanished
+        if silent:
             self.slack[key] += min(late, units)
         self._note(f"Redis took {units} of {key} back from {writer}, which had spent {late} unreported")
 
@@ -244,6 +257,8 @@ class Oracle:
     def unreported(self, server: MemoryRedis, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
         """What a writer allowed of a limit and this server does not know, by id and start of the period."""
         found: dict[tuple[str, int], int] = defaultdict(int)
+        if is_small(rule):
+            return found  # no window tells of it
         for key, units in self.counted[writer].items():
             if key.tenant != tenant:
                 continue

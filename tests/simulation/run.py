@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Self
@@ -46,9 +47,12 @@ class Outcome(Struct):
     history: list[str]
 
 
-def simulate(seed: int) -> Outcome:
-    """Two runs, from beginning to rest: of what counts and limits, and of what bills."""
-    world, billing = count(seed), bill(seed)
+def simulate(seed: int, *, minutes: bool | None = None) -> Outcome:
+    """Two runs, from beginning to rest: of what counts and limits, and of what bills.
+
+    ``minutes``: with limits of seconds and minutes, or without; None as the seed says.
+    """
+    world, billing = count(seed, minutes=minutes), bill(seed)
     faults = Counter(world.network.faults)
     faults.update(billing.faults)
     return Outcome(
@@ -61,13 +65,13 @@ def simulate(seed: int) -> Outcome:
     )
 
 
-def count(seed: int) -> World:
+def count(seed: int, *, minutes: bool | None = None) -> World:
     """One run of what counts and limits."""
     folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=TMPFS if TMPFS.is_dir() else None))
     random = Random(seed * 7 + 3)
-    world = World(seed, folder)
+    world = World(seed, folder, minutes=minutes)
     try:
-        with simulated(Random(seed + 2), world.loop):
+        with simulated(Random(seed + 2), world.loop, world.limits_per_sync):
             try:
                 _live(world, random)
             except Exception:  # noqa: BLE001 - whatever breaks is a finding of this seed
@@ -108,8 +112,8 @@ def quiet() -> None:
     gc.freeze()  # what is imported stays: it need not be looked through after each few runs
 
 
-def one(seed: int) -> Outcome:
-    outcome = simulate(seed)
+def one(seed: int, *, minutes: bool | None = None) -> Outcome:
+    outcome = simulate(seed, minutes=minutes)
     if not outcome.violations:
         outcome.history = []
     return outcome
@@ -121,6 +125,7 @@ def main() -> int:
     parser.add_argument("--from", type=int, default=0, dest="first")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--minutes", action="store_true", help="limits of seconds and minutes in every seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     quiet()
@@ -130,7 +135,7 @@ def main() -> int:
     steps = 0
     bad: list[Outcome] = []
     with multiprocessing.Pool(options.jobs, maxtasksperchild=CHUNKS_A_LIFE) if len(seeds) > 1 else _Alone() as pool:
-        for outcome in pool.imap_unordered(one, seeds, chunksize=CHUNK):
+        for outcome in pool.imap_unordered(partial(one, minutes=options.minutes or None), seeds, chunksize=CHUNK):
             faults.update(outcome.faults)
             steps += outcome.steps
             if outcome.violations:
@@ -157,8 +162,8 @@ class _Alone:
     def __exit__(self, *_about: object) -> None:
         return
 
-    def imap_unordered(self, call: object, seeds: Iterable[int], chunksize: int) -> list[Outcome]:
-        return [simulate(seed) for seed in seeds]
+    def imap_unordered(self, call: partial[Outcome], seeds: Iterable[int], chunksize: int) -> list[Outcome]:
+        return [simulate(seed, **call.keywords) for seed in seeds]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import msgspec
 
 import sidecar.enforcement.changes
 import sidecar.enforcement.core
+import sidecar.enforcement.exchange
 import sidecar.ledger.flusher
 import sidecar.ledger.projector
 import sidecar.store.client
@@ -33,8 +34,9 @@ from sidecar.telemetry import FlusherCounters
 from sidecar.usage.recovery import inspect
 from sidecar.usage.window import WindowKey
 from tests.simulation import lua
-from tests.simulation.catalogues import PLANS, TEXTS, catalogue, compiled_routes, decoded
+from tests.simulation.catalogues import PLANS, SMALL_TEXTS, TEXTS, catalogue, compiled_routes, decoded
 from tests.simulation.clock import MachineClock
+from tests.simulation.minutes import Kept, LimitKey, Message, read
 from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
 from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
@@ -42,6 +44,11 @@ from tests.simulation.redis import MemoryRedis
 from tests.simulation.scheduler import Process, Step, VirtualLoop, current, virtual
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
+SEEDS_A_MINUTE = 16  # one of so many has limits of seconds and minutes
+BEFORE_MINUTE_MS = 2_000, 16_000
+FULL = sidecar.enforcement.exchange.LIMITS_PER_SYNC
+LIMITS_PER_SYNC = FULL, FULL, 10, 8  # few: much of what there is to say of them waits for the next message
+SKEWS_MS = 0, 0, 0, -300, 700, -2_000, 1_500, -20_000
 EPOCH_MS = 1_772_366_400_000  # 2026-03-01 12:00:00 UTC
 TENANTS = ("t0", "t1", "t2", "kid")
 ANSWER_MS = 3
@@ -84,9 +91,15 @@ class Machine:
 class World:
     """Everything of one run. ``history`` is what a person reads of it."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, *, minutes: bool | None = None) -> None:
         self.seed = seed
         self.random = Random(seed)
+        self.besides = Random(f"{seed}-minutes")  # of its own, so that other seeds stay what they were
+        drawn = self.besides.randrange(SEEDS_A_MINUTE) == 0
+        self.minutes = drawn if minutes is None else minutes
+        self.texts = SMALL_TEXTS if self.minutes else TEXTS
+        self.routes = catalogue(self.texts[0]).routes
+        self.limits_per_sync = Random(f"{seed}-messages").choice(LIMITS_PER_SYNC) if self.minutes else FULL
         self.loop = VirtualLoop()  # type: ignore[abstract]
         self.history: list[str] = []
         self.start_ms = self._beginning()
@@ -104,6 +117,9 @@ class World:
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
         self.oracle.ledger_has = self.ledger_has
         self.oracle.lost_state = lambda: self.lost_state > 0
+        self.oracle.minutes.workers = self.workers
+        self.oracle.minutes.latest_ms = lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_most_ms
+        self.oracle.minutes.now = self._kept
         self.machines: list[Machine] = []
         self.flushers: list[Process] = []
         self.lost_state = 0
@@ -117,7 +133,10 @@ class World:
     def _beginning(self) -> int:
         """A moment shortly before something ends, or any other."""
         ahead_ms = self.random.choice((0, 1_800_000, 3_600_000 * 12, 86_400_000 * 31 - 43_200_000))
-        return EPOCH_MS + ahead_ms - self.random.randrange(40_000)
+        before_ms = self.random.randrange(40_000)
+        if self.minutes:
+            before_ms = self.besides.randrange(*BEFORE_MINUTE_MS)
+        return EPOCH_MS + ahead_ms - before_ms
 
     def note(self, text: str) -> None:
         self.history.append(f"{self.loop.elapsed_ms / 1000:10.3f}  {text}")
@@ -173,6 +192,8 @@ class World:
         tag = msgspec.msgpack.decode(context)[0]
         if reply.granting:
             self.oracle.grants(server, tag, reply.generation)
+        if self.minutes:
+            self._look(server, tag, writer, parts, reply)
         if not reply.accepted:
             return
         if message[2] != reply.generation:
@@ -192,6 +213,24 @@ class World:
                 if stop is not None and server.clock() < end_ms and stop - lease.spent - lease.held >= short:
                     about = f"{writer} needs {need} of {part[0]} {limit_id} {start}: {lease} of {stop}"
                     self.oracle.violated("L3", about)
+
+    def _look(self, server: MemoryRedis, tag: str, writer: str, parts: list[Any], reply: SyncReply) -> None:
+        """Look at the limits of seconds and minutes that a message spoke of."""
+        about = Message(writer, reply.generation.encode(), reply.granting)
+
+        def unheard(other: str) -> bool:
+            return bool(server.command(b"HGET", (f"{tag}writer:{other}", "gen")) != about.generation)
+
+        for part, answered in zip(parts, reply.parts, strict=True):
+            tenant, small = part[0], [lease for lease in part[3] if lease[4]] if answered.leases else []
+            leases = [(self.keys.limit(tenant, one[1], one[2]), (tenant, one[1], one[2]), one[3]) for one in small]
+            if leases:
+                self.oracle.minutes.look(server, about, leases, unheard)
+
+    def _kept(self, key: LimitKey) -> Kept | None:
+        """What Redis has of a limit of a second or a minute."""
+        name = self.keys.limit(*key)
+        return read(self.redis, name, self.redis.command(b"HGET", (self.keys.epoch(self.keys.shard_of(key[0])), "gen")))
 
     def _committed(self, key: CounterKey, before: int, after: int) -> None:
         if after < max(before, self.highest.get(key, 0)):
@@ -215,6 +254,8 @@ class World:
     def add_machine(self) -> Machine:
         name = self._name("m")
         machine = Machine(name, self._folder / name, MachineClock(self.loop, self.start_ms))
+        if self.minutes:
+            machine.clock.set_wrong(self.besides.choice(SKEWS_MS))
         machine.journals.mkdir(parents=True)
         self.machines.append(machine)
         return machine
@@ -309,8 +350,7 @@ class World:
         workers = [one for machine in self.machines for one in machine.alive() if not one.process.paused]
         if not workers:
             return
-        routes = catalogue(TEXTS[0]).routes
-        route = self.random.choices(routes, (1, 2, 6))[0]
+        route = self.random.choices(self.routes, (1, 2, 6))[0]
         self.send(self.random.choice(workers), self.random.choice(TENANTS), route, self.random.choice(("u1", "u2", "")))
 
     def _besiege(self, process: Process) -> None:
@@ -319,8 +359,8 @@ class World:
         for worker in self.workers():
             if worker.process is process and process.alive:
                 for _ in range(WOKEN_REQUESTS):
-                    route = catalogue(TEXTS[0]).routes[-1]
-                    self.loop.after_us(10, self.send, worker, self.random.choice(tenants), route, "u1")
+                    tenant = self.random.choice(tenants)
+                    self.loop.after_us(10, self.send, worker, tenant, self.routes[-1], "u1")
 
     def _rush(self, process: Process, tenants: list[str], ms: int) -> None:
         """A worker sleeps on an answer with leases in it: others use up what it held as soon as they can."""
@@ -334,7 +374,7 @@ class World:
         others = [one for machine in self.machines for one in machine.alive() if one.process is not process]
         awake = [one for one in others if not one.process.paused]
         if awake and process.alive and process.paused:
-            self.send(draw.choice(awake), tenant, draw.choice(catalogue(TEXTS[0]).routes), "u1")
+            self.send(draw.choice(awake), tenant, draw.choice(self.routes), "u1")
 
     def crowd(self, draw: Random) -> None:
         """Many ask one worker for one tenant within a moment: some come while a message for the others is under way."""
@@ -343,7 +383,7 @@ class World:
             return
         worker, tenant = draw.choice(workers), draw.choice(TENANTS)
         for _ in range(draw.randrange(4, CROWD_MAX)):
-            route = draw.choice(catalogue(TEXTS[0]).routes)
+            route = draw.choice(self.routes)
             self.loop.after_us(draw.randrange(CROWD_US), self.send, worker, tenant, route, draw.choice(("u1", "u2")))
 
     def send(self, worker: Worker, tenant: str, route: Any, user: str, heard: list[Decision] | None = None) -> None:
@@ -368,7 +408,7 @@ class World:
     # The plans.
 
     def put_plans(self) -> None:
-        self.postgres.apply_catalogue(TEXTS[0])
+        self.postgres.apply_catalogue(self.texts[0])
         for tenant in TENANTS:
             plan = self.random.choice(PLANS)
             self.postgres.put_tenant(tenant, plan=plan, parent="t0" if tenant == "kid" else "")
@@ -386,8 +426,8 @@ def connected(url: str, **_options: Any) -> Connection:
 
 
 @contextmanager
-def simulated(random: Random, loop: VirtualLoop) -> Iterator[None]:
-    """Put the simulation in the place of servers, random ids and large files."""
+def simulated(random: Random, loop: VirtualLoop, limits_per_sync: int = FULL) -> Iterator[None]:
+    """Put the simulation in the place of servers, random ids and large files; messages may be smaller."""
     tokens = SimpleNamespace(token_hex=lambda size: f"{random.getrandbits(size * 8):0{size * 2}x}")
     parse = lambda text, _name: catalogue(text)  # noqa: E731
     with ExitStack() as stack:
@@ -402,6 +442,7 @@ def simulated(random: Random, loop: VirtualLoop) -> Iterator[None]:
             (sidecar.ledger.projector, "parse", parse),
             (sidecar.ledger.flusher, "PROJECT_INTERVAL_S", 1.0),
             (sidecar.ledger.flusher, "FOLD_INTERVAL_S", 2.5),
+            (sidecar.enforcement.exchange, "LIMITS_PER_SYNC", limits_per_sync),
             (sidecar.enforcement.core, "WATCH_INTERVAL_S", 10.0),
             (sidecar.usage.journal, "BLOCK_BYTES", BLOCK_BYTES),
             (sidecar.usage.recovery, "BLOCK_BYTES", BLOCK_BYTES),

@@ -540,3 +540,38 @@ def test_who_waits_is_in_the_next_message_however_many_others_have_something_to_
     message, _ = composed(shard, NOW_MS)
     assert [one.id for one in message.parts[0].leases if one.need] == [state.id]
     assert len(message.parts[0].leases) == LIMITS_PER_SYNC
+
+
+def answered(shard: ShardExchange, units: int) -> None:
+    """A call that grants so many units of each limit."""
+    message, sent = composed(shard, NOW_MS)
+    leases = [lease(units)] * sum(len(part.leases) for part in message.parts)
+    applied(shard, message, sent, reply(message, *leases), NOW_MS, NOW_MS)
+
+
+def test_leases_beyond_a_message_that_are_only_held_wait_for_the_next_interval() -> None:
+    """Or one message would follow the other without a pause for as long as users of one tenant hold so many."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)  # learns the generation
+    owner = busy_users(shard, LIMITS_PER_SYNC + 10)
+    calls = 0
+    while shard.backlogged or not calls:
+        answered(shard, 10)
+        calls += 1
+        assert calls <= 3
+    assert sum(state.left for state in owner.limits.values()) == 10 * (LIMITS_PER_SYNC + 10)
+    assert shard.pressing
+
+
+def test_what_departed_is_told_once_when_everything_was_reported() -> None:
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    owner = busy_users(shard, 3)
+    answered(shard, 10)
+    shard.return_leases()
+    shard.ended = True
+    owner.adopt(plan(limit(name="another"), rev=owner.rev))
+    assert len(owner.departed) == 3
+    answered(shard, 0)
+    assert not owner.departed
+    assert not shard.pressing

@@ -148,6 +148,16 @@ def test_no_more_than_an_eighth_of_the_cap_is_asked_for_ahead_however_often() ->
     assert wanted == [4000 // 8, 0, 0, 0]
 
 
+def test_what_was_spent_of_it_before_the_clock_stepped_back_is_told_with_it() -> None:
+    """Redis may have lost its state meanwhile, and would give others what this writer has spent."""
+    shard, owner, _ = spending()
+    spent(owner, END_S)
+    synced(shard, END_S)
+    spent(owner, END_S - 1)
+    [part] = synced(shard, END_S - 1).parts
+    assert [(one.start, one.cumulative) for one in part.leases] == [(NOON_S, 4), (END_S, 1)]
+
+
 def test_it_is_given_up_with_all_others() -> None:
     shard, _, state = spending()
     synced(shard, END_S - 1, 49, 20)
