@@ -124,7 +124,7 @@ def check(world: World) -> None:
     while (more_ms := _freed_in_ms(world)) > 0:
         _until(world, more_ms, lambda: not any(_still_held(world)))
     check_nothing_held(world)
-    for about in world.oracle.minutes.held(_wall_s(world)):
+    for about in world.oracle.minutes.held(world.wall_s):
         world.oracle.violated("L2", about)
     check_metric(world)
     ending = [worker for worker in world.workers() if worker.process.alive]
@@ -140,15 +140,10 @@ def check(world: World) -> None:
     check_alive(world)
 
 
-def _wall_s(world: World) -> int:
-    """What time it is, whatever clocks say."""
-    return (world.start_ms + world.loop.elapsed_ms) // 1000
-
-
 def _holding(world: World) -> bool:
     """Whether anything is held of a limit whose period goes on."""
     longer = any(any(_holders(world, shard).values()) for shard in range(SHARDS))
-    return longer or any(world.oracle.minutes.held(_wall_s(world)))
+    return longer or any(world.oracle.minutes.held(world.wall_s))
 
 
 def _in_ledger(world: World) -> bool:

@@ -73,3 +73,7 @@ def both(*patches: Patch) -> Patch:
             patch(stack)
 
     return apply
+
+
+async def at_once(*_arguments: Any, **_named: Any) -> None:
+    """Wait for nothing."""

@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from tests.simulation import invariants, lua
 from tests.simulation.billing.run import bill
-from tests.simulation.faults import Faults
+from tests.simulation.faults.plan import Faults
 from tests.simulation.world import World, simulated
 
 LENGTHS_MS = (4_000, 4_000, 6_000, 8_000, 8_000, 12_000, 20_000)

@@ -104,4 +104,4 @@ def test_a_worker_whose_own_retirement_was_carried_out_is_watched_from_then_on(w
 def retire(world: World, sender: Worker, writer: str) -> None:
     """The server has run the script for a message of this process."""
     context = msgspec.msgpack.encode([TAG, 0, f"{sender.process.name}-7"])
-    world._ran(world.redis, "retire", (context, writer, 500, 0), 0)
+    world.witness.ran(world.redis, "retire", (context, writer, 500, 0), 0)

@@ -14,8 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import msgspec
-
 import sidecar.enforcement.changes
 import sidecar.enforcement.core
 import sidecar.enforcement.exchange
@@ -26,22 +24,20 @@ import sidecar.usage.journal
 import sidecar.usage.recovery
 from sidecar.enforcement.decision import Decision
 from sidecar.ledger.flusher import Flusher, FlushTerms
-from sidecar.store import snapshots
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
-from sidecar.store.messages import SYNC_REPLY, SyncReply
 from sidecar.telemetry import FlusherCounters
 from sidecar.usage.recovery import inspect
 from sidecar.usage.window import WindowKey
 from tests.simulation import lua
 from tests.simulation.catalogues import PLANS, SMALL_TEXTS, TEXTS, catalogue, compiled_routes, decoded
 from tests.simulation.clock import MachineClock
-from tests.simulation.minutes import Kept, LimitKey, Message, read
 from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
 from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
 from tests.simulation.redis import MemoryRedis
 from tests.simulation.scheduler import Process, Step, VirtualLoop, current, virtual
+from tests.simulation.witness import Witness
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
 SEEDS_A_MINUTE = 16  # one of so many has limits of seconds and minutes
@@ -104,6 +100,9 @@ class World:
         self.history: list[str] = []
         self.start_ms = self._beginning()
         self.redis_wrong_ms = self.redis_wrong_most_ms = 0
+        self.keys = Keyspace("sc", SHARDS)
+        self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
+        self.witness = Witness(self, self.oracle)
         self.redis = self._server()
         self.postgres = Postgres(SHARDS, lambda: self.start_ms + self.loop.elapsed_ms)
         self.postgres.watch = self._committed
@@ -111,15 +110,13 @@ class World:
         self.network.kill = self.kill
         self.network.woken = self._besiege
         self.network.trapped = self._rush
-        self.keys = Keyspace("sc", SHARDS)
-        self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
         self.oracle.hold_ms = TERMS.reclaim_after_ms
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
         self.oracle.ledger_has = self.ledger_has
         self.oracle.lost_state = lambda: self.lost_state > 0
         self.oracle.minutes.workers = self.workers
         self.oracle.minutes.latest_ms = lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_most_ms
-        self.oracle.minutes.now = self._kept
+        self.oracle.minutes.now = self.witness.kept
         self.machines: list[Machine] = []
         self.flushers: list[Process] = []
         self.lost_state = 0
@@ -138,6 +135,11 @@ class World:
             before_ms = self.besides.randrange(*BEFORE_MINUTE_MS)
         return EPOCH_MS + ahead_ms - before_ms
 
+    @property
+    def wall_s(self) -> int:
+        """What time it is, whatever clocks say."""
+        return (self.start_ms + self.loop.elapsed_ms) // 1000
+
     def note(self, text: str) -> None:
         self.history.append(f"{self.loop.elapsed_ms / 1000:10.3f}  {text}")
 
@@ -154,8 +156,8 @@ class World:
     def _server(self) -> MemoryRedis:
         replid = "".join(self.random.choices("0123456789abcdef", k=40))
         server = MemoryRedis(lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_ms, replid)
-        server.heard = self._heard
-        server.after = self._ran
+        server.heard = self.witness.heard
+        server.after = self.witness.ran
         return server
 
     def promote(self, data: Any) -> MemoryRedis:
@@ -166,71 +168,6 @@ class World:
         self.redis = self.network.server = server
         self.lost_state += 1
         return server
-
-    def _heard(self, server: MemoryRedis, key: bytes, field: bytes, units: int) -> None:
-        self.oracle.taken_back(server, key, field, units)
-
-    def _ran(self, server: MemoryRedis, script: str, arguments: tuple[Any, ...], answer: Any) -> None:
-        if script == "publish":
-            for revision, document in zip(answer, arguments[2:], strict=True):
-                if revision >= 0:
-                    self.oracle.published(server, snapshots.decode(document))
-        elif script == "retire" and not int(arguments[3]):
-            # A worker that stops may still count for who waited, and leaves its journal to a successor then. What it
-            # said of itself may come once more after its end.
-            sender = msgspec.msgpack.decode(arguments[0])[2].rpartition("-")[0]
-            if any(one.core.writer == arguments[1] and one.process.name == sender for one in self.workers()):
-                self.oracle.retiring.add(arguments[1])
-            elif not self.lost_state:
-                self.oracle.retired(server, arguments[1])
-        elif script == "sync":
-            self._synced(server, arguments[0], msgspec.msgpack.decode(arguments[2]), SYNC_REPLY.decode(answer))
-
-    def _synced(self, server: MemoryRedis, context: bytes, message: list[Any], reply: SyncReply) -> None:
-        """Note a sign of life, and that a need was met if there was room for it."""
-        writer, parts = message[0], message[4]
-        tag = msgspec.msgpack.decode(context)[0]
-        if reply.granting:
-            self.oracle.grants(server, tag, reply.generation)
-        if self.minutes:
-            self._look(server, tag, writer, parts, reply)
-        if not reply.accepted:
-            return
-        if message[2] != reply.generation:
-            self.oracle.violated("L2", f"{writer} shows life in {reply.generation} by a message of {message[2]!r}")
-        self.oracle.accepted(server, tag, writer, reply.generation, message[1])
-        for part, answered in zip(parts, reply.parts, strict=True):
-            snapshot = self.oracle.snapshots.get(part[0])
-            if snapshot is not None and answered.revision == part[1] < snapshot.rev and not self.lost_state:
-                self.oracle.violated("L1", f"{writer} reports {part[0]} by revision {part[1]} of {snapshot.rev}")
-            if not reply.granting or snapshot is None or answered.revision != part[1] or snapshot.rev != part[1]:
-                continue
-            for (name, limit_id, start, end_ms, _, left, need, *_), lease in zip(part[3], answered.leases, strict=True):
-                short = left + need - lease.units
-                if not need or short <= 0:
-                    continue
-                stop = next((rule.stop for rule in snapshot.limits if rule.name == name), None)
-                if stop is not None and server.clock() < end_ms and stop - lease.spent - lease.held >= short:
-                    about = f"{writer} needs {need} of {part[0]} {limit_id} {start}: {lease} of {stop}"
-                    self.oracle.violated("L3", about)
-
-    def _look(self, server: MemoryRedis, tag: str, writer: str, parts: list[Any], reply: SyncReply) -> None:
-        """Look at the limits of seconds and minutes that a message spoke of."""
-        about = Message(writer, reply.generation.encode(), reply.granting)
-
-        def unheard(other: str) -> bool:
-            return bool(server.command(b"HGET", (f"{tag}writer:{other}", "gen")) != about.generation)
-
-        for part, answered in zip(parts, reply.parts, strict=True):
-            tenant, small = part[0], [lease for lease in part[3] if lease[4]] if answered.leases else []
-            leases = [(self.keys.limit(tenant, one[1], one[2]), (tenant, one[1], one[2]), one[3]) for one in small]
-            if leases:
-                self.oracle.minutes.look(server, about, leases, unheard)
-
-    def _kept(self, key: LimitKey) -> Kept | None:
-        """What Redis has of a limit of a second or a minute."""
-        name = self.keys.limit(*key)
-        return read(self.redis, name, self.redis.command(b"HGET", (self.keys.epoch(self.keys.shard_of(key[0])), "gen")))
 
     def _committed(self, key: CounterKey, before: int, after: int) -> None:
         if after < max(before, self.highest.get(key, 0)):

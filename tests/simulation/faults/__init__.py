@@ -1,0 +1,1 @@
+"""What goes wrong in a run of what counts and limits, by what it strikes."""
