@@ -1,6 +1,6 @@
 """One run: machines with workers, flushers, Redis, Postgres, and clients that send requests.
 
-``World`` only says what can be done to it; faults.py does it, invariants.py looks at the result.
+``World`` only says what can be done to it; faults/ does it, invariants.py looks at the result.
 """
 
 from __future__ import annotations
