@@ -100,7 +100,7 @@ def _old_writer_goes_on(stack: ExitStack) -> None:
 ALIVE: set[str] = set()
 
 # Texts of scripts as they are loaded, with constants in place of their names: 8 is the lease, 9 the writer's spending.
-_LOWERED = "set_lease(kept, current)\n    if current_revision"
+_LOWERED = "set_lease(kept, current)\n    if (want > 0"
 _SPENT = """
     local lowered = (tonumber(kept[(8)]) or 0) - current
     if lowered > 0 then

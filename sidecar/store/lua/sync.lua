@@ -38,7 +38,11 @@ end
 
 local accepted = known_generation == generation.gen and sequence > stored_sequence and not stored[3]
 if accepted then
-  redis.call('HSET', writer_key, 'gen', generation.gen, 'seq', integer(sequence))
+  if stored[1] == generation.gen then
+    redis.call('HSET', writer_key, 'seq', integer(sequence))
+  else
+    redis.call('HSET', writer_key, 'gen', generation.gen, 'seq', integer(sequence))
+  end
   redis.call('PEXPIRE', writer_key, integer(WRITER_TTL_MS))
   redis.call('ZADD', writers_key, integer(real), writer)
 end
@@ -164,10 +168,7 @@ local function report_lease(tenant, limits, lease, current_revision)
     write_limit(kept, lease_field, listed_in)
     return { 0, 0, 0, 0, false }
   end
-  local limit
-  for position = 1, #limits do
-    if limits[position][1] == name then limit = limits[position] end
-  end
+  local limit = limits[name]
   local former = limit and end_ms - start * 1000 < (SHORTEST_MS[limit[3]] or 0)
   open_limit(kept, limit and limit[2], former and longest_ttl(limit[3]) or nil)
   if end_ms < 1e15 and not former then kept[TTL_MS] = ttl end
@@ -180,7 +181,7 @@ local function report_lease(tenant, limits, lease, current_revision)
       current = math.max(0, left)
     end
     set_lease(kept, current)
-    if current_revision and limit and limit[6] >= 0 and grants then
+    if (want > 0 or need > 0) and current_revision and limit and limit[6] >= 0 and grants then
       current = grant(tenant, kept, limit[6], current, need, want)
       set_lease(kept, current)
     end
@@ -190,11 +191,17 @@ local function report_lease(tenant, limits, lease, current_revision)
   return { current, tonumber(kept[SPENT]) or 0, tonumber(kept[HELD]) or 0, tonumber(kept[OVER]) or 0, called }
 end
 
-local unpacked = {} -- tenants of a plan have the same limits
+-- A tenant's limits, in their order and by name. Those of a plan have the same.
+local unpacked = {}
 local function limits_of(packed)
   if not packed then return {} end
-  unpacked[packed] = unpacked[packed] or cmsgpack.unpack(packed)
-  return unpacked[packed]
+  local limits = unpacked[packed]
+  if not limits then
+    limits = cmsgpack.unpack(packed)
+    for position = 1, #limits do limits[limits[position][1]] = limits[position] end
+    unpacked[packed] = limits
+  end
+  return limits
 end
 
 local replies, snapshots = {}, 0
