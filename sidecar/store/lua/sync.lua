@@ -57,6 +57,7 @@ end
 -- The tenant of the part in hand, escaped; its limits that were spent of by key, to be written together with what is said
 -- of their leases.
 local place, spending
+local hour_begins -- whether the part brings the first window of an hour
 
 local function feed(limit, id, start, units)
   local key = limit_key(place, id, start)
@@ -69,6 +70,7 @@ local function report_windows(tenant, tenant_key, limits, windows)
   for _, window in ipairs(windows) do
     local series, period, hour = window[1], window[2], window[3]
     local growth, key, member, new = merge_window(place, series, period, hour, writer, window[4], next_version)
+    hour_begins = hour_begins or new
     if growth > 0 then
       local marked = redis.call('ZADD', dirty_key, 'NX', next_version(), tenant .. '\0' .. member) == 1
       -- However long the ledger is away, what it does not have must not expire; settle sets the time again.
@@ -171,9 +173,12 @@ local function report_lease(tenant, limits, lease, current_revision)
   local limit = limits[name]
   local former = limit and end_ms - start * 1000 < (SHORTEST_MS[limit[3]] or 0)
   open_limit(kept, limit and limit[2], former and longest_ttl(limit[3]) or nil)
-  if end_ms < 1e15 and not former then kept[TTL_MS] = ttl end
   if small then report_small(kept, limit, lease[9]) end
   local current = tonumber(kept[LEASE]) or 0
+  -- The hash of a lease that goes on has its expiry already. Where the period's end became another meanwhile, or a publish
+  -- did not know it, it is set with the next hour or when the lease goes back; until then at least a day is left.
+  local timed = current > 0 and left > 0 and now <= end_ms and not hour_begins
+  if end_ms < 1e15 and not former and not timed then kept[TTL_MS] = ttl end
   if accepted then
     if not grants then
       current = left
@@ -207,7 +212,7 @@ end
 local replies, snapshots = {}, 0
 for index, part in ipairs(parts) do
   local tenant, revision = part[1], part[2]
-  place, spending = escaped(tenant), {}
+  place, spending, hour_begins = escaped(tenant), {}, false
   local tenant_key = tag .. 'tenant:' .. place
   local found = redis.call('HMGET', tenant_key, 'rev', 'lim', 'introduced')
   local own_revision = tonumber(found[1]) or -1

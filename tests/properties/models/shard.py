@@ -193,10 +193,13 @@ class Shard:
         limits = limits_of(keys.get(key, "lim"))
         if keys.get(key, "introduced"):
             keys.expire(key, DAY_MS)
+        begins = False
         for series, period, hour, value in windows:
+            anew = self.window_key(tenant, f"{series}:{period}:{hour}") not in keys.hashes
             growth = self.merge_window(tenant, (series, period, hour), writer, value)
             if not growth:
                 continue
+            begins = begins or anew
             keys.put(self.epoch, version=version)
             member = f"{series}:{period}:{hour}"
             keys.put(self.window_key(tenant, member), v=version)
@@ -209,12 +212,13 @@ class Shard:
                 self.spend(self.limit_key(tenant, limit_id, start), limit, growth)
         current = own == revision
         return [
-            own, [self._sync_lease(writer, accepted, current, reclaim_after, limits, tenant, *one) for one in leases]
+            own,
+            [self._sync_lease(writer, accepted, current, begins, reclaim_after, limits, tenant, *it) for it in leases],
         ]  # fmt: skip
 
     def _sync_lease(  # noqa: PLR0917 - a lease as it is on the wire
-        self, writer: str, accepted: bool, current: bool, reclaim_after: int, limits: list[Limit], tenant: str,
-        name: str, limit_id: str, start: int, end_ms: int, small: bool, left: int, need: int, want: int,
+        self, writer: str, accepted: bool, current: bool, begins: bool, reclaim_after: int, limits: list[Limit],
+        tenant: str, name: str, limit_id: str, start: int, end_ms: int, small: bool, left: int, need: int, want: int,
         cumulative: int,
     ) -> list[Any]:  # fmt: skip
         keys = self.keys
@@ -227,7 +231,8 @@ class Shard:
         limit = next((limit for limit in limits if limit.name == name), None)
         former = limit is not None and end_ms - start * 1000 < SHORTEST_MS.get(limit.kind, 0)
         self.open_limit(key, limit.metric if limit else None, LONGEST_MS.get(limit.kind) if limit and former else None)
-        if end_ms < NO_END_MS and not former:
+        goes_on = left > 0 and keys.number(key, f"l:{writer}") > 0 and self.now <= end_ms and not begins
+        if end_ms < NO_END_MS and not former and not goes_on:
             keys.expire(key, ttl)
         if small:
             keys.put(key, small=1)
