@@ -1,12 +1,14 @@
 """What a gateway's throughput loses to real decisions, compared with a constant answer in their place.
 
-Real Envoy and real Nginx with the configurations of this repository (only ports are replaced), one thread each, alone
-on the first core. Each asks in turn a constant answer of the bare parser and a whole sidecar, over TCP and over a unix
-socket; application, sidecar, Redis and load share the last core.
+Real Envoy and real Nginx with the configurations of this repository, one process with one thread each, alone on the
+first core. It asks in turn a constant answer of the bare parser and a whole sidecar, over TCP and over a unix socket: a
+port for each, and the configuration behind it is the same but for whom it asks (backends.py). Application, sidecar,
+Redis and load share the last core.
 
 Runs are short and come in pairs, one with the constant answer and one with decisions, each first in half of the pairs.
 A pair has one ratio, and the median of all counts: what changes slowly on a machine changes both runs of a pair. The
-spread is between the quartiles. ``cpu_ratio`` compares the gateway's own CPU time per request in the same way.
+spread is between the quartiles. ``cpu_ratio`` compares the gateway's own CPU time per request in the same way, and
+``gateway_busy`` is its share of a core while it asked the sidecar: below 0.9 something else was the bottleneck.
 
     python bench/gateways.py [--seconds 0.5] [--pairs 9] [--connections 32] [--json]
 """
@@ -22,10 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import listener, place, report, wrk
-from tests.e2e.gateways import GATEWAYS
+from bench.backends import FORKED, Backend
 from tests.servers.sidecar_dev import SidecarDev
 
-PATHS = ("tcp", "unix")
+WAYS = ("tcp", "unix")
 WHO = ("constant", "sidecar")
 # A gateway waits 200 ms for an answer; on a machine with other work that may pass without anybody's fault.
 REFUSED_MAX = 0.02
@@ -48,6 +50,7 @@ def measure(dev: SidecarDev, seconds: float, pairs: int, connections: int) -> di
     """For each gateway and way of asking: rates, and the ratio of decisions to the constant answer."""
     runs: dict[tuple[str, str], list[dict[str, tuple[float, float]]]] = {}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(place.on_last_core())  # what reads the gateways' logs
         folder = stack.enter_context(place.folder())
         _, key = dev.new_tenant("standard")
         sidecar = stack.enter_context(place.serving(dev))
@@ -56,48 +59,52 @@ def measure(dev: SidecarDev, seconds: float, pairs: int, connections: int) -> di
             stack.enter_context(listener.serving("floor", core=place.last_core(), at=at))
             for at in ("", str(folder / "constant.sock"), "")
         )
+        backends = {
+            ("constant", "tcp"): Backend(int(floor.at)),
+            ("constant", "unix"): Backend(0, Path(floor_unix.at)),
+            ("sidecar", "tcp"): Backend(sidecar.port),
+            ("sidecar", "unix"): Backend(0, sidecar.socket),
+        }
         asked: dict[tuple[str, str, str], Asked] = {}
-        for kind, gateway in GATEWAYS.items():
-            for who, port, socket in (
-                ("constant", int(floor.at), Path(floor_unix.at)),
-                ("sidecar", sidecar.port, sidecar.socket),
-            ):
-                for way in PATHS:
-                    place_of = folder / f"{kind}-{who}-{way}"
-                    place_of.mkdir(mode=0o755)
-                    one = gateway(place_of, authz_port=port, upstream_port=int(upstream.at))
-                    one.start(socket_path=socket if way == "unix" else None)
-                    stack.callback(one.stop)
-                    assert one.child is not None
-                    pids = [one.child.pid, *children(one.child.pid)]
-                    for pid in pids:
-                        place.pin(pid)
-                    asked[kind, who, way] = Asked(f"{one.url}/v1/agents/42/run?mode=fast", pids)
+        for kind, gateway in FORKED.items():
+            own = folder / kind
+            own.mkdir(mode=0o755)
+            one = gateway(own, backends=list(backends.values()), upstream_port=int(upstream.at))
+            one.start()
+            stack.callback(one.stop)
+            assert one.child is not None
+            pids = [one.child.pid, *children(one.child.pid)]
+            for pid in pids:
+                place.pin(pid)
+            for (who, way), url in zip(backends, one.urls, strict=True):
+                asked[kind, who, way] = Asked(f"{url}/v1/agents/42/run?mode=fast", pids)
         script = wrk.headers({"authorization": f"Bearer {key}"})
         for one_asked in asked.values():
             one_asked.run(script, seconds, connections)
         for turn in range(pairs):
-            for kind in GATEWAYS:
-                for way in PATHS:
+            for kind in FORKED:
+                for way in WAYS:
                     order = WHO[:: -1 if turn % 2 else 1]
                     pair = {who: asked[kind, who, way].run(script, seconds, connections) for who in order}
                     runs.setdefault((kind, way), []).append(pair)
     found: dict[str, Any] = {}
-    for kind in GATEWAYS:
-        part: dict[str, Any] = {way: compared(runs[kind, way]) for way in PATHS}
-        found[kind] = part | {"ratio": min(part[way]["ratio"] for way in PATHS)}
+    for kind in FORKED:
+        part: dict[str, Any] = {way: compared(runs[kind, way]) for way in WAYS}
+        found[kind] = part | {"ratio": min(part[way]["ratio"] for way in WAYS)}
     return found
 
 
 def compared(pairs: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
     """Medians over all pairs."""
     ratios = sorted(pair["sidecar"][0] / pair["constant"][0] for pair in pairs)
+    decided = [pair["sidecar"] for pair in pairs]
     cpu_ratio = statistics.median(pair["constant"][1] / pair["sidecar"][1] for pair in pairs)
     return {
         "constant_rps": round(statistics.median(pair["constant"][0] for pair in pairs)),
         "rps": round(statistics.median(pair["sidecar"][0] for pair in pairs)),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+        "gateway_busy": round(statistics.median(rate * cpu_us for rate, cpu_us in decided) / 1_000_000, 2),
         "cpu_ratio": round(cpu_ratio, 3),
     }
 
@@ -117,12 +124,13 @@ def text(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = []
     for kind, part in found.items():
-        for way in PATHS:
+        for way in WAYS:
             told = part[way]
             least, most = told["ratio_quartiles"]
             rates = f"constant {told['constant_rps']:>7,} requests/s  sidecar {told['rps']:>7,} requests/s"
-            ratio = f"{told['ratio']:.2f} ({least:.2f} to {most:.2f}; CPU {told['cpu_ratio']:.2f})"
-            lines.append(f"{kind:6} {way:5} {rates}  ratio {ratio}")
+            ratio = f"{told['ratio']:.2f} ({least:.2f} to {most:.2f})"
+            own = f"gateway's CPU {told['cpu_ratio']:.2f}, busy {told['gateway_busy']:.0%}"
+            lines.append(f"{kind:6} {way:5} {rates}  ratio {ratio}  {own}")
     return "\n".join(lines)
 
 

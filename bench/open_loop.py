@@ -46,7 +46,7 @@ ZIPF = 1.0
 SECOND_NS = 1_000_000_000
 PATH = "/envoy/v1/agents/42/run?mode=fast"
 # In front of the steady load, which is in front of everything else.
-PRIORITY = 2
+PRIORITY = 3
 
 
 def request(tenant: str, path: str = PATH) -> bytes:

@@ -20,7 +20,7 @@ from bench import open_loop, wrk
 
 THINK_MS = (5, 15)
 SETTLE_S = 1.0
-PRIORITY = 1
+PRIORITY = 2
 SCRIPT = """
 local asked, number = {%s}, 0
 request = function()

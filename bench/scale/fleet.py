@@ -213,7 +213,8 @@ class Fleet:
                 await self._wait(waiting, path)
                 self.watch.doing(f"calls of writer {first} and those after it")
                 for core in some:
-                    core.synchroniser.tick(part)
+                    for exchange in core.synchroniser.due(part):
+                        core.synchroniser.start(exchange)
                 await asyncio.gather(*(core.synchroniser.close() for core in some))
 
     def _decided(self, core: Core, tenant: str, path: str) -> bool:
