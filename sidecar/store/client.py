@@ -8,7 +8,7 @@ Guarantees: a call answers within its timeout or raises StoreUnavailable; nothin
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sidecar.clock import Clock
     from sidecar.store.keys import Keyspace
     from sidecar.store.messages import Publication
+
+T = TypeVar("T")
 
 CHANGES_KEPT = 10_000
 CHANGES_READ_MOST = 1_000
@@ -144,7 +146,7 @@ class Store:
             ),
             (reclaim_after_ms, ENCODER.encode(message)),
         )
-        return SYNC_REPLY.decode(raw)
+        return _understood("sync", SYNC_REPLY, raw)
 
     async def retire(self, shard: int, writer: str, *, lost_after_ms: int = 0, most: int = 500) -> int:
         """Free the leases of a writer that died; returns how many may remain.
@@ -240,7 +242,7 @@ class Store:
         raw = await self._script(
             "collect", shard, keys, (ledger_epoch, most, reclaim_after_ms, COUNTERS_COLLECTED_MOST)
         )
-        return COLLECTED.decode(raw)
+        return _understood("collect", COLLECTED, raw)
 
     async def marks(self, shard: int) -> tuple[int, int]:
         """How many window changes there were, and up to which of them the ledger has all."""
@@ -355,6 +357,14 @@ class Store:
         """A request never serves as the probe: it would wait for nothing."""
         if self._calls.breaker(key).open:
             raise StoreUnavailable("Redis is away; the breaker is open")
+
+
+def _understood(verb: str, decoder: msgspec.msgpack.Decoder[T], raw: Any) -> T:
+    """What Redis answered; whoever asked says it again if that makes no sense."""
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
+        raise StoreRefused(f"Redis answered {verb} with what this version does not understand: {error}") from error
 
 
 def pack(value: object) -> bytes:

@@ -27,15 +27,24 @@ class Pool(ConnectionPool):
         super().__init__(*arguments, **options)
         self._free = asyncio.Semaphore(self.max_connections)
         self._released_s: dict[AbstractConnection, float] = {}
+        self._closed: list[AbstractConnection] = []
 
     @property
     def size(self) -> int:
         """Connections in use or kept for later."""
         return len(self._in_use_connections) + len(self._available_connections)
 
+    def make_connection(self) -> AbstractConnection:
+        """One that was closed, if there is any: its parser refers to itself, and would be garbage with its buffers."""
+        return self._closed.pop() if self._closed else super().make_connection()  # type: ignore[no-untyped-call]
+
     async def get_connection(self, *_command: Any, **_options: Any) -> AbstractConnection:
         await self._free.acquire()
-        connection: AbstractConnection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        try:
+            connection: AbstractConnection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._free.release()
+            raise
         try:
             await self.ensure_connection(connection)
         except BaseException:
@@ -57,7 +66,10 @@ class Pool(ConnectionPool):
         oldest = self._available_connections[:1]
         if oldest and now_s - self._released_s.get(oldest[0], now_s) >= UNUSED_S:
             del self._available_connections[0], self._released_s[oldest[0]]
-            await oldest[0].disconnect()
+            try:
+                await oldest[0].disconnect()
+            finally:
+                self._closed.append(oldest[0])
 
 
 def connect(url: str, **options: Any) -> Redis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -73,3 +74,36 @@ async def test_a_server_that_refuses_connections_keeps_no_place_in_the_pool(redi
         with pytest.raises(StoreUnavailable):
             await store.catalogue_revision()
     await store.close()
+
+
+async def test_a_connection_that_cannot_be_made_keeps_nobody_from_another_try(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise OSError("no certificate yet")
+
+    pool = pool_of(client)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "make_connection", fails)
+        for _ in range(CONNECTIONS_MAX):
+            with pytest.raises(OSError, match="no certificate yet"):
+                await client.ping()
+    assert await asyncio.wait_for(client.ping(), 10)
+
+
+async def test_a_closed_connection_is_opened_again_and_leaves_no_garbage(client: Redis) -> None:
+    pool = pool_of(client)
+    await asyncio.gather(*(client.ping() for _ in range(MANY)))
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(CONNECTIONS_MAX):
+            await pool.shrink(asyncio.get_running_loop().time() + UNUSED_S)
+        await asyncio.gather(*(client.ping() for _ in range(MANY)))
+        gc.collect()
+        found = {type(one).__name__ for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert await open_now(client) == CONNECTIONS_MAX
+    assert not found & {"_AsyncHiredisParser", "_AsyncRESP2Parser", "Reader", "StreamReader", "TCPTransport"}

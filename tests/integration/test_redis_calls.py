@@ -13,6 +13,7 @@ from sidecar.clock import Clock
 from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
+from sidecar.store.messages import SyncMessage
 from tests.servers.scripted_redis import CLOSE, SILENCE, ScriptedRedis, bulk, slots
 from tests.servers.tcp_proxy import TcpProxy
 
@@ -131,6 +132,16 @@ async def test_what_redis_refuses_is_asked_once_and_told(refusal: str) -> None:
             with pytest.raises(StoreRefused, match="Redis refused retire"):
                 await store.retire(0, "w")
         assert server.verbs["EVALSHA"] == 1
+
+
+@pytest.mark.parametrize("answer", [b"$1\r\n\xc1\r\n", b"$4\r\n\x93\x01\x02\x03\r\n", b"$-1\r\n", b":1\r\n"])
+async def test_an_answer_that_makes_no_sense_is_told_and_asked_for_again(answer: bytes) -> None:
+    async with ScriptedRedis(script(EVALSHA=answer)) as server, store_at(f"redis://127.0.0.1:{server.port}") as store:
+        for _ in range(2):
+            with pytest.raises(StoreRefused, match="answered sync with what this version does not understand"):
+                await store.sync(0, SyncMessage("w", 1, "g", 0, []), 60_000)
+            with pytest.raises(StoreRefused, match="answered collect with what"):
+                await store.collect(0, 0, 1, 60_000)
 
 
 async def test_a_connection_that_ends_before_the_answer_does_not_repeat_the_call() -> None:
