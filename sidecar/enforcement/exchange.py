@@ -21,7 +21,8 @@ from sidecar.usage.window import NO_MARK, Mark, Span, Window, WindowKey
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
 
-    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.limit_state import LimitState
     from sidecar.usage.journal import Journal
 
@@ -122,16 +123,13 @@ class ShardExchange:
         """Whether Redis answered within the last HEARD_MS, so that asking again can wait for the next sync."""
         return now_ms - self._heard_ms < HEARD_MS
 
-    def leases(self) -> Iterator[int]:
-        """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
-        for account in chain(tuple(self._holders), self.resting):
-            states = tuple(account.states())
-            yield from (0 if state.period.over(self.wall_s) else max(0, state.left) for state in states)
+    def holding(self) -> Iterator[Account]:
+        """Those with leases in hand. Decisions may come between two."""
+        yield from chain(tuple(self._holders), self.resting)
 
-    def degraded(self) -> Iterator[bool]:
-        """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
-        for account in tuple(self._touched):
-            yield from (bool(state.outage_used or state.lease.refused) for state in tuple(account.limits.values()))
+    def unreported(self) -> Iterator[Account]:
+        """Those of which the next messages speak. Decisions may come between two."""
+        yield from tuple(self._touched)
 
     def return_leases(self) -> None:
         """Lower every lease to nothing and ask for no more; the next messages say so."""
@@ -151,7 +149,10 @@ class ShardExchange:
         """Drop an account if nothing of it is to be reported or kept, or on its way here; returns whether it was."""
         needed = account.touched or account.windows or account.departed or account.has_children
         held = account in self._holders or account in self.resting
-        return not (needed or held or any(state.left or state.lease.in_flight for state in account.states()))
+        if needed or held or any(state.left or state.lease.in_flight for state in account.states()):
+            return False
+        self._refused_since_ms.pop(account, None)
+        return True
 
     def window(self, account: Account, span: Span) -> Window:
         """The window of a tenant's (series, period, hour), with its journal cell; made on first use."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
+from sidecar.enforcement.lease import NO_LEASE
 from sidecar.signals import end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.telemetry import CoreCounters
@@ -54,13 +55,34 @@ class Survey:
 
     async def _through(self) -> None:
         held = units = degraded = 0
-        async for left in _unhurried(exchange.leases() for exchange in self._exchanges):
-            held += left > 0
-            units += left
-        async for one in _unhurried(exchange.degraded() for exchange in self._exchanges):
-            degraded += one
+        async for lefts in _unhurried(leases(exchange) for exchange in self._exchanges):
+            held += len(lefts) - lefts.count(0)
+            units += sum(lefts)
+        async for some in _unhurried(degraded_limits(exchange) for exchange in self._exchanges):
+            degraded += sum(some)
         counters = self._counters
         counters.leases_held, counters.lease_units, counters.degraded_limits = held, units, degraded
+
+
+def leases(exchange: ShardExchange) -> Iterator[int]:
+    """Units left in each lease in hand, or 0 where there is none. Decisions may come between two."""
+    wall_s = exchange.wall_s
+    for account in exchange.holding():
+        for state in tuple(account.limits.values()):
+            lease = state.lease
+            if lease is NO_LEASE:
+                yield 0
+                continue
+            left = lease.units - state.pending if lease.shared else state.left  # the same, but for many
+            yield left if left > 0 and not state.period.over(wall_s) else 0
+            if lease.ahead is not None:
+                yield max(0, lease.ahead.left)
+
+
+def degraded_limits(exchange: ShardExchange) -> Iterator[bool]:
+    """Whether each limit was decided by its outage policy since Redis last answered. Decisions may come between."""
+    for account in exchange.unreported():
+        yield from (bool(state.outage_used or state.lease.refused) for state in tuple(account.limits.values()))
 
 
 def _ended(look: asyncio.Task[None]) -> None:
@@ -69,9 +91,9 @@ def _ended(look: asyncio.Task[None]) -> None:
         log.critical("a look through the limits failed", exc_info=look.exception())
 
 
-async def _unhurried(parts: Iterable[Iterable[T]]) -> AsyncIterator[T]:
-    """Everything in the parts, with decisions in between."""
-    for number, one in enumerate(chain.from_iterable(parts)):
-        if number % LOOKED_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        yield one
+async def _unhurried(parts: Iterable[Iterable[T]]) -> AsyncIterator[list[T]]:
+    """Everything in the parts, a few at a time, with decisions in between."""
+    everything = chain.from_iterable(parts)
+    while some := list(islice(everything, LOOKED_AT_ONCE)):
+        yield some
+        await asyncio.sleep(0)

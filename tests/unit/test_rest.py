@@ -6,6 +6,7 @@ import pytest
 
 from sidecar.catalogue.model import RouteRule
 from sidecar.catalogue.snapshot import LimitRule
+from sidecar.enforcement import survey
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.exchange import WOKEN_PER_SYNC, WOKEN_UNUSED, ShardExchange
 from sidecar.enforcement.lease import NO_LEASE, REST_GRAIN_MS
@@ -60,7 +61,7 @@ def said(
 
 def leases(shard: ShardExchange) -> tuple[int, int]:
     """How many, and the units left in them."""
-    left = [units for units in shard.leases() if units]
+    left = [units for units in survey.leases(shard) if units]
     return len(left), sum(left)
 
 

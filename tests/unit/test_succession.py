@@ -9,6 +9,7 @@ from sidecar.enforcement.exchange import LIMITS_PER_SYNC, ShardExchange
 from sidecar.enforcement.lease import REST_GRAIN_MS
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS, LimitState
 from sidecar.enforcement.succession import AHEAD_S
+from sidecar.enforcement.survey import leases
 from sidecar.enforcement.terms import Terms
 from sidecar.store.messages import SyncMessage
 from tests.unit.tenants import HARD, NOON_S, ONE, applied, composed, exchange, lease, limit, limit_of, plan, reply
@@ -114,7 +115,7 @@ def test_an_account_that_holds_some_does_not_rest_and_is_not_forgotten() -> None
     synced(shard, END_S - 1, 0, 20)
     assert (state.left, ahead_of(state).left) == (0, 20)
     assert (shard.pressing, bool(shard.resting), shard.forget(owner)) == (True, False, False)
-    assert list(shard.leases()) == [0, 20]
+    assert list(leases(shard)) == [0, 20]
 
 
 def test_it_goes_on_alone_when_nothing_is_left_of_the_minute_before() -> None:
@@ -134,7 +135,7 @@ def test_what_is_ahead_goes_on_without_a_word_while_nobody_asks() -> None:
     message, sent = composed(shard, NOW_MS + 60_000 + REST_GRAIN_MS)
     assert (message.parts, sent) == ([], [])
     assert (limit_of(owner, "calls").period.start_s, limit_of(owner, "calls").left) == (END_S, 20)
-    assert (limit_of(owner, "calls").lease.shared, owner in shard.resting, list(shard.leases())) == (True, True, [20])
+    assert (limit_of(owner, "calls").lease.shared, owner in shard.resting, list(leases(shard))) == (True, True, [20])
 
 
 def test_no_more_than_an_eighth_of_the_cap_is_asked_for_ahead_however_often() -> None:

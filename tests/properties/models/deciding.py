@@ -16,6 +16,7 @@ from sidecar.enforcement.enforcer import Enforcer, Shortage
 from sidecar.enforcement.exchange import ShardExchange
 from sidecar.enforcement.fast_path import Allowance, Check
 from sidecar.enforcement.repeats import Repeats
+from sidecar.enforcement.survey import degraded_limits
 from sidecar.enforcement.verdict import DEGRADED
 from sidecar.store.messages import LeaseReply, SyncReply, TenantReply
 from sidecar.telemetry import CoreCounters
@@ -136,7 +137,7 @@ class World:
         limits = {name: told for name, told in limits.items() if any(told[:-1])}
         windows = {window.key: window.value for window in account.windows.values()}
         dirty = {window.key for window in account.windows.values() if window.dirty}
-        degraded = sum(self.exchange.degraded())
+        degraded = sum(degraded_limits(self.exchange))
         return limits, windows, dirty, account.touched, bool(self.requested), degraded
 
 
