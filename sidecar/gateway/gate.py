@@ -76,6 +76,13 @@ _NOT_READY = refused(503, "There is no catalogue yet.")
 _FAILED = refused(500, "The decision failed.")
 
 
+def _read_alike(one: Catalogue, other: Catalogue) -> bool:
+    """Whether both say the same of who asks."""
+    if bool(one.anonymous_plan) != bool(other.anonymous_plan):
+        return False
+    return one.identity == other.identity and one.user_header == other.user_header
+
+
 class Gate:
     """Decides checks for all connections of one listener."""
 
@@ -103,12 +110,15 @@ class Gate:
             policy = self._enforcer.policy
         except StoreUnavailable:
             return
-        if policy is not self._policy:
-            self._policy = policy
-            self.index = HeaderIndex(policy.catalogue)
-            self._routes = {}
-            self._heads = Heads(self.index.identity.headers)
-            self._hosts_matter = any(rule.host for rule in policy.catalogue.routes)
+        if policy is self._policy:
+            return
+        former, self._policy = self._policy, policy
+        if former is not None and former.routes is policy.routes and _read_alike(former.catalogue, policy.catalogue):
+            return  # plans changed: what is known of heads is as it was, and to read all of them anew takes a while
+        self.index = HeaderIndex(policy.catalogue)
+        self._routes = {}
+        self._heads = Heads(self.index.identity.headers)
+        self._hosts_matter = any(rule.host for rule in policy.catalogue.routes)
 
     def recall(self, data: bytes, *, trusted: bool) -> bytes | Question | None:
         """The answer to a request whose head was read before, or its question; None: it has to be parsed."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.policy import Policy
+from sidecar.catalogue.routes import RouteTable
 from sidecar.gateway.listener import DecisionListener
 from tests.integration.listener_peer import IDENTITY, ROUTES, Judge, Peer, check, connect, listening
 
@@ -95,6 +98,31 @@ async def test_another_catalogue_reads_every_head_anew() -> None:
         await peer.ask(check("acme", "after"))
         assert judge.asked[-1] == (None, "after")
         await peer.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, True),
+        ({"upgrade_url": "https://example.com"}, True),
+        ({"identity": IDENTITY[1:]}, False),
+        ({"user_header": "x-user"}, False),
+        ({"anonymous_plan": "free"}, False),
+        ({"routes": None}, False),
+    ],
+)
+async def test_heads_are_kept_while_catalogues_say_the_same_of_who_asks_for_what(
+    changes: dict[str, Any], *, kept: bool
+) -> None:
+    judge = Judge()
+    async with listening(judge) as listener:
+        before = listener.gate._heads, listener.gate.index
+        routes = RouteTable(ROUTES) if "routes" in changes else judge.policy.routes
+        said = {name: value for name, value in changes.items() if name != "routes"}
+        judge.policy = Policy(structs.replace(judge.policy.catalogue, **said), routes, 2)
+        listener.gate.refresh()
+        after = listener.gate._heads, listener.gate.index
+        assert [one is other for one, other in zip(before, after, strict=True)] == [kept, kept]
 
 
 async def test_the_parser_and_the_memo_give_the_same_answers() -> None:
