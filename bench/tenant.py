@@ -196,7 +196,7 @@ def common(place: Place) -> dict[str, int]:
     """Bytes for each tenant of what holds all of them."""
     sizes = {
         "map of tenants": sys.getsizeof(place.directory.accounts),
-        "queues of windows": sum(sys.getsizeof(exchange._kept._windows) for exchange in place.exchanges),
+        "queues of windows": sum(sys.getsizeof(exchange.kept._windows) for exchange in place.exchanges),
         "tenants with leases at rest": sum(
             sys.getsizeof(due) for exchange in place.exchanges for _, due in exchange.resting._due.values()
         ),

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sidecar.catalogue.period import bounds
+from sidecar.enforcement.charge import Charge
 from sidecar.enforcement.contract import contract
 from sidecar.enforcement.keyed import NONE, Few, Keyed, Many
 from sidecar.enforcement.limit_period import limit_period
@@ -27,52 +28,11 @@ if TYPE_CHECKING:
 
 CHARGES_MAX = 512
 ANCESTORS_MAX = 16
-HOUR_MS = 3_600_000
 SWEEP_LEAST = 256
 # Limits of users and keys that Redis has not confirmed; beyond it units may stay set aside until the period ends.
 UNCONFIRMED_MAX = 4096
 # Limits that departed and are not reported yet, as in a long outage; of those beyond it the same is true.
 DEPARTED_MAX = 1024
-
-Lineage = tuple[tuple["Account", int], ...]
-
-
-class Charge:
-    """What one kind of request costs a tenant (and its parent), valid from ``since_ms`` to ``until_ms`` (wall).
-
-    ``lineage``: the tenant's ancestors, each with its edition when it was worked out.
-    ``limits`` holds (account, limit, units); ``series`` holds (account, series, units) and becomes ``windows``, pairs
-    of (window, units), with the first request that is allowed. ``edition`` is that of the account when it was worked
-    out; ``spends`` are the limits for the fast path.
-    """
-
-    __slots__ = (
-        "edition",
-        "features_missing",
-        "limits",
-        "lineage",
-        "owners",
-        "route",
-        "series",
-        "since_ms",
-        "spends",
-        "until_ms",
-        "windows",
-    )
-
-    def __init__(self, route: RouteRule, lineage: Lineage, since_ms: int) -> None:
-        self.route = route
-        self.lineage = lineage
-        self.since_ms = since_ms
-        self.until_ms = since_ms + HOUR_MS
-        self.limits: list[tuple[Account, LimitState, int]] = []
-        self.series: list[tuple[Account, str, int]] = []
-        self.windows: list[tuple[Window, int]] | None = None
-        self.owners: tuple[Account, ...] = ()
-        self.features_missing: tuple[str, ...] = ()
-        self.edition = 0
-        self.spends: tuple[tuple[LimitState, int], ...] = ()
-
 
 SHARED_MAX = 4_096
 _anchors: dict[int, int] = {}  # those of one second share its number
@@ -204,9 +164,24 @@ class Account:
         self._add(charge, route, key_id, user, now_s)
         for one in self._ancestors():
             one._add(charge, route, "", "", now_s)  # noqa: SLF001 - another account of this class
-        charge.edition = self.edition
-        charge.spends = tuple((state, units) for _, state, units in charge.limits)
+        charge.complete(self.edition)
         return remember(memo, key, charge, CHARGES_MAX)
+
+    def renew(self, charge: Charge, now_s: int) -> bool:
+        """Go on with a charge of this tenant alone of which only seconds or minutes ended; returns whether that is so.
+
+        With each minute every tenant has one to be worked out, all in the same few milliseconds.
+        """
+        if charge.edition != self.edition or charge.lineage or not charge.until_ms <= now_s * 1000 < charge.lasts_ms:
+            return False
+        limits, charge.limits = charge.limits, []
+        charge.until_ms = charge.lasts_ms
+        for owner, former, units in limits:
+            over = former.period.over(now_s)
+            state = self._limit(former.rule, former.id.partition(":")[2], now_s) if over else former
+            charge.limited(owner, state, units)
+        charge.complete(self.edition)
+        return True
 
     def _ancestors(self) -> Iterator[Account]:
         """Parent, its parent and so on; the ledger keeps families without cycles."""
@@ -219,10 +194,11 @@ class Account:
 
     def _add(self, charge: Charge, route: RouteRule, key_id: str, user: str, now_s: int) -> None:
         contract = self.contract
+        if len(self.limits) >= self._sweep_at:
+            self._sweep()  # before the charge refers to any of them
         if contract.status_until_s > now_s:
-            charge.until_ms = min(charge.until_ms, contract.status_until_s * 1000)
-        billing_end = bounds("billing", now_s, self.anchor_s, contract.interval_months)[1]
-        charge.until_ms = min(charge.until_ms, billing_end * 1000)
+            charge.ends(contract.status_until_s)
+        charge.ends(bounds("billing", now_s, self.anchor_s, contract.interval_months)[1])
         for metric, units in route.costs.items():
             if units:
                 charge.series.append((self, metric, units))
@@ -233,14 +209,11 @@ class Account:
             if not wanted or value is None:
                 continue
             state = self._limit(rule, value, now_s)
-            period = state.period
-            charge.since_ms = max(charge.since_ms, period.start_s * 1000)
-            charge.until_ms = min(charge.until_ms, period.end_s * 1000)
             if not cost:
                 state.own_lease().watched = True
-            charge.limits.append((self, state, cost))
-            if value and cost and not period.small:
-                charge.series.append((self, period.series, cost))
+            charge.limited(self, state, cost)
+            if value and cost and not state.period.small:
+                charge.series.append((self, state.period.series, cost))
 
     def current(self, now_s: int) -> list[LimitState]:
         """The tenant's own limits in the periods that hold ``now_s``; each key, user or route has its own besides."""
@@ -292,8 +265,6 @@ class Account:
         before = self._small_own.get((limit_id, start_s))
         if before is not None:
             fresh.own = before.own  # reported once more: whoever spent it may not have told yet
-        if len(self.limits) >= self._sweep_at:
-            self._sweep()
         self.limits = self.limits.put(fresh)
         return fresh
 

@@ -112,7 +112,7 @@ class Core:
         await self._survey.look()
         counters.generation_changes = sum(exchange.generation_changes for exchange in self.exchanges)
         counters.syncs_superseded = sum(exchange.replies_unused for exchange in self.exchanges)
-        counters.journal_lag_windows = sum(exchange.kept for exchange in self.exchanges)
+        counters.journal_lag_windows = sum(len(exchange.kept) for exchange in self.exchanges)
         counters.journal_cells = journal.cells
         counters.journal_bytes = journal.size_bytes
         counters.journal_writable = int(journal.durable)
@@ -174,7 +174,7 @@ class Core:
 
     async def _move(self) -> None:
         """Bring to the file what was counted in memory while it had no room."""
-        for number, _ in enumerate(itertools.chain.from_iterable(exchange.moved() for exchange in self.exchanges)):
+        for number, _ in enumerate(itertools.chain.from_iterable(exchange.kept.moved() for exchange in self.exchanges)):
             if number % MOVED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # a decision may come between
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sidecar.catalogue.policy import Policy
     from sidecar.catalogue.snapshot import Snapshot
     from sidecar.clock import Clock
-    from sidecar.enforcement.account import Lineage
+    from sidecar.enforcement.charge import Lineage
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.store.client import Store
     from sidecar.telemetry import CoreCounters

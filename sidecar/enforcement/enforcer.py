@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule
     from sidecar.catalogue.policy import Policy
     from sidecar.clock import Clock
-    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.directory import Directory
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.enforcement.limit_state import LimitState

@@ -76,13 +76,12 @@ class ShardExchange:
         self._holders: dict[Account, None] = {}
         self._refused_since_ms: dict[Account, int] = {}
         self.resting = Resting(terms.lease_rest_ms)  # holders that are not reported
-        self._kept = Kept(journal)
-        self.moved = self._kept.moved
+        self.kept = Kept(journal)  # windows that are still in the journal
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to tell Redis or to hear from it."""
-        return bool(self._touched or self._holders or self.resting or len(self._kept))
+        return bool(self._touched or self._holders or self.resting or len(self.kept))
 
     @property
     def pressing(self) -> bool:
@@ -102,17 +101,7 @@ class ShardExchange:
     @property
     def in_ledger(self) -> bool:
         """Whether the ledger has every window that is kept."""
-        return all(window.in_ledger(self.watermark) for window in self._kept)
-
-    @property
-    def kept(self) -> int:
-        """Windows that are still in the journal."""
-        return len(self._kept)
-
-    @property
-    def freed_hour(self) -> int:
-        """Windows of hours up to this one may have been freed and must not be opened again."""
-        return self._kept.freed_hour
+        return all(window.in_ledger(self.watermark) for window in self.kept)
 
     @property
     def held_off(self) -> bool:
@@ -125,11 +114,11 @@ class ShardExchange:
 
     def holding(self) -> Iterator[Account]:
         """Those with leases in hand. Decisions may come between two."""
-        yield from chain(tuple(self._holders), self.resting)
+        return chain(tuple(self._holders), self.resting)
 
-    def unreported(self) -> Iterator[Account]:
-        """Those of which the next messages speak. Decisions may come between two."""
-        yield from tuple(self._touched)
+    def unreported(self) -> tuple[Account, ...]:
+        """Those of which the next messages speak."""
+        return tuple(self._touched)
 
     def return_leases(self) -> None:
         """Lower every lease to nothing and ask for no more; the next messages say so."""
@@ -148,8 +137,9 @@ class ShardExchange:
     def forget(self, account: Account) -> bool:
         """Drop an account if nothing of it is to be reported or kept, or on its way here; returns whether it was."""
         needed = account.touched or account.windows or account.departed or account.has_children
-        held = account in self._holders or account in self.resting
-        if needed or held or any(state.left or state.lease.in_flight for state in account.states()):
+        if needed or account in self._holders or account in self.resting:
+            return False
+        if any(state.left or state.lease.in_flight for state in account.states()):
             return False
         self._refused_since_ms.pop(account, None)
         return True
@@ -161,7 +151,7 @@ class ShardExchange:
             key = WindowKey(account.tenant, *span)
             window = Window(account, span, self._journal.cell(key.encode()))
             account.windows = account.windows.put(window)
-            self._kept.add(window)
+            self.kept.add(window)
         return window
 
     def spendable(self, now_ms: int) -> bool:
@@ -328,7 +318,7 @@ class ShardExchange:
                 yield one
         if reply.generation != self.generation:
             self._start_over(reply.generation)
-        self._kept.release(self.hour, self.redis_hour, self.watermark)
+        self.kept.release(self.hour, self.redis_hour, self.watermark)
 
     def _refused(self, account: Account, sent_ms: int, now_ms: int) -> None:
         """A tenant whose part has no effect is not renewed by syncs of its shard: leases end after ``lease_ttl``."""
@@ -389,7 +379,7 @@ class ShardExchange:
         self.generation = generation
         self._acknowledged = 0
         self._marks_until_ms = 0
-        for window in self._kept:
+        for window in self.kept:
             window.acknowledged = 0
             window.mark = NO_MARK
             self.touch(owner(window))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from sidecar.catalogue.model import Catalogue, RouteRule
     from sidecar.catalogue.snapshot import LimitRule
-    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.decision import Decision
     from sidecar.enforcement.limit_state import LimitState
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from sidecar.catalogue.model import RouteRule
     from sidecar.clock import Clock
-    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.decision import Decision, Identity
     from sidecar.enforcement.directory import Directory
     from sidecar.enforcement.exchange import ShardExchange
@@ -214,24 +215,20 @@ class FastPath:
         return lapsing and self._away(exchange, now_ms)
 
     def _look_again(self, check: Check, known: Known, now_ms: int, wall_ms: int) -> bool:
-        """Take back what was spent ahead of a close look, and spend it if that allows it."""
-        spends = known.charge.spends
-        for state, units in spends:
+        """Take back what was spent ahead of a close look, and spend it if that allows it, maybe of other periods."""
+        for state, units in known.charge.spends:
             state.pending -= units
         if not self._look(check, known, now_ms, wall_ms):
             return False
-        for state, units in spends:
+        for state, units in known.charge.spends:
             state.pending += units
         return True
 
     def _look(self, check: Check, known: Known, now_ms: int, wall_ms: int) -> bool:
         """Look closely: whether the check can be allowed here, and what stays as it is for how long."""
         account, charge = known.account, known.charge
-        if (
-            charge.edition != account.edition
-            or not charge.since_ms <= wall_ms < charge.until_ms
-            or wall_ms < self._synchroniser.floor_ms
-        ):
+        valid = charge.edition == account.edition and charge.since_ms <= wall_ms < charge.until_ms
+        if wall_ms < self._synchroniser.floor_ms or not (valid or account.renew(charge, wall_ms // SECOND_MS)):
             check.known = None
             return False
         exchange = account.exchange

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from sidecar.telemetry import CoreCounters
 
 REFRESH_PAUSE_S = 0.02
-TENANTS_AT_ONCE = 8  # of a message or its answer: a tenth of a millisecond or two; then decisions come between
+TENANTS_AT_ONCE = 5  # of a message or its answer: a tenth of a millisecond or two; then decisions come between
+# Messages that are composed beside each other hold up decisions together. So shards begin one after the other.
+APART_S = 0.005
 WATERMARK_POLL_MS = 5_000
 # How soon a shard of which leases are at rest hears that somebody calls for them.
 RESTING_POLL_MS = 2_000
@@ -69,34 +71,42 @@ class Synchroniser:
     def request(self, exchange: ShardExchange) -> None:
         """Sync a shard now, or once more right after the call in flight."""
         self._again[exchange.shard] = True
-        self._start(exchange)
+        self.start(exchange)
 
     def join(self, exchange: ShardExchange) -> asyncio.Future[bool]:
         """Wait for the first call sent from now on; the result tells whether Redis answered."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[exchange.shard].append(waiter)
-        self._start(exchange)
+        self.start(exchange)
         return waiter
 
     async def run(self) -> None:
         """Sync changed shards every interval, and idle ones now and then for the ledger's watermark."""
         interval_s = self._interval_ms / 1000
+        pause_s = part_s = interval_s / PARTS
         decided = self._counters.snapshot_hits
         while True:
             before, decided = decided, self._counters.snapshot_hits
             busy = decided - before > BUSY_PER_S * interval_s
             for part in range(PARTS):
-                await asyncio.sleep(interval_s / PARTS)
-                self.tick(part, busy=busy)
+                await asyncio.sleep(pause_s)
+                due = self.due(part, busy=busy)
+                apart_s = min(APART_S, part_s / max(1, len(due)))
+                pause_s = part_s - apart_s * max(0, len(due) - 1)
+                for position, exchange in enumerate(due):
+                    if position:
+                        await asyncio.sleep(apart_s)
+                    self.start(exchange)
 
-    def tick(self, part: int, *, busy: bool = False) -> None:
-        """Sync one of PARTS parts of the shards: all at once would take a connection for each of them."""
+    def due(self, part: int, *, busy: bool = False) -> list[ShardExchange]:
+        """Shards to be synced now, of one of PARTS parts: all at once would take a connection for each of them."""
         if not self._parts[part]:
-            return
+            return []
         now_ms = self._clock.monotonic_ms()
         hour = self._clock.wall_s() // 3600
         # Half an interval less, since a tick may come a little early.
         spaced_ms = self._interval_ms * SPACED_INTERVALS - self._interval_ms // 2
+        found = []
         for exchange in self._parts[part]:
             exchange.hour = hour
             exchange.spaced = busy and exchange.ample
@@ -104,7 +114,8 @@ class Synchroniser:
             pressing = exchange.pressing and (not exchange.spaced or since_ms >= spaced_ms)
             poll_ms = RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS
             if pressing or (exchange.busy and since_ms >= poll_ms):
-                self._start(exchange)
+                found.append(exchange)
+        return found
 
     async def drain(self) -> bool:
         """Report everything there is; returns whether Redis has it all.
@@ -131,7 +142,8 @@ class Synchroniser:
         """Wait for the calls in flight."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _start(self, exchange: ShardExchange) -> None:
+    def start(self, exchange: ShardExchange) -> None:
+        """Sync a shard now, unless that is being done."""
         if exchange.shard not in self._tasks:
             self._tasks[exchange.shard] = asyncio.get_running_loop().create_task(self._exchange(exchange))
 
@@ -179,7 +191,7 @@ class Synchroniser:
         for number, _ in enumerate(exchange.applied(message, sent, reply, sent_ms, now_ms), 1):
             if number % TENANTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        self.floor_ms = max(self.floor_ms, (exchange.freed_hour + 1) * HOUR_MS)
+        self.floor_ms = max(self.floor_ms, (exchange.kept.freed_hour + 1) * HOUR_MS)
         counters.syncs_good += 1
         counters.last_sync_ms = now_ms
         counters.sync_us.observe((now_ms - sent_ms) * 1000)

@@ -12,7 +12,8 @@ from sidecar.enforcement.limit_period import UNBOUNDED
 
 if TYPE_CHECKING:
     from sidecar.catalogue.model import Catalogue
-    from sidecar.enforcement.account import Account, Charge
+    from sidecar.enforcement.account import Account
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.limit_state import LimitState
 
 CONTENDED_RETRY_S = 1

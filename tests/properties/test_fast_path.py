@@ -32,6 +32,7 @@ LIMITS: list[tuple[LimitRule, ...]] = [
     (limit(on_outage="open"),),
     (limit(included=20, stop=4_000, beyond="bill", on_outage="open"),),
     (limit(WIDE, on_outage="open"), limit(WIDE, name="burst", period="minute", on_outage="bounded", outage_units=90)),
+    (limit(WIDE), limit(WIDE, name="burst", period="minute"), limit(SOFT, name="soft")),
     (limit(WIDE, name="users", scope="user", on_outage="bounded", outage_units=40), limit(SOFT, name="soft")),
     (limit(WIDE, on_outage="open"), limit(name="others", metric="other", on_outage="bounded", outage_units=3)),
 ]
@@ -51,6 +52,11 @@ PLAN = st.tuples(
 # Redis is away or not, a report is lost or not, and what it lost is restored or not yet.
 STORE = st.tuples(st.just("store"), st.booleans(), st.booleans(), st.sampled_from([True, True, False]))
 STEP = st.sampled_from([ASK] * 8 + [SYNC] * 4 + [WAIT] * 2 + [STORE] * 2 + [PLAN]).flatmap(lambda step: step)
+
+MINUTES = [number for number, rules in enumerate(LIMITS) if any(rule.period == "minute" for rule in rules)]
+SOON = st.tuples(st.just("wait"), st.sampled_from([900, 2_000, 17_000, 61_000]), st.just(0), st.just(0))
+ROOMY = st.tuples(st.just("sync"), st.just(60), st.sampled_from([0, 0, 3]), st.just(False))
+MINUTE_STEP = st.sampled_from([ASK] * 4 + [ROOMY] * 3 + [SOON] * 3 + [PLAN, STORE]).flatmap(lambda step: step)
 
 
 def alike(one: Any, other: Any, limits: int) -> bool:
@@ -79,6 +85,17 @@ def take(world: World, what: str, one: Any, two: Any, three: Any) -> None:
 def test_the_fast_path_decides_and_counts_as_the_enforcer_does(
     first: tuple[int, bool], steps: list[tuple[Any, Any, Any, Any]]
 ) -> None:
+    agree(first, steps)
+
+
+@given(st.tuples(st.sampled_from(MINUTES), st.just(False)), st.lists(MINUTE_STEP, min_size=5, max_size=50))
+@settings(max_examples=200)
+def test_it_does_so_from_minute_to_minute(first: tuple[int, bool], steps: list[tuple[Any, Any, Any, Any]]) -> None:
+    agree(first, steps)
+
+
+def agree(first: tuple[int, bool], steps: list[tuple[Any, Any, Any, Any]]) -> None:
+    """Take steps with the fast path and without; all that can be seen has to be the same after each."""
     fast, slow = worlds = World(fast=True), World(fast=False)
     limits, away = LIMITS[first[0]], first[1]
     for world in worlds:

@@ -18,7 +18,7 @@ from sidecar.usage.window import WindowKey
 from tests.simulation.minutes import LimitKey, Minutes, is_small
 
 if TYPE_CHECKING:
-    from sidecar.enforcement.account import Charge
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.limit_state import LimitState
     from sidecar.usage.window import Window
     from tests.simulation.redis import MemoryRedis

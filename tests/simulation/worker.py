@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sidecar.catalogue.model import RouteRule
-    from sidecar.enforcement.account import Charge
+    from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.limit_state import LimitState
     from sidecar.enforcement.sent import Sent
 

@@ -51,6 +51,46 @@ def test_a_charge_ends_with_the_shortest_period_it_touches() -> None:
     assert (charge.since_ms, charge.until_ms) == (NOON_S * 1000, (NOON_S + 60) * 1000)
 
 
+def test_a_charge_of_which_only_a_minute_ended_goes_on_with_the_next_one() -> None:
+    owner = account(plan(HARD, PER_MINUTE, PER_USER))
+    charge = owner.charge(ONE, "", "u1", NOON_S)
+    other = owner.charge(ONE, "", "u2", NOON_S)
+    day, minute, users = (state for _, state, _ in charge.limits)
+    charge.windows = []
+    assert not owner.renew(charge, NOON_S + 59)
+    assert owner.renew(charge, NOON_S + 60)
+    assert owner.charge(ONE, "", "u1", NOON_S + 60) is charge
+    assert [state for _, state, _ in charge.limits] == [day, limit_of(owner, "burst"), users]
+    assert charge.spends == tuple((state, units) for _, state, units in charge.limits)
+    assert limit_of(owner, "burst") is not minute
+    assert (charge.since_ms, charge.until_ms) == ((NOON_S + 60) * 1000, (NOON_S + 120) * 1000)
+    assert charge.windows == []
+    assert not owner.renew(other, NOON_S + 60), "it refers to the minute that departed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "at_s"),
+    [
+        ({}, NOON_S + 3600),  # windows are of an hour
+        ({"anchor_s": NOON_S + 90}, NOON_S + 90),
+        ({"status": "trialing", "status_until_s": NOON_S + 90}, NOON_S + 90),
+        ({}, NOON_S - 60),
+    ],
+)
+def test_a_charge_of_which_more_than_a_minute_ended_is_worked_out_anew(changes: dict[str, Any], at_s: int) -> None:
+    owner = account(plan(HARD, PER_MINUTE, **changes))
+    charge = owner.charge(ONE, "", "", NOON_S)
+    minute = limit_of(owner, "burst")
+    assert not owner.renew(charge, at_s)
+    assert limit_of(owner, "burst") is minute
+    assert owner.charge(ONE, "", "", at_s) is not charge
+
+
+def test_a_childs_charge_is_worked_out_anew_with_each_minute() -> None:
+    owner = account(plan(HARD, PER_MINUTE), account(plan(HARD)))
+    assert not owner.renew(owner.charge(ONE, "", "", NOON_S), NOON_S + 60)
+
+
 def test_a_charge_ends_with_a_trial_and_with_the_billing_period() -> None:
     assert account(plan(status_until_s=NOON_S + 7)).charge(ONE, "", "", NOON_S).until_ms == (NOON_S + 7) * 1000
     assert account(plan(anchor_s=NOON_S + 9)).charge(ONE, "", "", NOON_S).until_ms == (NOON_S + 9) * 1000
@@ -274,6 +314,20 @@ def test_limits_of_users_who_left_are_forgotten() -> None:
     busy.left = 1
     owner.charge(ONE, "", "new", NOON_S)
     assert {state.id for state in owner.limits.values()} == {"calls", "per_user:u3", "per_user:new"}
+
+
+def test_no_charge_refers_to_a_limit_that_was_forgotten_meanwhile() -> None:
+    """Its use would be reported to nobody, and no lease of it come."""
+    per_key = limit(HARD, name="per_key", scope="key")
+    owner = account(plan(PER_USER, per_key))
+    states = [state for _, state, _ in owner.charge(ONE, "", "u1", NOON_S).limits]
+    for number in range(SWEEP_LEAST - 1):
+        states += [state for _, state, _ in owner.charge(ONE, f"k{number}", "", NOON_S).limits]
+    for state in states:
+        state.known = True
+    owner.exchange.composed_ms = FORGET_AFTER_MS
+    charge = owner.charge(ONE, "new", "u1", NOON_S)
+    assert [limit_of(owner, state.id) for _, state, _ in charge.limits] == [state for _, state, _ in charge.limits]
 
 
 def unconfirmed(owner: Account, user: str) -> LimitState:
