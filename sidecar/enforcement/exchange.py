@@ -243,8 +243,8 @@ class ShardExchange:
             windows.sort(key=lambda window: "@" in window.id[0])  # the tenant's own first: few, and they feed most
             omitted.update(window.id[0] for window in windows[windows_max:])
             del windows[windows_max:]
-        leaving, account.departed = [state for state in account.departed if not account.replaced(state)], ()
-        departing = set(leaving)
+        leaving = dict.fromkeys(state for state in account.departed if not account.replaced(state))
+        account.departed = ()
         speaking = [*leaving, *(state for state in account.states() if self._to_report(state, now_ms))]
         if len(speaking) > limits_max:
             speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message
@@ -253,17 +253,16 @@ class ShardExchange:
         for state in speaking:
             if len(limits) >= limits_max or state.period.series in omitted:
                 omitted.add(state.period.series)
-                urgent = urgent or state in departing or state.news
+                urgent = urgent or state in leaving or state.news
                 continue
-            limits.append((state, self._lease_report(state, now_ms, renewing=state not in departing), state.own))
-            departing.discard(state)
-        account.departed += tuple(state for state in leaving if state in departing)
+            limits.append((state, self._lease_report(state, now_ms, renewing=state not in leaving), state.own))
+        departed = dict.fromkeys(state for state, _, _ in limits if state in leaving)
+        account.departed += tuple(state for state in leaving if state not in departed)
         if omitted:
             account.rotate(windows, [state for state, _, _ in limits])
             self.backlogged = self.backlogged or urgent  # what is only held waits: there would be no end to it
             self.touch(account)
-        departed = tuple(state for state in leaving if state not in departing)
-        return Sent(account, account.rev, [(window, window.value) for window in windows], limits, departed)
+        return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
 
     def _to_report(self, state: LimitState, now_ms: int) -> bool:
         unused_ms = now_ms - state.lease.own_changed_ms

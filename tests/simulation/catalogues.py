@@ -85,10 +85,10 @@ SMALL_TEXTS = (
     ),
     _with_small(
         _TEXT.format(day=700, month=800, high=900, life=1900, tokens=900, user=200),
-        minute=120,
-        second=17,
-        user=39,
-        few=63,
+        minute=400,
+        second=47,
+        user=300,
+        few=240,
     ),
 )
 

@@ -34,6 +34,14 @@ OF_MINUTES: dict[str, Patch] = {
     "what was spent of a minute is not told with its lease ahead": method(
         account, "look_ahead", ("if spent is not None:", "if False:")
     ),
+    "what is left of a period is carried into the next one": method(
+        Account,
+        "_limit",
+        (
+            "fresh.succeed(state, self.exchange.composed_ms)",
+            "fresh.succeed(state, self.exchange.composed_ms)\n        fresh.left = max(fresh.left, state.left)",
+        ),
+    ),
     "a minute's limit expires with its period": script(
         "sync", ("math.max(end_ms + 60000 - now, 60000)", "math.max(end_ms - now, 1000)")
     ),

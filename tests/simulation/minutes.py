@@ -67,6 +67,7 @@ class Message(NamedTuple):
     writer: str
     generation: bytes
     granting: bool
+    accepted: bool
 
 
 class Minutes:
@@ -124,8 +125,9 @@ class Minutes:
         for name, key, end_ms in leases:
             found = read(server, name, about.generation)
             if found is not None:
-                self._told[key][about.writer] = found.generation
-                self._ends[key][about.writer] = end_ms
+                if about.accepted or about.writer not in self._ends[key]:  # else it may be an old one
+                    self._told[key][about.writer] = found.generation
+                    self._ends[key][about.writer] = end_ms
                 if not found.marked:
                     server.command(b"HSET", (name, MARK, "1"))
                     self._begun(key, found.generation)

@@ -72,7 +72,7 @@ class Witness:
 
     def _look(self, server: MemoryRedis, tag: str, writer: str, parts: list[Any], reply: SyncReply) -> None:
         """Look at the limits of seconds and minutes that a message spoke of."""
-        about = Message(writer, reply.generation.encode(), reply.granting)
+        about = Message(writer, reply.generation.encode(), reply.granting, reply.accepted)
 
         def unheard(other: str) -> bool:
             return bool(server.command(b"HGET", (f"{tag}writer:{other}", "gen")) != about.generation)

@@ -41,7 +41,7 @@ from tests.simulation.witness import Witness
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
 SEEDS_A_MINUTE = 16  # one of so many has limits of seconds and minutes
-BEFORE_MINUTE_MS = 2_000, 16_000
+BEFORE_MINUTE_MS = 2_500, 10_000
 FULL = sidecar.enforcement.exchange.LIMITS_PER_SYNC
 LIMITS_PER_SYNC = FULL, FULL, 10, 8  # few: much of what there is to say of them waits for the next message
 SKEWS_MS = 0, 0, 0, -300, 700, -2_000, 1_500, -20_000
@@ -93,7 +93,10 @@ class World:
         self.besides = Random(f"{seed}-minutes")  # of its own, so that other seeds stay what they were
         drawn = self.besides.randrange(SEEDS_A_MINUTE) == 0
         self.minutes = drawn if minutes is None else minutes
-        self.texts = SMALL_TEXTS if self.minutes else TEXTS
+        self.texts: tuple[str, ...] = TEXTS
+        if self.minutes:
+            first = self.besides.randrange(len(SMALL_TEXTS))
+            self.texts = SMALL_TEXTS[first:] + SMALL_TEXTS[:first]
         self.routes = catalogue(self.texts[0]).routes
         self.limits_per_sync = Random(f"{seed}-messages").choice(LIMITS_PER_SYNC) if self.minutes else FULL
         self.loop = VirtualLoop()  # type: ignore[abstract]
@@ -125,6 +128,7 @@ class World:
         self.highest: dict[CounterKey, int] = {}
         self._folder = folder
         self._named = 0
+        self.silence_ms = range(0)  # in which no client asks
         self.asleep: dict[Process, list[str]] = {}  # who sleeps on a lease, of which tenants
 
     def _beginning(self) -> int:
@@ -285,7 +289,7 @@ class World:
     def request(self) -> None:
         """One request of a random client to a random worker."""
         workers = [one for machine in self.machines for one in machine.alive() if not one.process.paused]
-        if not workers:
+        if not workers or self.loop.now_ms in self.silence_ms:
             return
         route = self.random.choices(self.routes, (1, 2, 6))[0]
         self.send(self.random.choice(workers), self.random.choice(TENANTS), route, self.random.choice(("u1", "u2", "")))

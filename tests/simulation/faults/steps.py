@@ -11,6 +11,8 @@ from tests.simulation.world import TENANTS, World
 STEPS_MS = -61_000, -60_000, -59_000, -5_000, -2_000, -1_000, -300, 300, 1_000, 2_000, 5_000, 58_000, 60_000, 61_000
 STEPS_MOST = 8
 STEP_BACK_MS = 300, 1_000, 2_500, 6_000, 12_000
+SILENT, SILENT_BEFORE_MS, SILENT_AFTER_MS = 0.5, (500, 4_500), (100, 7_000)
+MINUTE_MS = 60_000
 CHANGES = 0, 0, 1, 3
 BURST, BURST_MS = 30, 1_500
 
@@ -31,6 +33,11 @@ class Steps:
             world.plan(random.randrange(self._length_ms), self.change)
         for _ in range(random.choice(CHANGES)):
             world.plan(random.randrange(self._length_ms), self.burst)
+
+        if random.random() < SILENT:  # leases rest while the minute ends
+            ends_ms = -world.start_ms % MINUTE_MS
+            begin_ms = ends_ms - random.randrange(*SILENT_BEFORE_MS)
+            world.silence_ms = range(begin_ms, ends_ms + random.randrange(*SILENT_AFTER_MS))
 
     def step(self) -> None:
         """The wall clock of a machine steps, and for good or until a while later."""
