@@ -1,13 +1,15 @@
 """One gateway process that asks several authorization servers: the shipped configuration, with a listener for each.
 
 Two processes of one gateway differ by some percent for as long as they live (where their memory lies, for example),
-which is as much as is to be measured between two servers that they ask.
+which is as much as is to be measured between two servers that they ask. Access logs are written to nowhere, or whoever
+reads them would share a core with the servers.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from tests.e2e.gateways import Envoy, Gateway, Nginx, free_port
+
+FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+STDOUT = "access_log /dev/stdout "
 
 
 class Backend(NamedTuple):
@@ -56,9 +61,11 @@ class ForkedEnvoy(Forked, Envoy):
             listener, cluster = copy.deepcopy(edge), copy.deepcopy(sidecar)
             listener["name"] = f"edge-{port}"
             listener["address"]["socket_address"]["port_value"] = port
-            (chain,) = listener["filter_chains"]
-            http = chain["filters"][0]["typed_config"]["http_filters"][0]["typed_config"]["http_service"]
-            http["server_uri"]["cluster"] = name
+            manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+            manager["http_filters"][0]["typed_config"]["http_service"]["server_uri"]["cluster"] = name
+            (log,) = manager["access_log"]
+            log["name"] = "envoy.access_loggers.file"
+            log["typed_config"] |= {"@type": FILE_LOG, "path": os.devnull}
             cluster["name"] = cluster["load_assignment"]["cluster_name"] = name
             (group,) = cluster["load_assignment"]["endpoints"]
             address = {"socket_address": {"address": "127.0.0.1", "port_value": backend.port}}
@@ -93,7 +100,8 @@ class ForkedNginx(Forked, Nginx):
             (self.folder / f"quota-server-{port}.conf").write_text(
                 server.read_text().replace("//quota_sidecar/", f"//quota_{port}/")
             )
-        main.write_text(main.read_text().replace(found[0], servers))
+        assert STDOUT in main.read_text()
+        main.write_text(main.read_text().replace(found[0], servers).replace(STDOUT, f"access_log {os.devnull} "))
         http.write_text(http.read_text().replace(upstream[0], upstreams))
 
 
