@@ -40,7 +40,7 @@ from tests.simulation.scheduler import Process, Step, VirtualLoop, current, virt
 from tests.simulation.witness import Witness
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
-SEEDS_A_MINUTE = 16  # one of so many has limits of seconds and minutes
+SEEDS_A_MINUTE = 8  # one of so many has limits of seconds and minutes
 BEFORE_MINUTE_MS = 2_500, 10_000
 FULL = sidecar.enforcement.exchange.LIMITS_PER_SYNC
 LIMITS_PER_SYNC = FULL, FULL, 10, 8  # few: much of what there is to say of them waits for the next message

@@ -1,0 +1,87 @@
+"""What the book of seconds and minutes takes for a violation, and what for an exception."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.minutes import KEPT_MS, Message, Minutes, kept
+from tests.simulation.redis import MemoryRedis
+
+NOW_MS = 1_000_000
+START_S = 960
+END_MS = (START_S + 60) * 1000
+NAME = "sc:{s000}:limit:acme:burst:960"
+KEY = ("acme", "burst", START_S)
+
+
+class Book(Minutes):
+    """With what it finds; a writer has spent five units by leases."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda invariant, _about: self.violations.append(invariant), lambda _text: None)
+        self.violations: list[str] = []
+        self.own[KEY]["w"] = 5
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+def keeping(generation: str, **fields: int) -> MemoryRedis:
+    """A server that keeps so much; ``c`` and ``l`` are what it heard of the writer and set aside for it."""
+    server = MemoryRedis(lambda: NOW_MS, "a" * 40)
+    spent, lease = fields.get("c", 0), fields.get("l", 0)
+    server.command(b"HSET", (NAME, "g", generation, "spent", spent, "held", lease, "c:w", spent, "l:w", lease))
+    return server
+
+
+def looked(book: Book, server: MemoryRedis, generation: str, *, unheard: bool = False) -> list[str]:
+    """What is violated once a server that grants in that generation was looked at."""
+    about = Message("other", generation.encode(), granting=True, accepted=True)
+    book.look(server, about, [(NAME, KEY, END_MS)], lambda _writer: unheard)
+    return book.violations
+
+
+def test_what_is_spent_has_to_be_heard_of_or_set_aside(book: Book) -> None:
+    server = keeping("g1", c=3, l=2)
+    assert looked(book, server, "g1") == []
+    server.command(b"HSET", (NAME, "l:w", "1"))
+    assert looked(book, server, "g1") == ["L1"]
+
+
+def test_what_an_outage_policy_let_through_needs_no_lease(book: Book) -> None:
+    book._unleased[KEY]["w"] = 2
+    assert looked(book, keeping("g1", c=1, l=2), "g1") == []
+    assert book.total(KEY) == 3
+
+
+def test_what_nobody_told_after_a_loss_is_an_exception_to_the_unit(book: Book) -> None:
+    assert looked(book, keeping("g1", c=5), "g1") == []
+    assert looked(book, keeping("g2", c=1), "g2", unheard=True) == []
+    assert book.exceptions(KEY) == 4
+
+
+def test_a_limit_that_is_forgotten_too_early_is_a_violation(book: Book) -> None:
+    book.latest_ms = lambda: END_MS + KEPT_MS - 1
+    assert looked(book, keeping("g1", c=5), "g1") == []
+    assert looked(book, keeping("g1", c=5), "g1") == ["C3"]
+    book.latest_ms = lambda: END_MS + KEPT_MS
+    assert looked(book, keeping("g1", c=5), "g1") == ["C3"]
+
+
+def test_the_exception_of_a_lease_that_was_taken_back_is_what_was_spent_of_it(book: Book) -> None:
+    server = keeping("g1", c=3, l=2)
+    assert looked(book, server, "g1") == []
+    server.command(b"HSET", (NAME, "l:w", "0"))
+    book.taken_back(KEY, b"g1", "w")
+    assert looked(book, server, "g1") == []
+    assert book.exceptions(KEY) == 2
+
+
+@pytest.mark.parametrize(("counted", "found"), [(5, []), (4, ["C3"]), (6, ["C3"])])
+def test_what_is_kept_at_the_end_is_what_was_spent(book: Book, counted: int, found: list[str]) -> None:
+    about = kept({b"g": b"g1", b"spent": b"%d" % counted, b"c:w": b"%d" % counted})
+    book.now = lambda _key: about
+    book.check_kept({"w"}, lost_state=False)
+    assert book.violations == found
