@@ -42,6 +42,9 @@ OF_MINUTES: dict[str, Patch] = {
             "fresh.succeed(state, self.exchange.composed_ms)\n        fresh.left = max(fresh.left, state.left)",
         ),
     ),
+    "a charge goes on with a minute that is over": method(
+        Account, "renew", ("over = former.period.over(now_s)", "over = False")
+    ),
     "a minute's limit expires with its period": script(
         "sync", ("math.max(end_ms + 60000 - now, 60000)", "math.max(end_ms - now, 1000)")
     ),
