@@ -21,14 +21,14 @@ from tests.servers.sidecar_dev import SidecarDev
 SHORT: dict[Any, tuple[Any, ...]] = {
     cost: (10_000, 10_000, 4),
     decision: (1, 3, 32),
-    latency: (4, 10_000, 0),
+    latency: (6, 10_000, 0),
     gateways: (0.4, 7, 32),
     start: (3, 1_000_000),
 }
 FULL: dict[Any, tuple[Any, ...]] = {
     cost: (100_000, 10_000, 20),
     decision: (5, 5, 32),
-    latency: (20, 10_000, 0),
+    latency: (24, 10_000, 0),
     gateways: (1, 15, 32),
     start: (7, 1_000_000),
 }

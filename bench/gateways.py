@@ -8,7 +8,8 @@ Redis and load share the last core.
 Runs are short and come in pairs, one with the constant answer and one with decisions, each first in half of the pairs.
 A pair has one ratio, and the median of all counts: what changes slowly on a machine changes both runs of a pair. The
 spread is between the quartiles. ``cpu_ratio`` compares the gateway's own CPU time per request in the same way, and
-``gateway_busy`` is its share of a core while it asked the sidecar: below 0.9 what shares the last core was the bottleneck.
+``gateway_busy`` is its share of a core while it asked the sidecar: below 0.9 what shares the last core was the
+bottleneck.
 
     python bench/gateways.py [--seconds 0.5] [--pairs 9] [--connections 32] [--json]
 """

@@ -10,8 +10,9 @@ counted from when the request was due. Measures:
 * ``quiet``: the same when nothing but the load goes on;
 * ``outage``: the same after Redis was stopped and the breaker opened.
 
-Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the constant
-answer's server for 20 ms in every second instead: a measure of tails has to show that.
+The last two in turns, of which the medians count: what else changes on a machine from one moment to the next would be
+in their ratio. Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the
+constant answer's server for 20 ms in every second instead: a measure of tails has to show that.
 
     python bench/latency.py [--seconds 5] [--tenants 10000] [--rate 0] [--stall] [--json]
 """
@@ -22,6 +23,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import time
 import urllib.request
 from collections.abc import Callable
@@ -37,6 +39,8 @@ STALLED_RATE = 40_000
 SCRAPE_S = 0.5
 RELOAD_AT_S = 0.5
 SETTLE_S = 1.0
+TURNS = 3
+COUNTED = ("requests", "refused", "lost")
 
 
 class Day:
@@ -93,15 +97,22 @@ def decided(dev: SidecarDev, seconds: float, tenants: int, rate: int, hot: list[
     """Percentiles of decisions in every mode."""
     found = {"busy": sampled(dev.authz_port, rate, seconds, hot, Day(dev).goes_on)}
     place.tenants(dev, tenants)  # waits until all of them are published
-    time.sleep(SETTLE_S)
-    found["quiet"] = sampled(dev.authz_port, rate, seconds, hot)
-    dev.signal_redis(signal.SIGSTOP)
-    try:
-        time.sleep(SETTLE_S)  # the breaker opens
-        found["outage"] = sampled(dev.authz_port, rate, seconds, hot)
-    finally:
-        dev.signal_redis(signal.SIGCONT)
-    return found
+    turns: dict[str, list[dict[str, Any]]] = {"quiet": [], "outage": []}
+    for _ in range(TURNS):
+        time.sleep(SETTLE_S)
+        turns["quiet"].append(sampled(dev.authz_port, rate, seconds / TURNS, hot))
+        dev.signal_redis(signal.SIGSTOP)
+        try:
+            time.sleep(SETTLE_S)  # the breaker opens
+            turns["outage"].append(sampled(dev.authz_port, rate, seconds / TURNS, hot))
+        finally:
+            dev.signal_redis(signal.SIGCONT)
+    return found | {mode: middle(told) for mode, told in turns.items()}
+
+
+def middle(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of numbers the median, of counts the sum."""
+    return {name: (sum if name in COUNTED else statistics.median)(one[name] for one in turns) for name in turns[0]}
 
 
 def stalled(seconds: float, rate: int) -> dict[str, Any]:
