@@ -151,6 +151,22 @@ def test_a_month_is_not_forgotten_with_the_day_that_it_began_with(redis: Redis) 
     assert redis.limit["spent"] == "5"
 
 
+def test_an_expiry_that_is_wrong_is_set_right_within_the_hour_or_with_the_lease(redis: Redis) -> None:
+    """A report of a lease that goes on leaves it alone, as it was set when the lease began."""
+    key, end_ms = redis.space.limit("acme", "calls", DAY_S), (DAY_S + 86_400) * 1000
+
+    def wrong_after(windows: list[Any], left: int) -> bool:
+        redis.server.set_ttl(key, DAY_MS // 24)
+        redis.sync("w1", windows, [["calls", "calls", DAY_S, end_ms, False, left, 0, 10, 0]])
+        return bool(redis.server.state()[key][1] <= DAY_MS // 24)
+
+    redis.lease("w1", 0, 10)
+    assert wrong_after([], 5)
+    assert not wrong_after([["api", 0, HOUR, 1]], 5)
+    assert wrong_after([["api", 0, HOUR, 2]], 5)
+    assert not wrong_after([], 0)
+
+
 def test_a_window_that_grew_during_the_pass_stays_marked_where_it_first_changed(redis: Redis) -> None:
     redis.sync("w1", [["api", 0, HOUR, 5]], [])
     [window] = redis.collect()[9]
