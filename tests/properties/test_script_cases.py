@@ -321,6 +321,20 @@ def test_what_is_brought_to_a_data_set_that_grants_counts_at_once_and_once(redis
     assert redis.limit["spent"] == "100"
 
 
+def test_an_hour_that_begins_with_a_former_day_has_only_what_was_counted_in_it(redis: Redis) -> None:
+    """A writer's clock may be ahead, so that a tenant's day has counts before its first hour begins by Redis' clock."""
+    start = DAY_S + 86_400
+    midnight, key = start // 3_600, redis.space.limit("acme", "calls", start)
+    redis.sync("w1", [["api", 0, midnight + 1, 3]], [])
+    assert redis.kept(key)["spent"] == "3"
+    redis.publish(2, ["calls", "api", "hour", False, 100, 100])
+    assert redis.kept(key)["spent"] == "0"
+    redis.sync("w1", [["api", 0, midnight, 8], ["api", 0, midnight + 1, 4]], [], revision=2)
+    assert redis.kept(key)["spent"] == "8"
+    redis.publish(3, LIMIT)
+    assert redis.kept(key)["spent"] == "12"
+
+
 def test_what_is_brought_too_late_is_left_to_the_total_of_the_ledger(redis: Redis) -> None:
     """The row was read while its hour was recent; the total of a snapshot that came before it has it."""
     redis.publish(1, ["calls", "api", "lifetime", False, 100, 100])

@@ -39,6 +39,7 @@ REVISIONS: dict[int, list[list[Any]]] = {
         ["daily", "api", "day", False, 20, -1],
         ["users", "api", "hour", True, -1, 30],
         ["burst", "api", "minute", False, 15, 15],
+        ["span", "api", "day", False, -1, 90],
     ],
     2: [
         ["calls", "tokens", "month", False, 40, 40],
@@ -46,6 +47,7 @@ REVISIONS: dict[int, list[list[Any]]] = {
         ["bill", "api", "billing", False, -1, 80],
         ["ever", "tokens", "lifetime", False, 25, 200],
         ["tick", "api", "second", True, -1, 5],
+        ["span", "api", "hour", False, -1, 70],
     ],
 }
 SERIES = ("api", "tokens", "api@users:7", "api@users:a:b", "api@users2:7", "tokens@calls:7")

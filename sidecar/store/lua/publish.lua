@@ -14,7 +14,7 @@ local function publish(message, tenant_key, snapshot)
   local tenant, revision, limits, older = message[1], message[2], message[3], message[6]
   if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
 
-  local found = redis.call('HMGET', tenant_key, 'rev', 'aged')
+  local found = redis.call('HMGET', tenant_key, 'rev', 'aged', 'lim')
   local own_revision = tonumber(found[1]) or -1
   if (tonumber(found[2]) or 0) > message[7] then return -2 end
   if own_revision > revision then return own_revision end
@@ -25,6 +25,11 @@ local function publish(message, tenant_key, snapshot)
   local place, of_key, ends, sums = escaped(tenant), {}, {}, {}
   local by_name = {}
   for _, limit in ipairs(limits) do by_name[limit[1]] = limit end
+  local former = {} -- limits whose period becomes another
+  for _, limit in ipairs(found[3] and cmsgpack.unpack(found[3]) or {}) do
+    local following = by_name[limit[1]]
+    if following and following[3] ~= limit[3] then former[#former + 1] = limit end
+  end
   for position = 1, #older, 4 do
     local key = limit_key(place, older[position], older[position + 1])
     sums[key] = older[position + 2]
@@ -40,6 +45,14 @@ local function publish(message, tenant_key, snapshot)
       sums[key] = (sums[key] or 0) + total
       of_key[key] = limit
       ends[key] = ends[key] or (longest_ttl(limit[3]) and now + longest_ttl(limit[3]) or 1e15)
+    end)
+    -- Two periods that begin together have one key: what only the former one counted there is none of the other's.
+    each_fed(former, series, tonumber(period), tonumber(hour), function(limit, id, start)
+      local key, following = limit_key(place, id, start), by_name[limit[1]]
+      if not sums[key] and start > 0 and period_start(following[3], start, start / 3600) == start then
+        sums[key], of_key[key] = 0, following
+        ends[key] = longest_ttl(following[3]) and now + longest_ttl(following[3]) or 1e15
+      end
     end)
   end
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from sidecar.catalogue.period import bounds
 from tests.properties.models.shard import (
     DAY_MS,
     HOUR_MS,
@@ -15,6 +16,9 @@ from tests.properties.models.shard import (
     fed,
     limits_of,
 )
+
+if TYPE_CHECKING:
+    from sidecar.catalogue.model import Period
 
 
 def collect(shard: Shard, ledger_epoch: int, most: int, reclaim_after: int) -> list[Any]:
@@ -100,10 +104,13 @@ def publish(shard: Shard, message: list[Any], document: str) -> int:
     own = int(keys.get(key, "rev") or -1)
     if own > revision:
         return own
+    before = limits_of(keys.get(key, "lim"))
     keys.put(key, rev=revision, doc=document, lim=[list(limit) for limit in limits])
     keys.drop(key, "introduced")
     keys.persist(key)
     in_force = limits_of(keys.get(key, "lim"))
+    kinds = {limit.name: limit for limit in in_force}
+    former = [limit for limit in before if limit.name in kinds and kinds[limit.name].kind != limit.kind]
     used: dict[str, list[Any]] = {}
     for limit_id, start, units, end_ms in zip(older[::4], older[1::4], older[2::4], older[3::4], strict=True):
         limit = next((limit for limit in in_force if limit.name == limit_id.partition(":")[0]), None)
@@ -119,9 +126,22 @@ def publish(shard: Shard, message: list[Any], document: str) -> int:
             one = used.setdefault(shard.limit_key(tenant, limit_id, start), [0, end_ms, limit])
             one[0] += total
             one[2] = limit
+        for limit, limit_id, start in fed(former, series, int(period), int(hour)):
+            following = kinds[limit.name]
+            if start > 0 and begins(following, start):
+                longest = LONGEST_MS.get(following.kind)
+                end_ms = NO_END_MS if longest is None else shard.now + longest
+                used.setdefault(shard.limit_key(tenant, limit_id, start), [0, end_ms, following])
     for name, (units, end_ms, limit) in used.items():
         _rebuild(shard, name, units, end_ms, limit)
     return int(revision)
+
+
+def begins(limit: Limit, at_s: int) -> bool:
+    """Whether a period of the limit begins then, as far as a script can tell."""
+    if limit.kind in {"second", "minute", "lifetime"}:
+        return False
+    return limit.kind == "billing" or bounds(cast("Period", limit.kind), at_s)[0] == at_s
 
 
 def _rebuild(shard: Shard, key: str, units: int, end_ms: int, limit: Limit | None) -> None:
