@@ -350,7 +350,7 @@ class ShardExchange:
             self._holders[account] = None
         else:
             self._holders.pop(account, None)
-        if not renewed and one.departed:
+        if one.departed and not (renewed or self.ended):  # or it holds nothing, and nobody will accept it
             account.departed += one.departed
             self.touch(account)
 

@@ -160,7 +160,8 @@ class Synchroniser:
                     for waiter in waiters:
                         if not waiter.done():
                             waiter.set_result(answered)
-                if not self._waiting[shard] and not (answered and (self._again[shard] or exchange.backlogged)):
+                again = self._again[shard] or (exchange.backlogged and not exchange.ended)
+                if not self._waiting[shard] and not (answered and again):
                     return
         finally:
             del self._tasks[shard]

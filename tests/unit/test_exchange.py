@@ -542,11 +542,11 @@ def test_who_waits_is_in_the_next_message_however_many_others_have_something_to_
     assert len(message.parts[0].leases) == LIMITS_PER_SYNC
 
 
-def answered(shard: ShardExchange, units: int) -> None:
+def answered(shard: ShardExchange, units: int, **changes: object) -> None:
     """A call that grants so many units of each limit."""
     message, sent = composed(shard, NOW_MS)
     leases = [lease(units)] * sum(len(part.leases) for part in message.parts)
-    applied(shard, message, sent, reply(message, *leases), NOW_MS, NOW_MS)
+    applied(shard, message, sent, reply(message, *leases, **changes), NOW_MS, NOW_MS)  # type: ignore[arg-type]
 
 
 def test_leases_beyond_a_message_that_are_only_held_wait_for_the_next_interval() -> None:
@@ -563,7 +563,8 @@ def test_leases_beyond_a_message_that_are_only_held_wait_for_the_next_interval()
     assert shard.pressing
 
 
-def test_what_departed_is_told_once_when_everything_was_reported() -> None:
+@pytest.mark.parametrize("accepted", [True, False])  # of a writer that retired nothing is
+def test_what_departed_is_told_once_when_everything_was_reported(*, accepted: bool) -> None:
     shard = exchange()
     exchanged(shard, NOW_MS)
     owner = busy_users(shard, 3)
@@ -572,6 +573,6 @@ def test_what_departed_is_told_once_when_everything_was_reported() -> None:
     shard.ended = True
     owner.adopt(plan(limit(name="another"), rev=owner.rev))
     assert len(owner.departed) == 3
-    answered(shard, 0)
+    answered(shard, 0, accepted=accepted)
     assert not owner.departed
     assert not shard.pressing
