@@ -75,7 +75,9 @@ class Witness:
         about = Message(writer, reply.generation.encode(), reply.granting, reply.accepted)
 
         def unheard(other: str) -> bool:
-            return bool(server.command(b"HGET", (f"{tag}writer:{other}", "gen")) != about.generation)
+            """Whether it has told nothing in this generation, or retired: that alone makes it known there."""
+            generation, dead = server.command(b"HMGET", (f"{tag}writer:{other}", "gen", "dead"))
+            return bool(generation != about.generation or dead)
 
         for part, answered in zip(parts, reply.parts, strict=True):
             tenant, small = part[0], [lease for lease in part[3] if lease[4]] if answered.leases else []
