@@ -253,14 +253,14 @@ class ShardExchange:
         for state in speaking:
             if len(limits) >= limits_max or state.period.series in omitted:
                 omitted.add(state.period.series)
-                urgent = urgent or state in leaving or state.news
+                urgent = urgent or state in leaving or state.news or state.returns(now_ms, self.terms.lease_rest_ms)
                 continue
             limits.append((state, self._lease_report(state, now_ms, renewing=state not in leaving), state.own))
         departed = dict.fromkeys(state for state, _, _ in limits if state in leaving)
         account.departed += tuple(state for state in leaving if state not in departed)
         if omitted:
             account.rotate(windows, [state for state, _, _ in limits])
-            self.backlogged = self.backlogged or urgent  # what is only held waits: there would be no end to it
+            self.backlogged = self.backlogged or urgent  # what is held on to waits: there would be no end to it
             self.touch(account)
         return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
 

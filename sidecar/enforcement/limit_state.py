@@ -193,6 +193,14 @@ class LimitState:
         """Whether it has something to say that it did not say before, or asks for units."""
         return bool(self.own != self.own_reported or self.lease.need or not self.known)
 
+    def returns(self, now_ms: int, rest_ms: int) -> bool:
+        """Whether the next message gives back what is left, since nobody spent of it lately."""
+        return self.left > 0 and self._goes_back(now_ms, rest_ms)
+
+    def _goes_back(self, now_ms: int, rest_ms: int) -> bool:
+        idle_ms = now_ms - self.lease.own_changed_ms
+        return idle_ms >= IDLE_AFTER_MS and not (self._may_rest and idle_ms < rest_ms)
+
     def forgettable(self, now_ms: int) -> bool:
         """Whether nothing is lost with it: nobody spent lately, Redis knows all, and it holds nothing."""
         return self.unused(now_ms) and (self.known or not self.lease.reported_ms)
@@ -277,10 +285,9 @@ class LimitState:
                 rate = spent * 1000 // max(elapsed_ms, 20)
                 lease.rate_per_s = max(rate, lease.rate_per_s * 7 // 8 if elapsed_ms < IDLE_AFTER_MS else 0)
             if period.leased:
-                idle_ms = now_ms - lease.own_changed_ms
-                if not renewing or (idle_ms >= IDLE_AFTER_MS and not (self._may_rest and idle_ms < rest_ms)):
+                if not renewing or self._goes_back(now_ms, rest_ms):
                     lease.units = 0
-                elif idle_ms >= IDLE_AFTER_MS:
+                elif now_ms - lease.own_changed_ms >= IDLE_AFTER_MS:
                     lease.target = period.first
                     if not lease.reported_ms:  # it goes on in the next period
                         want = period.first

@@ -542,11 +542,11 @@ def test_who_waits_is_in_the_next_message_however_many_others_have_something_to_
     assert len(message.parts[0].leases) == LIMITS_PER_SYNC
 
 
-def answered(shard: ShardExchange, units: int, **changes: object) -> None:
+def answered(shard: ShardExchange, units: int, now_ms: int = NOW_MS, **changes: object) -> None:
     """A call that grants so many units of each limit."""
-    message, sent = composed(shard, NOW_MS)
+    message, sent = composed(shard, now_ms)
     leases = [lease(units)] * sum(len(part.leases) for part in message.parts)
-    applied(shard, message, sent, reply(message, *leases, **changes), NOW_MS, NOW_MS)  # type: ignore[arg-type]
+    applied(shard, message, sent, reply(message, *leases, **changes), now_ms, now_ms)  # type: ignore[arg-type]
 
 
 def test_leases_beyond_a_message_that_are_only_held_wait_for_the_next_interval() -> None:
@@ -561,6 +561,22 @@ def test_leases_beyond_a_message_that_are_only_held_wait_for_the_next_interval()
         assert calls <= 3
     assert sum(state.left for state in owner.limits.values()) == 10 * (LIMITS_PER_SYNC + 10)
     assert shard.pressing
+
+
+def test_leases_beyond_a_message_that_nobody_spends_of_go_back_without_a_pause() -> None:
+    """Or those of ten thousand users would be kept from other writers for twenty seconds."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    owner = busy_users(shard, 4 * LIMITS_PER_SYNC)
+    for _ in range(4):
+        answered(shard, 10)
+    assert sum(state.left for state in owner.limits.values()) == 10 * 4 * LIMITS_PER_SYNC
+    calls = 0
+    while shard.backlogged or not calls:
+        answered(shard, 0, NOW_MS + IDLE_AFTER_MS)
+        calls += 1
+    assert calls == 4
+    assert not any(state.left for state in owner.limits.values())
 
 
 @pytest.mark.parametrize("accepted", [True, False])  # of a writer that retired nothing is
