@@ -335,6 +335,18 @@ def test_an_hour_that_begins_with_a_former_day_has_only_what_was_counted_in_it(r
     assert redis.kept(key)["spent"] == "12"
 
 
+def test_keys_of_former_hours_go_with_the_next_day_when_the_limit_is_of_billing_periods(redis: Redis) -> None:
+    """Each hour of the last two days has one, for each user, and a billing period may begin with any of them."""
+    redis.publish(2, ["calls", "api", "hour", False, 100, 100])
+    began = (HOUR - 2) * 3_600
+    redis.sync("w1", [["api", began, HOUR - 1, 3], ["api", began, HOUR - 2, 2]], [], revision=2)
+    redis.publish(3, ["calls", "api", "billing", False, 100, 100])
+    state = redis.server.state()
+    former, current = (state[redis.space.limit("acme", "calls", start)] for start in (began + 3_600, began))
+    assert (former[0]["spent"], current[0]["spent"]) == ("0", "5")
+    assert former[1] <= DAY_MS < 400 * DAY_MS - 60_000 < current[1]
+
+
 def test_what_is_brought_too_late_is_left_to_the_total_of_the_ledger(redis: Redis) -> None:
     """The row was read while its hour was recent; the total of a snapshot that came before it has it."""
     redis.publish(1, ["calls", "api", "lifetime", False, 100, 100])

@@ -50,8 +50,10 @@ local function publish(message, tenant_key, snapshot)
     each_fed(former, series, tonumber(period), tonumber(hour), function(limit, id, start)
       local key, following = limit_key(place, id, start), by_name[limit[1]]
       if not sums[key] and start > 0 and period_start(following[3], start, start / 3600) == start then
+        -- Any time may begin a billing period. Most begin none, and nobody will look at what is there.
+        local begun = following[3] ~= 'billing' or start == tonumber(period)
         sums[key], of_key[key] = 0, following
-        ends[key] = longest_ttl(following[3]) and now + longest_ttl(following[3]) or 1e15
+        ends[key] = begun and now + longest_ttl(following[3]) or now
       end
     end)
   end

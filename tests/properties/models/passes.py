@@ -129,8 +129,8 @@ def publish(shard: Shard, message: list[Any], document: str) -> int:
         for limit, limit_id, start in fed(former, series, int(period), int(hour)):
             following = kinds[limit.name]
             if start > 0 and begins(following, start):
-                longest = LONGEST_MS.get(following.kind)
-                end_ms = NO_END_MS if longest is None else shard.now + longest
+                begun = following.kind != "billing" or start == int(period)
+                end_ms = shard.now + LONGEST_MS[following.kind] if begun else shard.now
                 used.setdefault(shard.limit_key(tenant, limit_id, start), [0, end_ms, following])
     for name, (units, end_ms, limit) in used.items():
         _rebuild(shard, name, units, end_ms, limit)
