@@ -21,7 +21,7 @@ from tests.servers.sidecar_dev import SidecarDev
 SHORT: dict[Any, tuple[Any, ...]] = {
     cost: (10_000, 10_000, 4),
     decision: (1, 3, 32),
-    latency: (6, 10_000, 0),
+    latency: (4.5, 10_000, 0),
     gateways: (0.4, 7, 32),
     start: (3, 1_000_000),
 }
