@@ -196,9 +196,11 @@ class Account:
         contract = self.contract
         if len(self.limits) >= self._sweep_at:
             self._sweep()  # before the charge refers to any of them
-        if contract.status_until_s > now_s:
-            charge.ends(contract.status_until_s)
-        charge.ends(bounds("billing", now_s, self.anchor_s, contract.interval_months)[1])
+        within = charge.ends if contract.status_until_s > now_s else charge.begins
+        within(contract.status_until_s)
+        start_s, end_s = bounds("billing", now_s, self.anchor_s, contract.interval_months)
+        charge.begins(start_s)
+        charge.ends(end_s)
         for metric, units in route.costs.items():
             if units:
                 charge.series.append((self, metric, units))

@@ -52,6 +52,10 @@ class Charge:
         self.edition = 0
         self.spends: tuple[tuple[LimitState, int], ...] = ()
 
+    def begins(self, at_s: int) -> None:
+        """It begins then (unix s), or later: a wall clock that steps back before that finds it no more."""
+        self.since_ms = max(self.since_ms, at_s * 1000)
+
     def ends(self, at_s: int) -> None:
         """It ends then (unix s), or sooner."""
         self.lasts_ms = min(self.lasts_ms, at_s * 1000)
@@ -60,7 +64,7 @@ class Charge:
     def limited(self, owner: Account, state: LimitState, units: int) -> None:
         """Units of a limit are part of it, as long as that one's period is on."""
         period = state.period
-        self.since_ms = max(self.since_ms, period.start_s * 1000)
+        self.begins(period.start_s)
         if period.small:
             self.until_ms = min(self.until_ms, period.end_s * 1000)
         else:

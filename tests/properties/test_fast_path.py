@@ -121,6 +121,20 @@ def agree(first: tuple[int, bool], steps: list[tuple[Any, Any, Any, Any]]) -> No
     event(f"by an outage policy: {min(fast.degraded_ones // 20 * 20, 100)} or more")
 
 
+def test_a_trial_ends_also_where_a_clock_was_ahead_and_stepped_back() -> None:
+    world = World(fast=True)
+    world.adopt(plan(limit(WIDE), status="trialing", status_until_s=NOON_S + 1_800))
+    for at_s, reason in ((2_400, "payment_required"), (1_200, "allowed"), (1_900, "payment_required")):
+        world.wall = (NOON_S + at_s) * 1_000
+        answers = []
+        for _ in range(4):
+            world.wait(1)
+            answers.append(world.ask(0, b""))
+            world.sync(60, 0, called=False)
+        assert answers[-1][1] == reason
+    assert world.fast_ones
+
+
 PAID = limit(included=6_400, stop=None, beyond="bill", on_outage="open")
 CAPPED_LATER = limit(included=640, stop=6_400, beyond="bill")
 CAPPED = limit(included=6_400, stop=6_400)

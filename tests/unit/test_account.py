@@ -106,6 +106,19 @@ def test_a_clock_that_steps_back_over_a_period_gets_the_period_it_is_in() -> Non
     assert again.limits[0][1] is limit_of(owner, "calls")
 
 
+@pytest.mark.parametrize(
+    "changes", [{"anchor_s": NOON_S + 1800}, {"status": "trialing", "status_until_s": NOON_S + 1800}], ids=repr
+)
+def test_a_clock_that_steps_back_over_a_billing_period_or_a_trial_gets_a_charge_of_then(
+    changes: dict[str, Any],
+) -> None:
+    owner = account(plan(SOFT, **changes))
+    after = owner.charge(ONE, "", "", NOON_S + 1801)
+    before = owner.charge(ONE, "", "", NOON_S + 1799)
+    assert after is not before
+    assert owner.charge(ONE, "", "", NOON_S + 1800) is not before
+
+
 def test_no_charge_refers_to_a_limit_that_departed() -> None:
     """Such a limit never gets a lease again, so its requests would be refused until the charge ends."""
     owner = account()
