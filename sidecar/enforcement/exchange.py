@@ -247,20 +247,24 @@ class ShardExchange:
         account.departed = ()
         speaking = [*leaving, *(state for state in account.states() if self._to_report(state, now_ms))]
         if len(speaking) > limits_max:
-            speaking.sort(key=lambda state: not state.lease.need)  # who waits must not wait for another message
-        urgent = bool(omitted)
+            # Who waits must not wait for another message, nor who may have to soon.
+            speaking.sort(key=lambda state: (not state.lease.need, not state.lease.renewing))
+        alone = set(omitted)  # of which no limit tells since when they wait
+        urgent = False
         limits: list[tuple[LimitState, LeaseReport, int]] = []
         for state in speaking:
             if len(limits) >= limits_max or state.period.series in omitted:
                 omitted.add(state.period.series)
-                urgent = urgent or state in leaving or state.news or state.returns(now_ms, self.terms.lease_rest_ms)
+                alone.discard(state.period.series)
+                urgent = urgent or state in leaving or state.urgent(now_ms, self.terms.lease_rest_ms)
                 continue
             limits.append((state, self._lease_report(state, now_ms, renewing=state not in leaving), state.own))
         departed = dict.fromkeys(state for state, _, _ in limits if state in leaving)
         account.departed += tuple(state for state in leaving if state not in departed)
         if omitted:
             account.rotate(windows, [state for state, _, _ in limits])
-            self.backlogged = self.backlogged or urgent  # what is held on to waits: there would be no end to it
+            # What was said lately waits, and what is only held: there would be no end to it.
+            self.backlogged = self.backlogged or urgent or bool(alone)
             self.touch(account)
         return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sidecar.catalogue.snapshot import LimitRule
 
 IDLE_AFTER_MS = 1_500
+SAID_LATELY_MS = 400
 FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
@@ -193,9 +194,17 @@ class LimitState:
         """Whether it has something to say that it did not say before, or asks for units."""
         return bool(self.own != self.own_reported or self.lease.need or not self.known)
 
-    def returns(self, now_ms: int, rest_ms: int) -> bool:
-        """Whether the next message gives back what is left, since nobody spent of it lately."""
-        return self.left > 0 and self._goes_back(now_ms, rest_ms)
+    def urgent(self, now_ms: int, rest_ms: int) -> bool:
+        """Whether what there is to say of it cannot wait for the next interval.
+
+        Somebody may have to wait for units; or it has news or goes back, and nothing was said of it lately.
+        """
+        lease = self.lease
+        if lease.need or lease.renewing:
+            return True
+        if now_ms - lease.reported_ms < SAID_LATELY_MS:
+            return False
+        return self.news or (self.left > 0 and self._goes_back(now_ms, rest_ms))
 
     def _goes_back(self, now_ms: int, rest_ms: int) -> bool:
         idle_ms = now_ms - self.lease.own_changed_ms

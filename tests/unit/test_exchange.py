@@ -505,15 +505,24 @@ def test_one_message_asks_for_the_next_minute_of_every_tenant_in_it() -> None:
     assert begun == [[(NOON_S, False), (NOON_S + 60, True)]] * 2
 
 
-def busy_users(shard: ShardExchange, users: int) -> Account:
-    """A tenant each of whose users has a lease of the minute that is about to end."""
-    owner = Account(plan(limit(period="minute", scope="user", included=800, stop=800)), shard)
+def busy_users(shard: ShardExchange, users: int, period: str = "minute") -> Account:
+    """A tenant each of whose users has a lease, of the minute that is about to end."""
+    owner = Account(plan(limit(period=period, scope="user", included=800, stop=800)), shard)
     for number in range(users):
-        [(_, state, _)] = owner.charge(ONE, "", f"u{number}", NOON_S).limits
-        state.left = 10
-        state.spend(1)
+        spent(owner, f"u{number}").left = 10
     shard.touch(owner)
     return owner
+
+
+def spent(owner: Account, user: str) -> LimitState:
+    """The limit of a user who has just spent a unit of it."""
+    charge = owner.charge(ONE, "", user, NOON_S)
+    for account, series, units in charge.series:
+        window = owner.exchange.window(account, (series, account.period(NOON_S), NOON_S // 3600))
+        window.view[window.index] += units
+    [(_, state, _)] = charge.limits
+    state.spend(1)
+    return state
 
 
 def test_the_minutes_of_many_users_go_on_with_as_many_messages_as_they_need() -> None:
@@ -542,11 +551,12 @@ def test_who_waits_is_in_the_next_message_however_many_others_have_something_to_
     assert len(message.parts[0].leases) == LIMITS_PER_SYNC
 
 
-def answered(shard: ShardExchange, units: int, now_ms: int = NOW_MS, **changes: object) -> None:
+def answered(shard: ShardExchange, units: int, now_ms: int = NOW_MS, **changes: object) -> SyncMessage:
     """A call that grants so many units of each limit."""
     message, sent = composed(shard, now_ms)
     leases = [lease(units)] * sum(len(part.leases) for part in message.parts)
     applied(shard, message, sent, reply(message, *leases, **changes), now_ms, now_ms)  # type: ignore[arg-type]
+    return message
 
 
 def test_leases_beyond_a_message_that_are_only_held_wait_for_the_next_interval() -> None:
@@ -577,6 +587,37 @@ def test_leases_beyond_a_message_that_nobody_spends_of_go_back_without_a_pause()
         calls += 1
     assert calls == 4
     assert not any(state.left for state in owner.limits.values())
+
+
+@pytest.mark.parametrize("period", ["minute", "hour"])  # an hour's has windows, too
+def test_users_that_spend_on_are_each_told_of_once_an_interval(period: str) -> None:
+    """Or one message would follow the other without a pause for as long as more are active than one has room for."""
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    owner = busy_users(shard, 4 * LIMITS_PER_SYNC, period)
+    users = [state.id for state in owner.limits.values()]
+    for at_ms in (NOW_MS, NOW_MS + 500):
+        said: list[str] = []
+        calls = 0
+        while shard.backlogged or not calls:
+            for user in users:
+                spent(owner, user.partition(":")[2])
+            shard.touch(owner)
+            [part] = answered(shard, 10, at_ms).parts
+            said += [one.id for one in part.leases]
+            calls += 1
+            assert calls <= 5
+        assert set(said) == set(users)
+
+
+def test_a_lease_that_runs_low_is_in_the_next_message_however_many_others_have_something_to_say() -> None:
+    shard = exchange()
+    exchanged(shard, NOW_MS)
+    owner = busy_users(shard, 4 * LIMITS_PER_SYNC)
+    low = list(owner.limits.values())[-1]
+    low.own_lease().renewing = True
+    [part] = composed(shard, NOW_MS)[0].parts
+    assert part.leases[0].id == low.id
 
 
 @pytest.mark.parametrize("accepted", [True, False])  # of a writer that retired nothing is
