@@ -191,11 +191,13 @@ class ShardExchange:
         Each is consistent in itself: decisions may come between two. ``backlogged`` says afterwards that more waits.
         """
         self.spendable(now_ms)
-        self.composed_ms, self.backlogged = now_ms, False
+        self.composed_ms = now_ms
         # Leases of the next second or minute are asked for ahead only where tenants are in use.
         used = bool(self._touched)
         most = WOKEN_PER_SYNC if used else WOKEN_UNUSED
         self._wake(self.resting.wake_due(now_ms, self.wall_s, most, used=used))
+        # Not counting those whose reports Redis refuses: they would be said again and again.
+        self.backlogged = len(self._touched) - len(self._refused_since_ms) > TENANTS_PER_SYNC
         accounts = dict.fromkeys(islice(self._touched, TENANTS_PER_SYNC))
         accounts |= dict.fromkeys(islice(self._holders, TENANTS_PER_SYNC - len(accounts)))
         windows, limits = WINDOWS_PER_SYNC, LIMITS_PER_SYNC

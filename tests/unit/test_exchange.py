@@ -351,9 +351,19 @@ def test_more_tenants_than_fit_take_turns() -> None:
     shard = exchange()
     for number in range(TENANTS_PER_SYNC + 10):
         touched(shard, f"t{number}")
-    first, _ = composed(shard, NOW_MS)
-    second, _ = composed(shard, NOW_MS)
-    assert [len(message.parts) for message in (first, second)] == [TENANTS_PER_SYNC, 10]
+    said = [(len(composed(shard, NOW_MS)[0].parts), shard.backlogged) for _ in range(2)]
+    assert said == [(TENANTS_PER_SYNC, True), (10, False)]
+
+
+def test_more_tenants_than_fit_are_not_told_of_without_a_pause_while_redis_refuses_it() -> None:
+    """What they wait for is a newer snapshot."""
+    shard = exchange()
+    for number in range(TENANTS_PER_SYNC + 10):
+        touched(shard, f"t{number}")
+    for _ in range(4):
+        message, sent = composed(shard, NOW_MS)
+        applied(shard, message, sent, reply(message, revision=2), NOW_MS, NOW_MS)
+    assert not shard.backlogged
 
 
 def test_holders_beyond_one_message_take_turns() -> None:
