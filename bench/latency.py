@@ -81,8 +81,10 @@ def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[st
         hot = names[:HOT]
         # Every tenant is in the worker's memory from here on.
         open_loop.warm(dev.authz_port, names)
+        time.sleep(SETTLE_S)  # until Redis has been told of all of them
         if not rate:
-            most, _ = wrk.drive(f"{dev.at.authz}/", steady.script(hot), 2, open_loop.CONNECTIONS)
+            script, most_lost = steady.script(hot), open_loop.LOST_MAX
+            most, _ = wrk.drive(f"{dev.at.authz}/", script, 2, open_loop.CONNECTIONS, refused_max=most_lost)
             rate = int(most / 2)
         found["rate"] = rate
         with listener.serving("floor") as server, place.alone(server.pid):

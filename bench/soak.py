@@ -5,7 +5,8 @@ full speed just before, or at ``--rate``. Many tenants, some of whom have reache
 each. Looked at: private memory and descriptors of every process, Redis' memory and keys, the journal. The first quarter
 is the warming up; then the median of the first third must be that of the last third, but for a few percent.
 
-Redis keeps one window for each tenant, metric and hour, so a new hour brings new ones; they are told and not judged.
+Redis keeps one window for each tenant, metric and hour, so a new hour brings new ones; and what is used of a limit of
+a minute for two minutes or three, depending on when somebody looks. Both are told and not judged.
 Afterwards the ledger must have what wrk saw allowed. Prints one JSON line; exit 1 when something grew.
 
     python bench/soak.py [--minutes 60] [--rate 0]
@@ -46,6 +47,7 @@ FULL_S = 5
 SAMPLES = 120
 WARMING = 0.25
 KEYS = Keyspace()
+MINUTE = "burst"  # the name of the limit of a minute
 CATALOGUE = """
 default_plan: standard
 identity:
@@ -140,9 +142,13 @@ def look(dev: SidecarDev) -> dict[str, float]:
             found[f"{name}.memory_kb"] = float(re.findall(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)[0])
         found[f"{name}.descriptors"] = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     with redis.Redis.from_url(dev.at.redis) as client:
-        windows = sum(1 for _ in client.scan_iter(match="sc:*:window:*", count=1_000))
+        windows, minutes = (
+            sum(1 for _ in client.scan_iter(match=match, count=1_000))
+            for match in ("sc:*:window:*", f"sc:*:limit:*:{MINUTE}:*")
+        )
         found["redis.windows"] = windows
-        found["redis.keys"] = client.dbsize() - windows
+        found["redis.minutes"] = minutes
+        found["redis.keys"] = client.dbsize() - windows - minutes
         found["redis.memory_kb"] = client.info("memory")["used_memory"] / 1024
     journals = (dev.state / "journals").glob("*")
     found["worker.journal_kb"] = sum(path.stat().st_blocks for path in journals) / 2
@@ -197,6 +203,7 @@ def soak(minutes: float, rate: int) -> dict[str, Any]:
         "allowed": allowed,
         "ledger": counted,
         "windows": samples[-1]["redis.windows"],
+        "minutes": [min(one["redis.minutes"] for one in samples), max(one["redis.minutes"] for one in samples)],
         "quantities": {name: [change.first, change.last, change.most] for name, change in changes.items()},
         "not_flat": [name for name, change in changes.items() if not change.flat],
     }

@@ -15,6 +15,7 @@ from sidecar.enforcement.rest import Resting
 from sidecar.enforcement.sent import Sent
 from sidecar.enforcement.succession import at_rest
 from sidecar.enforcement.terms import Terms
+from sidecar.enforcement.urgency import urgent
 from sidecar.store.messages import LeaseReport, SyncMessage, SyncReply, TenantReply, TenantReport
 from sidecar.usage.window import NO_MARK, Mark, Span, Window, WindowKey
 
@@ -252,13 +253,13 @@ class ShardExchange:
             # Who waits must not wait for another message, nor who may have to soon.
             speaking.sort(key=lambda state: (not state.lease.need, not state.lease.renewing))
         alone = set(omitted)  # of which no limit tells since when they wait
-        urgent = False
+        pressing = False
         limits: list[tuple[LimitState, LeaseReport, int]] = []
         for state in speaking:
             if len(limits) >= limits_max or state.period.series in omitted:
                 omitted.add(state.period.series)
                 alone.discard(state.period.series)
-                urgent = urgent or state in leaving or state.urgent(now_ms, self.terms.lease_rest_ms)
+                pressing = pressing or state in leaving or urgent(state, now_ms, self.terms.lease_rest_ms)
                 continue
             limits.append((state, self._lease_report(state, now_ms, renewing=state not in leaving), state.own))
         departed = dict.fromkeys(state for state, _, _ in limits if state in leaving)
@@ -266,7 +267,7 @@ class ShardExchange:
         if omitted:
             account.rotate(windows, [state for state, _, _ in limits])
             # What was said lately waits, and what is only held: there would be no end to it.
-            self.backlogged = self.backlogged or urgent or bool(alone)
+            self.backlogged = self.backlogged or pressing or bool(alone)
             self.touch(account)
         return Sent(account, account.rev, [(window, window.value) for window in windows], limits, tuple(departed))
 

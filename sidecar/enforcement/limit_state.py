@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sidecar.catalogue.snapshot import LimitRule
 
 IDLE_AFTER_MS = 1_500
-SAID_LATELY_MS = 400
 FORGET_AFTER_MS = 60_000
 CONTENDED_FOR_MS = 200
 CALLED_RESERVE_MS = 100
@@ -39,16 +38,7 @@ class LimitState:
     way makes ``calm`` 0, so that the fast path looks closely again.
     """
 
-    __slots__ = (
-        "_own",
-        "_told",
-        "_used",
-        "calm",
-        "lease",
-        "own_reported",
-        "pending",
-        "period",
-    )
+    __slots__ = ("_own", "_told", "_used", "calm", "lease", "own_reported", "pending", "period")
 
     def __init__(self, period: LimitPeriod) -> None:
         self.period = period
@@ -194,19 +184,8 @@ class LimitState:
         """Whether it has something to say that it did not say before, or asks for units."""
         return bool(self.own != self.own_reported or self.lease.need or not self.known)
 
-    def urgent(self, now_ms: int, rest_ms: int) -> bool:
-        """Whether what there is to say of it cannot wait for the next interval.
-
-        Somebody may have to wait for units; or it has news or goes back, and nothing was said of it lately.
-        """
-        lease = self.lease
-        if lease.need or lease.renewing:
-            return True
-        if now_ms - lease.reported_ms < SAID_LATELY_MS:
-            return False
-        return self.news or (self.left > 0 and self._goes_back(now_ms, rest_ms))
-
-    def _goes_back(self, now_ms: int, rest_ms: int) -> bool:
+    def goes_back(self, now_ms: int, rest_ms: int) -> bool:
+        """Whether nobody spent of it lately, so that what is left is of use to others."""
         idle_ms = now_ms - self.lease.own_changed_ms
         return idle_ms >= IDLE_AFTER_MS and not (self._may_rest and idle_ms < rest_ms)
 
@@ -294,7 +273,7 @@ class LimitState:
                 rate = spent * 1000 // max(elapsed_ms, 20)
                 lease.rate_per_s = max(rate, lease.rate_per_s * 7 // 8 if elapsed_ms < IDLE_AFTER_MS else 0)
             if period.leased:
-                if not renewing or self._goes_back(now_ms, rest_ms):
+                if not renewing or self.goes_back(now_ms, rest_ms):
                     lease.units = 0
                 elif now_ms - lease.own_changed_ms >= IDLE_AFTER_MS:
                     lease.target = period.first
