@@ -203,7 +203,7 @@ def soak(minutes: float, rate: int) -> dict[str, Any]:
         "allowed": allowed,
         "ledger": counted,
         "windows": samples[-1]["redis.windows"],
-        "minutes": [min(one["redis.minutes"] for one in samples), max(one["redis.minutes"] for one in samples)],
+        "minute_keys": [min(one["redis.minutes"] for one in samples), max(one["redis.minutes"] for one in samples)],
         "quantities": {name: [change.first, change.last, change.most] for name, change in changes.items()},
         "not_flat": [name for name, change in changes.items() if not change.flat],
     }
