@@ -1,6 +1,7 @@
 """A ledger with billed tenants and a Stripe stand-in, and forwarders that a test drives itself.
 
-The clocks of both move together and only when the test says so.
+The clocks of both move together and only when the test says so. They begin at half past an hour, in which there are
+minutes for several deltas.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Forwarding:
                 f"quota_{metric}",
             )
         await self.see_time()
+        await self.to((self.now_s // HOUR_S + 1) * HOUR_S + HOUR_S // 2)
 
     def api(self, timeout_s: float = 30) -> StripeApi:
         """Another client of the stand-in."""

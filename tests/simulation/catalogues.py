@@ -11,6 +11,9 @@ from sidecar.catalogue.compiled import decode
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.model import Catalogue, RouteRule
 from sidecar.catalogue.routes import RouteTable
+from sidecar.catalogue.snapshot import LimitRule
+from sidecar.ledger import projection
+from sidecar.ledger.tenants import TenantRow
 
 _TEXT = """
 default_plan: low
@@ -103,6 +106,13 @@ def catalogue(text: str, name: str = "") -> Catalogue:
 def decoded(compiled: bytes, text: str) -> Catalogue | None:
     """Stands in for the decoder of compiled catalogues: every worker reads the same few."""
     return decode(compiled, text)
+
+
+@cache
+def limits(text: str, tenant: str, plan: str, parent: str, shard: int) -> tuple[LimitRule, ...]:
+    """Those of a tenant on a plan, as the flusher projects them."""
+    about = (tenant, plan, "active", 0, parent, 0, 1, False, "put", 1, 0, shard, 0, 0)
+    return projection.snapshot(catalogue(text), TenantRow(*about, 1, {})).limits
 
 
 _compiled: dict[int, tuple[tuple[RouteRule, ...], RouteTable]] = {}  # by the id of routes that are kept beside it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cache
 
 from sidecar.catalogue.period import bounds
 from sidecar.catalogue.snapshot import LimitRule
@@ -13,8 +12,6 @@ from sidecar.enforcement.decision import Decision
 from sidecar.enforcement.kept import HOURS_KEPT
 from sidecar.enforcement.limit_state import IDLE_AFTER_MS
 from sidecar.enforcement.synchroniser import HOUR_MS, RESTING_POLL_MS
-from sidecar.ledger import projection
-from sidecar.ledger.tenants import TenantRow
 from sidecar.store import snapshots
 from sidecar.usage.journal import SUFFIX
 from tests.simulation.catalogues import TEXTS, catalogue
@@ -176,10 +173,9 @@ def check_plans(world: World) -> None:
 def stale_plans(world: World) -> list[str]:
     """Who has another plan than the ledger."""
     stale = []
-    text = world.postgres.tables.plans[-1][1]
     for tenant in TENANTS:
         row = world.postgres.tables.tenants[tenant]
-        wanted = _limits(text, tenant, row["plan"], row["parent"], row["shard"])
+        wanted = world.ledger_says(tenant)
         document = world.redis.command(b"HGET", (world.keys.tenant(tenant), "doc"))
         found = snapshots.decode(document) if document is not None else None
         if found is None or found.limits != wanted:
@@ -192,13 +188,6 @@ def stale_plans(world: World) -> list[str]:
                 rev = account.rev
                 stale.append(f"{worker.process.name} has rev {rev} of {tenant}, not {row['rev']}")
     return stale
-
-
-@cache
-def _limits(text: str, tenant: str, plan: str, parent: str, shard: int) -> tuple[LimitRule, ...]:
-    """The limits of a tenant on a plan, as the flusher projects them."""
-    about = (tenant, plan, "active", 0, parent, 0, 1, False, "put", 1, 0, shard, 0, 0)
-    return projection.snapshot(catalogue(text), TenantRow(*about, 1, {})).limits
 
 
 def check_caps_usable(world: World) -> None:

@@ -101,6 +101,19 @@ def test_a_worker_whose_own_retirement_was_carried_out_is_watched_from_then_on(w
     worker.kill(torn=False)
 
 
+def test_a_cap_that_is_in_force_but_not_yet_published_is_not_exceeded() -> None:
+    oracle, redis = judging(), server("one")
+    oracle.published(redis, structs.replace(oracle.snapshots["acme"], rev=2, limits=(structs.replace(DAILY, stop=5),)))
+    state = mock.Mock(id="calls", rule=DAILY, period=mock.Mock(start_s=DAY_S, small=False))
+    oracle.used["acme", "api"][0, HOUR] = 7
+    oracle.ledger_says = lambda _tenant: (structs.replace(DAILY, stop=7),)
+    oracle._check(KEY, state)
+    assert oracle.violations == []
+    oracle.ledger_says = lambda _tenant: (structs.replace(DAILY, period="month"), structs.replace(DAILY, stop=6))
+    oracle._check(KEY, state)
+    assert [about.partition(":")[0] for about in oracle.violations] == ["L1"]
+
+
 def retire(world: World, sender: Worker, writer: str) -> None:
     """The server has run the script for a message of this process."""
     context = msgspec.msgpack.encode([TAG, 0, f"{sender.process.name}-7"])

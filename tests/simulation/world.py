@@ -22,6 +22,7 @@ import sidecar.ledger.projector
 import sidecar.store.client
 import sidecar.usage.journal
 import sidecar.usage.recovery
+from sidecar.catalogue.snapshot import LimitRule
 from sidecar.enforcement.decision import Decision
 from sidecar.ledger.flusher import Flusher, FlushTerms
 from sidecar.store.client import Store
@@ -30,7 +31,7 @@ from sidecar.telemetry import FlusherCounters
 from sidecar.usage.recovery import inspect
 from sidecar.usage.window import WindowKey
 from tests.simulation import lua
-from tests.simulation.catalogues import PLANS, SMALL_TEXTS, TEXTS, catalogue, compiled_routes, decoded
+from tests.simulation.catalogues import PLANS, SMALL_TEXTS, TEXTS, catalogue, compiled_routes, decoded, limits
 from tests.simulation.clock import MachineClock
 from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
@@ -116,6 +117,7 @@ class World:
         self.oracle.hold_ms = TERMS.reclaim_after_ms
         self.oracle.silent_after_ms = TERMS.reclaim_after_ms - MESSAGE_MS
         self.oracle.ledger_has = self.ledger_has
+        self.oracle.ledger_says = self.ledger_says
         self.oracle.lost_state = lambda: self.lost_state > 0
         self.oracle.minutes.workers = self.workers
         self.oracle.minutes.latest_ms = lambda: self.start_ms + self.loop.elapsed_ms + self.redis_wrong_most_ms
@@ -181,6 +183,11 @@ class World:
     def ledger_has(self, key: WindowKey, writer: str) -> int:
         metric, _, scope = key.series.partition("@")
         return self.postgres.tables.amount((key.tenant, metric, scope, key.period, key.hour, writer))
+
+    def ledger_says(self, tenant: str) -> tuple[LimitRule, ...]:
+        """The limits of a tenant by the plan and the catalogue that are in force, known to others or not."""
+        text, row = self.postgres.tables.plans[-1][1], self.postgres.tables.tenants[tenant]
+        return limits(text, tenant, row["plan"], row["parent"], row["shard"])
 
     def restore_postgres(self, backup: Tables) -> None:
         self.postgres.restore(backup)
