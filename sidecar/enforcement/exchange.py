@@ -206,7 +206,8 @@ class ShardExchange:
         for account in accounts:
             if windows <= 0 or limits <= 0:
                 # Holders that have nothing new wait for the next one; so do those that just spoke, unless they said so.
-                self.backlogged = self.backlogged or not spoke.issuperset(self._touched)
+                told = spoke | self._refused_since_ms.keys()
+                self.backlogged = self.backlogged or not told.issuperset(self._touched)
                 break
             spoke.add(account)
             yield (one := self._report(account, now_ms, windows, limits))

@@ -355,15 +355,22 @@ def test_more_tenants_than_fit_take_turns() -> None:
     assert said == [(TENANTS_PER_SYNC, True), (10, False)]
 
 
-def test_more_tenants_than_fit_are_not_told_of_without_a_pause_while_redis_refuses_it() -> None:
+@pytest.mark.parametrize("limits", [1, 5])
+def test_more_tenants_than_fit_are_not_told_of_without_a_pause_while_redis_refuses_it(limits: int) -> None:
     """What they wait for is a newer snapshot."""
     shard = exchange()
+    several = [limit(HARD, name=f"l{number}", included=1_000, stop=1_000) for number in range(limits)]
     for number in range(TENANTS_PER_SYNC + 10):
-        touched(shard, f"t{number}")
-    for _ in range(4):
+        owner = Account(plan(*several, tenant=f"t{number}"), shard)
+        owner.charge(ONE, "", "", NOON_S)
+        shard.touch(owner)
+    calls = 0
+    while shard.backlogged or not calls:
         message, sent = composed(shard, NOW_MS)
         applied(shard, message, sent, reply(message, revision=2), NOW_MS, NOW_MS)
-    assert not shard.backlogged
+        calls += 1
+        assert calls <= TENANTS_PER_SYNC * limits // LIMITS_PER_SYNC + 2
+    assert calls > 1
 
 
 def test_holders_beyond_one_message_take_turns() -> None:

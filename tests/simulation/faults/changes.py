@@ -6,9 +6,17 @@ from random import Random
 
 from tests.simulation.catalogues import PLANS
 from tests.simulation.faults.blows import Blows
-from tests.simulation.world import TENANTS
+from tests.simulation.world import TENANTS, World
 
 HOURS_LEAPT = (1, 2, 5, 23, 30, 46, 48, 60, 24 * 41)
+
+
+def change_plan(world: World, draw: Random) -> None:
+    """Another plan for somebody, drawn from that stream, and told of."""
+    if world.postgres.up:
+        tenant, plan = draw.choice(TENANTS), draw.choice(PLANS)
+        world.count("plan changed", f"{tenant} to {plan}")
+        world.postgres.put_tenant(tenant, plan=plan)
 
 
 class Changes(Blows):
@@ -20,10 +28,7 @@ class Changes(Blows):
             self._world.postgres.put_tenant(draw.choice(TENANTS), plan=draw.choice(PLANS))
 
     def change_plan(self) -> None:
-        if self._world.postgres.up:
-            tenant, plan = self._random.choice(TENANTS), self._random.choice(PLANS)
-            self._world.count("plan changed", f"{tenant} to {plan}")
-            self._world.postgres.put_tenant(tenant, plan=plan)
+        change_plan(self._world, self._random)
 
     def change_catalogue(self) -> None:
         if self._world.postgres.up:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.simulation.catalogues import PLANS
+from tests.simulation.faults.changes import change_plan
 from tests.simulation.world import TENANTS, World
 
 # Around the periods' lengths, and more and less than what a lease is asked for ahead.
@@ -58,10 +58,7 @@ class Steps:
 
     def change(self) -> None:
         """A tenant loses such a limit, gets one, or another one under its name."""
-        if self._world.postgres.up:
-            tenant, plan = self._random.choice(TENANTS), self._random.choice(PLANS)
-            self._world.count("plan changed", f"{tenant} to {plan}")
-            self._world.postgres.put_tenant(tenant, plan=plan)
+        change_plan(self._world, self._random)
 
     def burst(self) -> None:
         """One tenant asks all workers at once, as at the begin of a minute."""
