@@ -1,4 +1,4 @@
-"""The ledger's tables in memory, and the named queries that a flusher's pass uses, with transactions.
+"""The ledger in memory: the named queries that a flusher's pass uses, with transactions.
 
 Guarantees: a transaction takes effect as a whole or not at all; a shard's lock is held until its end. ``watch`` is told
             of every commit, so that nothing counted can decrease unseen (C2).
@@ -11,54 +11,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-import msgspec
-
 from sidecar.errors import LedgerUnavailable
 from sidecar.ledger.shard import ShardTransaction
 from tests.simulation.scheduler import Process
+from tests.simulation.tables import CounterKey, Tables
 
-CounterKey = tuple[str, str, str, int, int, str]
-WindowOf = tuple[str, str, str, int, int]
 FOLDED_AFTER_HOURS = 72  # fold_horizon()
-
-
-class Tables(msgspec.Struct):
-    """Everything a backup holds."""
-
-    counters: dict[CounterKey, int] = {}
-    folded: dict[WindowOf, dict[str, int]] = {}
-    tenants: dict[str, dict[str, Any]] = {}
-    plans: list[tuple[int, str]] = []
-    folded_before: int = 0  # hour
-    shards: dict[int, list[Any]] = {}
-    doubted: dict[int, bool] = {}
-    revision: int = 0
-
-    def copy(self) -> Tables:
-        tenants = {name: dict(row) for name, row in self.tenants.items()}
-        shards = {shard: list(state) for shard, state in self.shards.items()}
-        return Tables(
-            dict(self.counters),
-            dict(self.folded),
-            tenants,
-            list(self.plans),
-            self.folded_before,
-            shards,
-            dict(self.doubted),
-            self.revision,
-        )
-
-    def amount(self, key: CounterKey) -> int:
-        """What one writer counted in a window, folded or not."""
-        return self.counters.get(key, 0) + self.folded.get(key[:5], {}).get(key[5], 0)
-
-    def counted(self) -> dict[CounterKey, int]:
-        """What every writer counted, folded or not."""
-        found = dict(self.counters)
-        for window, marks in self.folded.items():
-            for writer, amount in marks.items():
-                found[*window, writer] = found.get((*window, writer), 0) + amount
-        return found
 
 
 class Postgres:

@@ -35,9 +35,10 @@ from tests.simulation.catalogues import PLANS, SMALL_TEXTS, TEXTS, catalogue, co
 from tests.simulation.clock import MachineClock
 from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
-from tests.simulation.postgres import CounterKey, MemoryLedger, Postgres, Tables
+from tests.simulation.postgres import MemoryLedger, Postgres
 from tests.simulation.redis import MemoryRedis
 from tests.simulation.scheduler import Process, Step, VirtualLoop, current, virtual
+from tests.simulation.tables import CounterKey, Tables
 from tests.simulation.witness import Witness
 from tests.simulation.worker import SHARDS, TERMS, Worker
 

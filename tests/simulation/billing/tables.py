@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
-from tests.simulation.postgres import Postgres, Tables
+from tests.simulation.postgres import Postgres
+from tests.simulation.tables import Tables
 
 Lane = tuple[str, str]
 NEVER = 2**60

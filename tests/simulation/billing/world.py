@@ -36,8 +36,9 @@ from tests.simulation.billing.stripe import StripeServer
 from tests.simulation.billing.tables import Customer, Meters, Outbox, OutboxRow, OutboxServer
 from tests.simulation.clock import MachineClock
 from tests.simulation.network import below
-from tests.simulation.postgres import CounterKey, MemoryLedger
+from tests.simulation.postgres import MemoryLedger
 from tests.simulation.scheduler import Process, Step, VirtualLoop, virtual
+from tests.simulation.tables import CounterKey
 
 EPOCH_S = 1_772_366_400  # 2026-03-01 12:00:00 UTC
 SHARDS = 2

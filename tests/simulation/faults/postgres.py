@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.simulation.faults.blows import Blows
-from tests.simulation.postgres import Tables
+from tests.simulation.tables import Tables
 from tests.simulation.worker import SHARDS
 
 
