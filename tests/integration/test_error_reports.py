@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing.outbox import rejection
+from sidecar.billing.outbox import fate, lanes, rejection
+from sidecar.billing.outbox.delta import Window
 from sidecar.billing.outbox.error_reports import ErrorReports
+from sidecar.billing.outbox.lanes import Release
+from sidecar.billing.outbox.row import Row
 from sidecar.billing.reconciliation import mending
 from sidecar.embedded.stripe import stream
 from sidecar.embedded.stripe.events import Told
@@ -147,6 +150,64 @@ async def test_rows_that_did_count_stay_delivered_when_a_report_leaves_them_in_d
     assert await place.states() == {"delivered": 1}
     assert (await place.rows())[0]["identifier"] == row["identifier"]
     await place.agree()
+
+
+async def record(place: Forwarding, row: Any) -> None:
+    """A forwarder records the answer that an event was taken, maybe again, since its first commit was not confirmed."""
+    window = Window(row["tenant"], row["metric"], int(row["period"].timestamp()), int(row["hour"].timestamp()))
+    at_s, deadline_s = int(row["at"].timestamp()), int(row["deadline"].timestamp())
+    told = Row(window, 1, row["value"], row["identifier"], row["attempt"], row["tries"], 0, at_s, deadline_s, 0, 0)
+    async with place.ledger.transaction() as tx:
+        await lanes.record(tx, [fate.delivered(told)], [Release("lost", window.tenant, window.metric)])
+
+
+async def test_an_answer_that_is_recorded_after_the_report_of_a_row_does_not_overrule_it(place: Forwarding) -> None:
+    await refused_later(place, "meter_event_customer_not_found")
+    await place.sql("update stripe_outbox set tries = 2")  # nobody knows which of the calls the report is about
+    [row] = await place.rows()
+    await handle(place)
+    await record(place, row)
+    assert await place.states() == {"in_doubt": 1}
+    await place.advance(HOUR_S)
+    await place.count("a", 1)
+    await place.forwarder().flush()
+    await place.advance(HOUR_S)
+    for _ in range(2):
+        await place.forwarder().flush()
+    await place.agree()
+    assert await place.states() == {"delivered": 2}
+
+
+async def test_an_answer_that_is_recorded_after_its_row_was_set_aside_changes_nothing(place: Forwarding) -> None:
+    await refused_later(place, "meter_event_invalid_value")
+    [row] = await place.rows()
+    await handle(place)
+    await record(place, row)
+    assert await place.states() == {"parked": 1}
+
+
+@pytest.mark.parametrize("state", ["delivered", "sending"])
+async def test_an_answer_that_is_recorded_after_a_report_without_names_does_not_overrule_it(
+    place: Forwarding, state: str
+) -> None:
+    await place.count("a", 7)
+    await place.forwarder().flush()
+    await place.sql("update stripe_outbox set state = $1", state)
+    [row] = await place.rows()
+    lost = Told("quota_api_calls", {}, "of-another-program", 0, "v1")
+    stream.report(place.stripe.standin.account, place.meters["api_calls"], [(lost, "archived_meter", "refused")] * 2)
+    await handle(place)
+    await record(place, row)
+    assert await place.states() == {"in_doubt": 1}
+
+
+async def test_an_answer_that_is_recorded_late_counts_where_nothing_was_reported(place: Forwarding) -> None:
+    await place.count("a", 7)
+    await place.forwarder().flush()
+    await place.sql("update stripe_outbox set state = 'in_doubt', delivered = null, look_at = now()")
+    [row] = await place.rows()
+    await record(place, row)
+    assert await place.states() == {"delivered": 1}
 
 
 async def test_a_report_about_a_meter_of_somebody_else_concerns_nobody_here(place: Forwarding) -> None:

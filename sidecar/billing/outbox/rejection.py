@@ -2,7 +2,8 @@
 
 Guarantees: what certainly never counted is sent again under a new identifier, or set aside with the reason when that
             cannot help. When the event was sent more than once, nobody knows which of the calls a report is about:
-            then the summaries tell. The same report twice changes nothing.
+            then the summaries tell. The same report twice changes nothing, and nothing does an answer of before the
+            report that is recorded after it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ async def rejected(tx: Transaction, key: str, code: str, message: str) -> bool:
         return True
     if state == "sending":
         raise Conflict(f"the event {identifier_of(key)} is being sent again; take the report in a few minutes")
+    await tx.rows("mark_reported", identifier_of(key))
     window = Window(tenant, metric, period_s, hour_s)
     reason = f"Stripe reported {code}: {message}"
     if tries > 1:

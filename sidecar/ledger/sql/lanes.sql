@@ -106,7 +106,8 @@ for update of l;
 
 -- name: record_fates
 -- Records what became of rows; an older try of a row that somebody else tries by now only counts if it was delivered.
--- Then it lies where it was sent, which a ledger that was restored meanwhile may not know.
+-- Then it lies where it was sent, which a ledger that was restored meanwhile may not know. Of an event that was reported
+-- meanwhile an answer says nothing: that it was taken is known.
 update stripe_outbox as o
 set state = f.state, reason = f.reason, replays = o.replays + f.replays,
     at = case when f.state = 'delivered' then to_timestamp(f.at_s) else o.at end,
@@ -118,7 +119,7 @@ from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::t
     as f (tenant, metric, period_s, hour_s, number, identifier, state, reason, replays, no_effect, ours, at_s)
 where o.tenant = f.tenant collate "C" and o.metric = f.metric collate "C" and o.period = to_timestamp(f.period_s)
     and o.hour = to_timestamp(f.hour_s) and o.number = f.number and o.identifier = f.identifier collate "C"
-    and (f.ours and o.state = 'sending' or f.state = 'delivered' and o.state <> 'delivered');
+    and (f.ours and o.state = 'sending' or f.state = 'delivered' and o.state <> 'delivered' and o.reported is null);
 
 -- name: release_lanes
 -- Gives claimed lanes back, with what they have to do next.

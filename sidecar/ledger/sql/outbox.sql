@@ -137,10 +137,15 @@ update billing_customers set looked = true where tenant = any($1::text[]);
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, attempt, state, tries
 from stripe_outbox where identifier = $1 for update;
 
+-- name: mark_reported
+-- Notes that Stripe reported an event as not counted after it had taken it.
+update stripe_outbox set reported = ledger_now() where identifier = $1;
+
 -- name: new_attempts
 -- Gives rows of which certainly nothing arrived a new identifier, and has them sent again.
 update stripe_outbox as o set identifier = n.identifier, attempt = o.attempt + 1, state = 'waiting', reason = n.reason,
-    first_sent = null, last_sent = null, look_at = null, delivered = null, replays = 0, tries = 0
+    first_sent = null, last_sent = null, look_at = null, delivered = null, reported = null, replays = 0,
+    tries = 0
 from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::text[], $7::text[])
     as n (tenant, metric, period_s, hour_s, number, identifier, reason)
 where o.tenant = n.tenant collate "C" and o.metric = n.metric collate "C" and o.period = to_timestamp(n.period_s)

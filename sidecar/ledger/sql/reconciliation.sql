@@ -148,10 +148,11 @@ where d.span = 'day'
 group by 1;
 
 -- name: doubt_deliveries
--- Leaves what was delivered to some meters (or to all) within a time to the summaries, since some of it did not count.
-update stripe_outbox as o set state = 'in_doubt', reason = $5, delivered = null,
+-- Leaves what was sent to some meters (or to all) within a time to the summaries, since some of it did not count.
+-- What is still called sending may have its answer already.
+update stripe_outbox as o set state = 'in_doubt', reason = $5, delivered = null, reported = ledger_now(),
     look_at = ledger_now() + make_interval(secs => $6::int)
-where o.state = 'delivered' and not o.adopted and ($1::text[] is null or o.metric = any($1::text[]))
+where o.state in ('delivered', 'sending') and not o.adopted and ($1::text[] is null or o.metric = any($1::text[]))
     and o.last_sent >= to_timestamp($2::bigint) and o.last_sent <= to_timestamp($3::bigint)
     and o.identifier <> all($4::text[]) and o.at > ledger_now() - interval '35 days'
 returning o.tenant, o.metric, extract(epoch from o.deadline)::bigint;

@@ -10,7 +10,7 @@ from unittest import mock
 
 from msgspec import structs
 
-from sidecar.billing.outbox import delta, fate, lanes, outbox, schedule, settlement
+from sidecar.billing.outbox import delta, fate, lanes, outbox, rejection, schedule, settlement
 from sidecar.billing.outbox.meter_events import MeterEvents
 from sidecar.ledger import epochs
 from sidecar.ledger.epochs import Epochs
@@ -105,6 +105,9 @@ BILLING: dict[str, Patch] = {
     ),
     "429 taken as certainly without effect": method(
         fate, "failed", ('"busy", "waiting", reason, slow', '"busy", "waiting", reason, no_effect=True, slow')
+    ),
+    "a report is overruled by an answer that is recorded after it": method(
+        rejection, "rejected", ('await tx.rows("mark_reported", identifier_of(key))', "pass")
     ),
     "a restored ledger is trusted": _trusting,
     "nobody vouches for the ledger": replaced(Epochs, "vouches", lambda *_: True),

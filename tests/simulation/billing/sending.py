@@ -116,7 +116,8 @@ class Sending(LaneTransaction):
         for index, row in self._keyed(columns):
             identifier, state, reason, replays, no_effect, ours, at_s = (column[index] for column in columns[5:12])
             ours = ours and row.state == "sending"
-            if row.identifier != identifier or not (ours or (state == "delivered" != row.state)):
+            news = state == "delivered" != row.state and row.reported is None
+            if row.identifier != identifier or not (ours or news):
                 continue
             self._put(
                 row,
@@ -199,6 +200,7 @@ class Sending(LaneTransaction):
                 last_sent=None,
                 look_at=None,
                 delivered=None,
+                reported=None,
                 replays=0,
                 tries=0,
             )
@@ -217,6 +219,13 @@ class Sending(LaneTransaction):
                 if row.identifier == identifier:
                     key = (row.tenant, row.metric, row.period_s, row.hour_s, row.number)
                     return [(*key, row.attempt, row.state, row.tries)]
+        return []
+
+    def _mark_reported(self, identifier: str) -> Iterable[Any]:
+        for lane_rows in list(self._all.rows.values()):
+            for row in list(lane_rows.values()):
+                if row.identifier == identifier:
+                    self._put(row, reported=self._now)
         return []
 
     def _rest_lane(self, tenant: str, metric: str, rest_s: int) -> Iterable[Any]:

@@ -38,6 +38,7 @@ class OutboxRow(Struct, frozen=True):
     last_sent: int | None = None
     delivered: int | None = None
     look_at: int | None = None
+    reported: int | None = None
 
 
 class LaneRow(Struct, frozen=True):
