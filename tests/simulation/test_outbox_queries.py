@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing.outbox import claim, lanes, outbox
+from sidecar.billing.outbox import claim, lanes, outbox, rejection
 from sidecar.billing.outbox.claim import ForwarderTerms
 from sidecar.billing.outbox.counters import BillingCounters
 from sidecar.billing.outbox.delta import Window, identifier
@@ -38,6 +38,8 @@ FATES: tuple[dict[str, Any], ...] = (
     {"outcome": "refused", "state": "in_doubt"},
     {"outcome": "parked", "state": "parked", "no_effect": True},
 )
+CODES = "archived_meter", "meter_event_invalid_value"
+RECORDED_AGAIN = 0.8
 ROWS = """
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, amount,
     value::text::numeric, identifier, extract(epoch from at)::bigint, extract(epoch from deadline)::bigint, late,
@@ -89,21 +91,21 @@ class Both:
     async def compare(self) -> None:
         """Both have the same rows and the same lanes; times to the millisecond."""
         tables = self.memory.tables
-        times = ("first_sent", "last_sent", "delivered", "look_at")
+        times = ("first_sent", "last_sent", "delivered", "look_at", "reported")
         text = ROWS.format(times=", ".join(TIMES.format(name=name) for name in times))
         real = [tuple(row) for row in await self.place.sql(text)]
         mine = [
             (
                 r.tenant, r.metric, r.period_s, r.hour_s, r.number, r.amount, type(real[0][6])(r.value), r.identifier,
                 r.at_s, r.deadline_s, r.late, r.adopted, r.state, r.attempt, r.tries, r.replays,
-                r.first_sent, r.last_sent, r.delivered, r.look_at,
+                r.first_sent, r.last_sent, r.delivered, r.look_at, r.reported,
             )
             for rows in tables.rows.values()
             for r in rows.values()
         ]  # fmt: skip
         assert sorted(mine, key=lambda row: row[:5]) == real
-        times = ("due", "not_before", "verified", "nullif(deadline, 'infinity')")
-        text = LANES.format(times=", ".join(TIMES.format(name=name) for name in times))
+        lane_times = ("due", "not_before", "verified", "nullif(deadline, 'infinity')")
+        text = LANES.format(times=", ".join(TIMES.format(name=name) for name in lane_times))
         lanes_mine = [
             (*lane, r.failures, r.claim, r.due, r.not_before, r.verified, None if r.deadline == NEVER else r.deadline)
             for lane, r in tables.lanes.items()
@@ -161,6 +163,18 @@ class Both:
             await lanes.record(tx, fates, given)
 
         await self.do(0, record)
+        if self.random.random() < RECORDED_AGAIN:  # as when the first commit was not confirmed
+            await self.report(frozenset(row.identifier for _, row in real.sends))
+            await self.do(0, record)
+
+    async def report(self, among: frozenset[str] = frozenset()) -> None:
+        """Stripe tells of an event, of one of these if any, that it did not count it."""
+        rows = [row for rows in self.memory.tables.rows.values() for row in rows.values() if row.state != "sending"]
+        names = sorted(row.identifier for row in rows if not among or row.identifier in among)
+        if names:
+            key, code = self.random.choice(names), self.random.choice(CODES)
+            real, mine = await self.do(0, lambda tx: rejection.rejected(tx, key, code, "refused"))
+            assert real is mine is True
 
     async def settle(self, work: Work) -> None:
         verdict = self.random.choice(("settle_rows", "new_attempts", "look_later", "park_rows"))
@@ -223,7 +237,7 @@ async def test_the_outbox_in_memory_is_that_of_postgres(place: Forwarding, seed:
     random = Random(seed)
     both = Both(place, random)
     await both.begin()
-    happenings = [both.count, both.count, both.count, both.decide, both.decide, both.send, both.send, both.pass_time]
+    happenings = [both.count] * 3 + [both.decide] * 2 + [both.send] * 2 + [both.report, both.pass_time]
     for step in range(STEPS):
         await (both.distrusted() if step % 25 == 24 else random.choice(happenings)())
         if await place.sql("select from stripe_outbox limit 1"):
