@@ -12,9 +12,10 @@ from sidecar.cli import demo, guide
 from sidecar.cli.catalogue import default_file
 from sidecar.cli.followed import follow
 from sidecar.control import catalogues
+from sidecar.control.catalogue_file import ACTOR
 from sidecar.control.catalogues import Catalogues
 from sidecar.errors import CatalogueInvalid
-from sidecar.ledger import plans
+from sidecar.ledger import audit, plans
 from sidecar.ledger.connection import Ledger
 from sidecar.state import DevServers, State
 
@@ -36,6 +37,13 @@ async def in_force(ledger: Ledger) -> str:
         version = await plans.current(tx)
     assert version is not None
     return version.document
+
+
+async def noted(ledger: Ledger) -> list[tuple[str, int]]:
+    """Who put which revision of the catalogue in force, the newest first, as the audit log has it."""
+    async with ledger.transaction() as tx:
+        found = [entry for entry in await audit.read(tx) if entry.action == "catalogue.apply"]
+    return [(entry.actor, entry.detail["after"]) for entry in found]
 
 
 async def told(ledger: Ledger, state: State, file: Path) -> str:
@@ -62,10 +70,12 @@ async def test_a_start_without_a_catalogue_goes_on_with_the_file_of_the_last_one
     file.write_text(TEXT.replace("5", "6"))
     assert (await follow(state, None, default_file(), ledger)).path == file
     assert await in_force(ledger) == file.read_text(), "what was written meanwhile is applied"
+    assert await noted(ledger) == [(ACTOR, 2), (ACTOR, 1)]
 
     file.write_text("plans: 5")
     followed = await follow(state, None, default_file(), ledger)
     assert followed.problems, "a file that became bad is refused, the last good one stays"
+    assert len(await noted(ledger)) == 2, "what changes nothing is not noted"
     assert await in_force(ledger) == TEXT.replace("5", "6")
 
     file.unlink()
@@ -86,6 +96,7 @@ async def test_what_somebody_else_put_in_force_stays_until_the_file_changes(ledg
     file.write_text(TEXT.replace("5", "8"))
     await followed.look()
     assert await in_force(ledger) == TEXT.replace("5", "8")
+    assert await noted(ledger) == [(ACTOR, 3), ("test", 2), (ACTOR, 1)]
 
 
 async def test_a_change_that_refuses_every_request_of_a_route_is_doubted_and_applied(

@@ -14,7 +14,7 @@ from sidecar.store.keys import Keyspace
 from tests.servers.certificates import Certificates
 from tests.servers.load_client import LoadClient, Tally, Traffic, until
 from tests.servers.redis_cluster import RedisCluster
-from tests.servers.redis_secured import tls_files, with_tls
+from tests.servers.redis_secured import tls_files
 from tests.servers.whole_job import Job, do_the_whole_job, stay_exact
 
 pytestmark = pytest.mark.timeout(180)
@@ -93,7 +93,6 @@ async def test_a_slot_moved_under_traffic_costs_no_count_and_no_unit(
         await stay_exact(job, "acme", "nova", trouble)
 
 
-@with_tls
 @pytest.mark.slow
 async def test_over_tls_and_with_the_users_that_are_shipped_every_node_of_a_cluster_is_reached(
     servers_directory: Path, tmp_path: Path

@@ -15,10 +15,10 @@ from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode, eventually
-from tests.servers.redis_secured import PASSWORDS, secured, with_tls
+from tests.servers.redis_secured import PASSWORDS, secured
 from tests.servers.whole_job import Job, do_the_whole_job, lose_everything
 
-pytestmark = [pytest.mark.timeout(180), with_tls]
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sidecar.store.messages import StoredCatalogue
 from tests.servers.certificates import Certificates
 from tests.servers.load_client import Tally
 from tests.servers.redis_node import eventually
-from tests.servers.redis_secured import tls_files, with_tls
+from tests.servers.redis_secured import tls_files
 from tests.servers.redis_sentinel import RedisSentinel
 from tests.servers.whole_job import Job, do_the_whole_job, stay_exact
 
@@ -55,7 +55,6 @@ async def test_a_master_killed_under_traffic_costs_no_count_and_no_unit(
         await stay_exact(job, "acme", "nova", trouble)
 
 
-@with_tls
 async def test_over_tls_and_with_the_users_that_are_described_a_master_is_found_and_found_again(
     servers_directory: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from sidecar.errors import LedgerRefused, LedgerUnavailable, SidecarError
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.migrate import migrate, newest
 from tests.servers.certificates import Certificates
+from tests.servers.lacking import lacking
 from tests.servers.load_client import LoadClient
 from tests.servers.postgres_secured import PostgresSecured, with_tls
 from tests.servers.stripe import KEY, WEBHOOK_SECRET, Stripe
@@ -31,7 +32,7 @@ async def postgres(servers_directory: Path, tmp_path: Path) -> AsyncIterator[Pos
     try:
         secured = PostgresSecured(server, Certificates(servers_directory / f"tls-{tmp_path.name}"))
         if not await secured.secure():
-            pytest.skip("no Postgres of this machine was built with TLS; on Debian: apt-get install postgresql")
+            lacking("no Postgres of this machine was built with TLS; on Debian: apt-get install postgresql")
         yield secured
     finally:
         await server.stop()

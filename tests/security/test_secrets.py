@@ -20,7 +20,7 @@ from sidecar.billing.webhooks.webhooks import EventRefused
 from sidecar.clock import Clock
 from sidecar.control.api import _authorized
 from sidecar.embedded.redis import EmbeddedRedis
-from sidecar.errors import StoreRefused
+from sidecar.errors import LedgerRefused, StoreRefused
 from sidecar.ledger import keys, tenants
 from sidecar.ledger.connection import Ledger
 from sidecar.settings import NAMES, is_secret
@@ -157,18 +157,27 @@ async def check(server: EmbeddedRedis, user: str, password: str) -> None:
 
 
 async def test_a_login_of_postgres_is_replaced_while_both_are_good(database: str, ledger: Ledger) -> None:
-    """A role has one password; a second login of the same group is the overlap."""
+    """A role has one password; a second login of the same group is the overlap, its drop the end of the first."""
     place = database.partition("@")[2]
     owner = await asyncpg.connect(database)
     await ledger.installation()
     logins = [f"flusher_{secrets.token_hex(4)}" for _ in range(2)]
     for login in logins:
         await owner.execute(f"create role {login} login password '{SECRETS[0]}' in role sidecar_flusher")
-    for login in logins:
+
+    async def counted(login: str) -> list[object]:
         part = await Ledger.open(f"postgresql://{login}:{SECRETS[0]}@{place}", shards=1)
-        async with part.transaction() as tx:
-            assert await tenants.page(tx) == []
-        await part.close()
-    for login in logins:
-        await owner.execute(f"drop role {login}")
+        try:
+            async with part.transaction() as tx:
+                return [*await tenants.page(tx)]
+        finally:
+            await part.close()
+
+    old, new = logins
+    assert [await counted(login) for login in logins] == [[], []]
+    await owner.execute(f"drop role {old}")
+    with pytest.raises(LedgerRefused, match=old):
+        await counted(old)
+    assert await counted(new) == []
+    await owner.execute(f"drop role {new}")
     await owner.close()

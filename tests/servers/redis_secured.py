@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pytest
-
 from sidecar.embedded.port import free_port
 from sidecar.embedded.redis import find_redis
 from tests.servers.certificates import Certificates
+from tests.servers.lacking import lacking
 from tests.servers.redis_node import RedisNode
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +24,10 @@ PASSWORDS = {"quota-authz": "of/the@authz", "quota-flusher": "of the flusher"}
 ADMINISTRATOR = ("test-administrator", "of-the-test")
 
 
+@functools.cache
 def has_tls() -> bool:
     """Whether the Redis of this machine was built with it; the wheel's was not."""
     return b"tls-auth-clients" in find_redis().resolve().read_bytes()
-
-
-with_tls = pytest.mark.skipif(not has_tls(), reason="redis-server has no TLS; on Debian: apt-get install redis-server")
 
 
 def shipped_users() -> list[str]:
@@ -60,6 +58,8 @@ def flusher_login() -> str:
 
 def tls(certificates: Certificates, port: int) -> list[str]:
     """TLS with client certificates on this port, and nothing without."""
+    if not has_tls():
+        lacking("redis-server has no TLS; on Debian: apt-get install redis-server")
     return [
         "port 0",
         f"tls-port {port}",
