@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sidecar.errors import JournalUnusable, StoreRefused, StoreUnavailable
-from sidecar.logs import fields
+from sidecar.logs import Transition, fields
 from sidecar.store.messages import SyncMessage, TenantReport
 from sidecar.usage.recovery import WINDOWS_AT_ONCE, adopt_slowly
 
@@ -62,19 +62,14 @@ class Adoption:
 
     async def run(self) -> None:
         """Adopt what is there, and what dying siblings leave."""
+        folder = Transition(log, "the folder of journals")
         while True:
-            self._scan = adopt_slowly(self._directory)
-            for journal in self._scan:
-                if journal is None:
-                    await asyncio.sleep(0)
-                    continue
-                self._held = journal
-                try:
-                    await self._finish(journal)
-                except (OSError, JournalUnusable) as error:
-                    log.warning("journal cannot be read", extra=fields(writer=journal.writer, cause=str(error)))
-                    journal.release()
-                self._held = None
+            try:
+                await self._adopt()
+            except OSError as error:  # no descriptor is free, or its disk fails
+                folder.bad(cause=str(error))
+            else:
+                folder.good()
             await asyncio.sleep(SCAN_INTERVAL_S)
 
     def close(self) -> None:
@@ -83,6 +78,21 @@ class Adoption:
             self._scan.close()
         if self._held is not None:
             self._held.release()
+            self._held = None
+
+    async def _adopt(self) -> None:
+        """Adopt what is there now; OSError when the folder cannot be read."""
+        self._scan = adopt_slowly(self._directory)
+        for journal in self._scan:
+            if journal is None:
+                await asyncio.sleep(0)
+                continue
+            self._held = journal
+            try:
+                await self._finish(journal)
+            except (OSError, JournalUnusable) as error:
+                log.warning("journal cannot be read", extra=fields(writer=journal.writer, cause=str(error)))
+                journal.release()
             self._held = None
 
     async def _finish(self, journal: DeadJournal) -> None:

@@ -81,7 +81,7 @@ async def run(
             unread=taken_back.unread,
             units_lost=await units_lost(place),
             control=traffic.control,
-            problems=problems,
+            problems=[*place.problems, *problems],
         )
         verdict = judge(clients, numbers)
         for violation in verdict.violations:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -23,8 +22,9 @@ from tests.faults.chaos_place import (
     Place,
     unless_gone,
 )
+from tests.servers.descriptors import descriptors, no_descriptors
 from tests.servers.processes import alive, family
-from tests.servers.program import Program, limit_descriptors
+from tests.servers.program import Program
 from tests.servers.tcp_proxy import TcpProxy
 
 LEASE_TTL_S = LEASE_TTL_MS / 1000
@@ -32,6 +32,8 @@ RECLAIM_AFTER_S = RECLAIM_AFTER_MS / 1000
 # Redis grants nothing for so long after a loss; before the next one it should.
 RECOVERY_S = RECLAIM_AFTER_S + 2
 DURABLE_WITHIN_S = 10.0
+# A worker that was killed has to be started again first.
+STRUCK_WITHIN_S = 20.0
 METER_EVENTS = "/v1/billing/meter_events"
 STRIPE_KINDS = ("rate_limited", "error_before", "error_after", "cut_before", "cut_after", "slow")
 
@@ -190,12 +192,13 @@ async def disk_full(place: Place, target: str, seconds: float, chance: Random) -
         pid = _pick(place, target, chance)
         if pid:
             unless_gone(lambda: os.kill(pid, signal.SIGKILL))
+        if not await _within(STRUCK_WITHIN_S, lambda: _in_memory(program)):
+            place.problems.append(f"the disk of {target} was full, and no worker of it said so")
         await asyncio.sleep(seconds)
     finally:
         program.disk.free()
-    deadline = asyncio.get_running_loop().time() + DURABLE_WITHIN_S
-    while not await _durable(program) and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.05)
+    if not await _within(DURABLE_WITHIN_S, lambda: _durable(program)):
+        place.problems.append(f"{target} had room on its disk for {DURABLE_WITHIN_S} s and counted in memory still")
 
 
 async def descriptors_exhausted(place: Place, target: str, seconds: float, chance: Random) -> None:
@@ -203,16 +206,12 @@ async def descriptors_exhausted(place: Place, target: str, seconds: float, chanc
     pid = _pick(place, target, chance)
     if not pid:
         return
-    try:
-        before = limit_descriptors(pid)
-    except OSError:
-        return  # it was about to end
-    try:
+    with contextlib.suppress(OSError), no_descriptors(pid):  # OSError: it was about to end
+        before = descriptors(pid)
         place.redis_proxies[target].cut()
         await asyncio.sleep(seconds)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        if opened := descriptors(pid) - before:
+            place.problems.append(f"{target} had no descriptors and opened {sorted(opened)}")
 
 
 async def stripe_fails(place: Place, target: str, seconds: float, chance: Random) -> None:
@@ -244,12 +243,33 @@ async def _start(server: EmbeddedServer) -> None:
 
 async def _durable(program: Program) -> bool:
     """Whether every worker counts in its journal."""
+    found = await _journals(program)
+    return len(found) >= len(program.children()) and all(found)
+
+
+async def _in_memory(program: Program) -> bool:
+    """Whether a worker says that it cannot count in its journal."""
+    return not all(await _journals(program))
+
+
+async def _journals(program: Program) -> list[bool]:
+    """Whether its journal is durable, of each process that answers; none while one does not."""
     sockets = list(program.state.glob("ops-*.sock"))
     try:
         found = [await child.components(socket) for socket in sockets]
     except child.Unanswered:
-        return False
-    return len(sockets) >= len(program.children()) and all(one["journal"].ok for one in found if "journal" in one)
+        return []
+    return [one["journal"].ok for one in found if "journal" in one]
+
+
+async def _within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> bool:
+    """Whether it came true in time."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
 
 async def _gone(pid: int, within_s: float = 25.0) -> None:

@@ -70,7 +70,7 @@ class Client(Struct):
 
 
 class Place:
-    """Everything that runs, by name."""
+    """Everything that runs, by name. ``problems``: what a fault found that must not be."""
 
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
         self.folder = folder
@@ -83,6 +83,7 @@ class Place:
         self.programs: dict[str, Program] = {}
         self.envoys: dict[str, EdgeEnvoy] = {}
         self.control_url = ""
+        self.problems: list[str] = []
         self._tell = tell
         self._stack = AsyncExitStack()
         self._keeping: list[asyncio.Task[None]] = []

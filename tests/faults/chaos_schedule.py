@@ -17,6 +17,7 @@ from tests.faults.chaos_kinds import KINDS, Kind
 from tests.faults.chaos_place import Place
 
 FIRST_S = 2.0
+LEFT_OUT = "disk full is left out: no file system may be mounted here, which takes root"
 
 
 class Fault(Struct, frozen=True):
@@ -88,7 +89,7 @@ class Schedule:
             await lock.acquire()
         try:
             if fault.kind == "disk full" and not self._place.programs[fault.target].disk.mounted:
-                self._tell("disk full is left out: no file system may be mounted here")
+                self._tell(LEFT_OUT)
                 return
             what = f"{fault.kind}: {fault.target}" + (f" for {fault.seconds} s" if fault.seconds else "")
             self._tell(what)

@@ -15,7 +15,7 @@ import pytest
 from tests.faults.chaos import History, planned, run
 from tests.faults.chaos_kinds import KINDS as ALL_KINDS
 from tests.faults.chaos_place import Client
-from tests.faults.chaos_schedule import plan
+from tests.faults.chaos_schedule import LEFT_OUT, plan
 from tests.faults.chaos_traffic import Page
 from tests.faults.chaos_verdict import KEYS, Numbers, judge
 
@@ -48,10 +48,13 @@ async def test_every_count_is_in_the_ledger_and_billed_once_and_no_cap_is_passed
     folder.mkdir()
     verdict = await run(folder, History(told, aloud=False), faults, seed=SEED, rate_per_s=100, patient=False)
     assert not verdict.violations, f"{verdict.violations}\n{told.getvalue()}"
-    assert verdict.faults == len(KINDS) - ("disk full is left out" in told.getvalue())
+    left_out = LEFT_OUT in told.getvalue()
+    assert verdict.faults == len(KINDS) - left_out
     assert verdict.answered <= verdict.ledger == verdict.stripe <= verdict.answered + verdict.in_flight
     assert verdict.over_admitted == 0
     assert verdict.caps_reached > 0
+    if left_out:
+        pytest.skip(f"all of it holds, but {LEFT_OUT}")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -85,6 +84,11 @@ class Program:
         assert self._process is not None, f"{self.name} was never started"
         return self._process.pid
 
+    @property
+    def log(self) -> str:
+        """What all its processes have logged so far."""
+        return self._log.read_text()
+
     def start(self) -> None:
         self.starts += 1
         with self._log.open("ab") as output:
@@ -110,7 +114,7 @@ class Program:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(POLL_S)
-        raise AssertionError(f"{self.name} was not ready within {within_s} s:\n{self._log.read_text()[-3000:]}")
+        raise AssertionError(f"{self.name} was not ready within {within_s} s:\n{self.log[-3000:]}")
 
     async def metrics(self) -> str:
         async with (
@@ -150,11 +154,3 @@ class Program:
             await process.wait()
             return -1, f"no end within {within_s} s"
         return process.returncode or 0, told.decode(errors="replace")
-
-
-def limit_descriptors(pid: int) -> tuple[int, int]:
-    """Let a process open no further file or connection; the limits that it had."""
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = 1 + max((int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()), default=0)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(used, before[1]), before[1]))
-    return before

@@ -6,6 +6,7 @@ Guarantees: nothing else uses this Redis: it may be stopped, hung, cut off and a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
@@ -32,9 +33,21 @@ _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
 class Served:
-    """Entering starts everything; ``dsn`` is a migrated, empty database."""
+    """Entering starts everything; ``dsn`` is a migrated, empty database.
 
-    def __init__(self, folder: Path, dsn: str, catalogue: Path, env: Mapping[str, str], *, workers: int = 1) -> None:
+    ``small_disk``: its state lies on a small file system of its own, where that may be mounted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dsn: str,
+        catalogue: Path,
+        env: Mapping[str, str],
+        *,
+        workers: int = 1,
+        small_disk: bool = False,
+    ) -> None:
         self.redis = EmbeddedRedis(folder / "redis", durable=False)
         self.proxy = TcpProxy(0)
         self.authz_port = free_port()
@@ -43,6 +56,7 @@ class Served:
         self._catalogue = catalogue
         self._env = env
         self._workers = workers
+        self._small_disk = small_disk
         self._program: Program | None = None
 
     @property
@@ -67,6 +81,8 @@ class Served:
         }
         roles = ["--role", "authz,flusher", "--workers", str(self._workers)]
         self._program = Program("served", self._folder, roles, environment)
+        if self._small_disk:
+            self._program.disk.attach()
         self._program.start()
         await self._program.ready()
 
@@ -75,8 +91,17 @@ class Served:
         self.proxy.resume()
         if self._program is not None:
             await self._program.stop()
+            self._program.disk.detach()
         await self.proxy.stop()
         await self.redis.stop()
+
+    def worker(self) -> int:
+        """The process of the first worker that decides; 0 while there is none."""
+        for pid in sorted(self.program.children()):
+            with contextlib.suppress(OSError):
+                if b"_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        return 0
 
     async def new_tenants(self, *on_plans: str) -> list[tuple[str, str]]:
         """A tenant that nobody else uses for each of the plans, with its API key; Redis knows them."""
