@@ -14,6 +14,7 @@ from sidecar.errors import StoreRefused, StoreUnavailable
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from sidecar.store.messages import SyncMessage
+from tests.servers.full_backlog import FullBacklog
 from tests.servers.scripted_redis import CLOSE, SILENCE, ScriptedRedis, bulk, slots
 from tests.servers.tcp_proxy import TcpProxy
 
@@ -84,6 +85,27 @@ async def silent_after_moved() -> None:
 async def silent_sentinels() -> None:
     async with ScriptedRedis(script(SENTINEL=SILENCE)) as one, ScriptedRedis(script(SENTINEL=SILENCE)) as two:
         await ends_in_time(f"redis+sentinel://127.0.0.1:{one.port},127.0.0.1:{two.port}/main")
+
+
+async def test_a_call_takes_no_longer_than_its_timeout_where_packets_are_dropped_before_there_is_a_connection() -> None:
+    with FullBacklog() as one, FullBacklog() as two:
+        for url in (
+            f"redis://127.0.0.1:{one.port}",
+            f"redis+sentinel://127.0.0.1:{one.port},127.0.0.1:{two.port}/main",
+            f"redis+cluster://127.0.0.1:{one.port},127.0.0.1:{two.port}",
+        ):
+            await ends_in_time(url)
+            assert not one.connects(), "the connection was made after all"
+
+
+async def test_a_server_that_cannot_be_connected_to_any_more_costs_a_call_its_timeout_and_no_more() -> None:
+    """The node that has the slot drops packets; the one that says so answers."""
+    with FullBacklog() as new:
+        async with ScriptedRedis(script()) as old:
+            moved = b"-MOVED 1 127.0.0.1:%d\r\n" % new.port
+            old.answer = script(CLUSTER=slots(old.port), EVALSHA=moved)
+            await ends_in_time(f"redis+cluster://127.0.0.1:{old.port}")
+            assert old.verbs["EVALSHA"] == 1
 
 
 async def test_a_connection_that_is_held_up_costs_a_call_its_timeout_and_no_more() -> None:

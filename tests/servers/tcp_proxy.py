@@ -2,7 +2,8 @@
 
 Guarantees: bytes of one direction keep their order; what was held up arrives late, as after lost packets that TCP sends
             again; a connection that lost bytes is cut before anything else comes through it.
-Gives up:   packets: a connection to a proxy that holds everything up is accepted all the same.
+Gives up:   packets: a connection to a proxy that holds everything up is accepted all the same. FullBacklog
+            takes none.
 """
 
 from __future__ import annotations
