@@ -47,6 +47,8 @@ class Network:
         self.traps: dict[Process, int] = {}  # the same, but at an answer that brings a lease
         self.fuses: dict[Process, int] = {}
         self.arriving_us: dict[Process, int] = {}  # when the last late or repeated message of each arrives
+        self._sent = 0
+        self._under_way: dict[Process, list[int]] = {}  # numbers of messages, the oldest first
         self.woken: Callable[[Process], None] = lambda _process: None
         self.trapped: Callable[[Process, list[str], int], None] = lambda _process, _tenants, _ms: None
         self.kill: Callable[[Process], None] = lambda _process: None
@@ -107,7 +109,9 @@ class Network:
         if unheard or process in self.cut or (self.lost_rate and self.drawn(self.lost_rate, "request lost")):
             return
         delay_us = self.delay_us()
-        loop.after_us(delay_us, self._arrive, process, words, done)
+        self._sent = number = self._sent + 1
+        self._under_way.setdefault(process, []).append(number)
+        loop.after_us(delay_us, self._arrive, process, words, done, number)
         if delay_us >= LATE_US:
             self._expect(process, delay_us)
         if self.repeated_rate and words[0] in REPEATED and self.drawn(self.repeated_rate, "message repeated"):
@@ -127,7 +131,15 @@ class Network:
         now_us = self.loop.now_us
         return any(us >= now_us and not process.alive for process, us in self.arriving_us.items())
 
-    def _arrive(self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any] | None) -> None:
+    def _arrive(
+        self, process: Process, words: tuple[Any, ...], done: asyncio.Future[Any] | None, number: int = 0
+    ) -> None:
+        """``number`` is that of a message, in the order of sending; a copy has none."""
+        if number:
+            under_way = self._under_way[process]
+            if under_way[0] != number:
+                self.count("message overtaken")
+            under_way.remove(number)
         server = self.server if self.old is None else self.reaches(process)
         if not server.up:
             answer: Any = RedisConnectionError("connection refused")

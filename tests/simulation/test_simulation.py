@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -22,6 +23,27 @@ REPLAY = ".venv/bin/python -m tests.simulation.run --verbose"
 BATCHES = int(os.environ.get("SIMULATION_SEEDS", "500")) // BATCH
 # The same seeds on a developer's machine, new ones in CI (tests/conftest.py); `make simulate` takes many more.
 FIRST = int(os.environ.get("SIMULATION_FIRST", "0"))
+# Of so many seeds on, every kind of fault has to have happened: the rarest does some 17 times in these.
+ENOUGH = 500
+KINDS = {
+    "request lost", "reply lost", "message late", "message overtaken", "message repeated", "reply repeated",
+    "snapshot published again, late", "changes unheard",
+    "worker killed", "worker killed, torn journal", "worker killed at an effect", "clean stop",
+    "pause", "pause beyond reclaim", "pause on a lease", "worker cut off", "worker cut off beyond reclaim",
+    "disk lost", "power lost", "journal found late",
+    "flusher killed", "flusher killed at an effect", "flusher paused", "second flusher",
+    "redis wiped", "redis wiped after an adoption", "redis restarted", "redis outage",
+    "failover", "failover with split brain", "failover, flushers on both sides",
+    "postgres outage", "postgres restored", "postgres restored, stripe ahead", "connection to postgres cut",
+    "wall clock jumps", "wall clock steps", "redis clock jumps",
+    "minutes pass", "hours pass", "days pass", "period ends", "late usage",
+    "plan changed", "catalogue changed",
+    "forwarder killed", "forwarder killed at an effect", "forwarder paused", "second forwarder",
+    "forwarder asleep through a restore",
+    "stripe outage", "stripe outage beyond a day", "summaries late",
+    "stripe: answer lost", "stripe: busy", "stripe: call late", "stripe: call lost", "stripe: call repeated",
+    "stripe: error after", "stripe: error before", "stripe: reported",
+}  # fmt: skip
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
@@ -40,11 +62,26 @@ def test_a_seed_that_once_failed_with_limits_of_minutes_passes(seed: int) -> Non
     assert not outcome.violations, "\n".join(outcome.history)
 
 
+@pytest.fixture(scope="module")
+def struck() -> dict[int, Counter[str]]:
+    """Faults of the batches so far, by kind."""
+    return {}
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_the_invariants_hold_whatever_fails(batch: int) -> None:
+def test_the_invariants_hold_whatever_fails(batch: int, struck: dict[int, Counter[str]]) -> None:
+    faults = struck[batch] = Counter()
     for seed in range(FIRST + batch * BATCH, FIRST + (batch + 1) * BATCH):
         outcome = simulate(seed)
+        faults.update(outcome.faults)
         assert not outcome.violations, f"{REPLAY} --seed {seed}\n" + "\n".join(outcome.history)
+
+
+def test_every_kind_of_fault_happened(struck: dict[int, Counter[str]]) -> None:
+    if len(struck) * BATCH < ENOUGH:
+        pytest.skip(f"only in a run of at least {ENOUGH} seeds")
+    happened = sum(struck.values(), Counter[str]())
+    assert happened.keys() >= KINDS, f"never: {sorted(KINDS - happened.keys())}"
 
 
 @pytest.mark.parametrize("minutes", [False, True])
