@@ -1,7 +1,7 @@
 """`make chaos`: a whole installation under steady traffic while a seeded schedule of faults strikes it.
 
-Afterwards every answer, count and bill is compared. Prints one JSON line; exit 1 when something is violated.
-The history and the logs of all programs are kept in a folder that is named on standard error.
+Afterwards every answer, count and bill is compared. Prints one JSON line, and another with the details on standard
+error; exit 1 when something is violated. The history and the logs of all programs are kept in a folder named there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO
 
 import msgspec
 
-from tests.faults.chaos_numbers import TakenBack, at_stripe, in_ledger, units_lost
+from tests.faults.chaos_numbers import TakenBack, at_stripe, checked, in_ledger, lost_in_ledger, units_lost
 from tests.faults.chaos_place import Place
 from tests.faults.chaos_schedule import Fault, Schedule, plan
 from tests.faults.chaos_settling import settle
@@ -74,17 +74,18 @@ async def run(
         numbers = Numbers(
             faults=schedule.done,
             book=traffic.book,
+            checked=checked(place, clients),
             ledger=await in_ledger(place),
             stripe=await at_stripe(place),
-            in_flight=sum(envoy.unanswered_checks() for envoy in place.envoys.values()) + traffic.lost,
             taken_back=taken_back.by_shard,
             unread=taken_back.unread,
+            lost=await lost_in_ledger(place),
             units_lost=await units_lost(place),
             control=traffic.control,
             problems=[*place.problems, *problems],
         )
         verdict = judge(clients, numbers)
-        for violation in verdict.violations:
+        for violation in verdict.details.violations:
             history.tell(f"VIOLATION {violation}")
         return verdict
     finally:
@@ -107,6 +108,13 @@ def planned(seed: int, *, seconds: float = 0, count: int = 0) -> list[Fault]:
     return list(itertools.takewhile(lambda fault: fault.at_s < seconds, faults))
 
 
+def report(verdict: Verdict) -> int:
+    """Print the summary, and the details on standard error; the exit status."""
+    print(msgspec.json.encode(verdict.details).decode(), file=sys.stderr)
+    print(msgspec.json.encode(verdict.summary).decode())
+    return 1 if verdict.details.violations else 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
@@ -125,8 +133,7 @@ def main() -> None:
         verdict = asyncio.run(run(folder / "run", history, faults, seed=given.seed, rate_per_s=given.rate))
     for state in ("postgres", "redis-a", "redis-b"):
         shutil.rmtree(folder / "run" / state, ignore_errors=True)
-    print(msgspec.json.encode(verdict).decode())
-    sys.exit(bool(verdict.violations))
+    sys.exit(report(verdict))
 
 
 if __name__ == "__main__":

@@ -36,10 +36,6 @@ class EdgeEnvoy(Envoy):
             await asyncio.sleep(POLL_S)
         raise AssertionError("Envoy does not accept connections")
 
-    def unanswered_checks(self) -> int:
-        """Checks that were on a connection when it ended without their answer: whether they counted nobody knows."""
-        return self.stat("cluster.sidecar.upstream_cx_destroy_with_active_rq")
-
     def end(self) -> None:
         self._process.kill()
         self._process.wait()

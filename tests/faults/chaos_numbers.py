@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from sidecar.store.keys import Keyspace
-from tests.faults.chaos_place import FLUSHERS, Place
+from tests.faults.chaos_place import FLUSHERS, Client, Place
 
 POLL_S = 0.05
 KEYS = Keyspace()
@@ -22,20 +22,16 @@ _UNITS_LOST = re.compile(r"^sidecar_lease_units_lost_total (\S+)$", re.MULTILINE
 class TakenBack:
     """Watches how many lease units Redis takes back from silent writers, by shard, over wipes and failovers.
 
-    ``unread``: those that the ledger did not have yet when Redis lost them.
+    ``unread``: those that the ledger did not have yet when Redis lost them, by shard.
     """
 
     def __init__(self, place: Place, tell: Callable[[str], None]) -> None:
         self.by_shard = [0] * KEYS.shards
-        self._owed = [0] * KEYS.shards
+        self.unread = [0] * KEYS.shards
         self._asking: set[asyncio.Task[None]] = set()
         self._tell = tell
         self._place = place
         self._last = [0] * KEYS.shards
-
-    @property
-    def unread(self) -> int:
-        return sum(self._owed)
 
     async def run(self) -> None:
         while True:
@@ -73,7 +69,7 @@ class TakenBack:
                 await asyncio.sleep(POLL_S)
                 continue
             for shard in shards:
-                self._owed[shard] = self.by_shard[shard] - counted.get(shard, 0)
+                self.unread[shard] = self.by_shard[shard] - counted.get(shard, 0)
             return
 
 
@@ -90,6 +86,18 @@ async def at_stripe(place: Place) -> dict[str, int]:
         if amount:
             found[customers.get(total["customer"], total["customer"])] += amount
     return dict(found)
+
+
+def checked(place: Place, clients: Sequence[Client]) -> dict[str, int]:
+    """By tenant, checks that may have counted: those that were allowed, and those whose answer nobody saw."""
+    by_key = sum((proxy.allowed + proxy.unanswered for proxy in place.checks), Counter[str]())
+    return {client.tenant: by_key[client.key] for client in clients}
+
+
+async def lost_in_ledger(place: Place) -> list[int]:
+    """What the ledger has of lost leases, in units by shard."""
+    found = dict(await place.sql("select shard, lease_units_lost from shards"))
+    return [int(found.get(shard, 0)) for shard in range(KEYS.shards)]
 
 
 async def units_lost(place: Place) -> int:

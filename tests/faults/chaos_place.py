@@ -1,6 +1,7 @@
 """The installation of a chaos run: two edges (Envoy and a sidecar each), two flushers and a control program.
 
-They stand on a Redis with a replica, Postgres and the Stripe stand-in, which they reach through proxies.
+They stand on a Redis with a replica, Postgres and the Stripe stand-in, which they reach through proxies; so does Envoy
+its sidecar.
 
 Guarantees: everything is on free ports and below one folder; stop() leaves no process and no mount behind.
 """
@@ -31,6 +32,7 @@ from sidecar.ledger import keys, plans, tenants
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.migrate import migrate
 from tests.e2e.gateways import free_port
+from tests.faults.chaos_checks import CheckProxy
 from tests.faults.chaos_envoy import EdgeEnvoy
 from tests.faults.chaos_redis import RedisPair
 from tests.servers.program import Program
@@ -82,6 +84,7 @@ class Place:
         self.postgres_proxies = {name: TcpProxy(0) for name in (*FLUSHERS, CONTROL)}
         self.programs: dict[str, Program] = {}
         self.envoys: dict[str, EdgeEnvoy] = {}
+        self.checks: list[CheckProxy] = []  # one an edge
         self.control_url = ""
         self.problems: list[str] = []
         self._tell = tell
@@ -205,7 +208,10 @@ class Place:
         self._program(name, ["--role", "authz", "--workers", str(WORKERS[name])], {**COMMON, **listen})
         folder = self.folder / f"{name}-envoy"
         folder.mkdir()
-        envoy = self.envoys[name] = EdgeEnvoy(folder, authz_port=port, upstream_port=application_port)
+        checks = CheckProxy(port)
+        self.checks.append(checks)
+        await self._stack.enter_async_context(checks)
+        envoy = self.envoys[name] = EdgeEnvoy(folder, authz_port=checks.port, upstream_port=application_port)
         envoy.start()
         self._stack.callback(envoy.end)
         await envoy.accepting()

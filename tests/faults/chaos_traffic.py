@@ -79,11 +79,6 @@ class ChaosTraffic:
     def unknown(self) -> int:
         return sum(page.unknown for page in self.book.values())
 
-    @property
-    def lost(self) -> int:
-        """Requests whose connection to Envoy ended without an answer."""
-        return sum(page.answers["lost"] for page in self.book.values())
-
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._client()) for _ in range(CLIENTS)]
         self._tasks.append(asyncio.create_task(self._operator()))
