@@ -117,7 +117,7 @@ class Core:
         counters.journal_bytes = journal.size_bytes
         counters.journal_writable = int(journal.durable)
         counters.snapshots_cached = len(self.directory.accounts)
-        counters.keys_cached = self.directory.keys_cached
+        counters.keys_cached = len(self.directory.keys)
         counters.strangers_refused = self.directory.strangers_refused
         counters.breaker_open = int(not store.available)
         counters.breaker_opened = store.breaker_opened

@@ -1,4 +1,4 @@
-"""Who is who: tenants and API keys in memory, loaded from Redis on first use and refreshed when a change is announced.
+"""Who is who: tenants in memory, loaded from Redis on first use and refreshed when a change is announced.
 
 Guarantees: a change reaches cached tenants without their requests waiting; caches are bounded, unknown names too, and
             no number of unknown ones drives out a known one. Tenants that only the default plan knows are never more
@@ -13,13 +13,14 @@ import contextlib
 import logging
 from collections import OrderedDict, deque
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sidecar.catalogue.model import ANONYMOUS
 from sidecar.catalogue.resolve import resolve
 from sidecar.enforcement.account import Account
+from sidecar.enforcement.api_keys import UNKNOWN_KEPT_MS, ApiKeys, remember
 from sidecar.enforcement.turns import Turns
 from sidecar.errors import ParentMissing, SidecarError, StoreRefused, StoreUnavailable
 from sidecar.logs import fields
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-UNKNOWN_KEPT_MS = 5_000
 REFRESHES_AT_ONCE = 4  # each is some tenths of a millisecond, in which no request is decided
 LOOKED_THROUGH_AT_ONCE = 128
 REFRESH_PAUSE_S = 0.2
@@ -52,7 +50,7 @@ EVICTION_BATCH = 256
 
 
 class Directory:
-    """Accounts by tenant and tenants by API key. ``policy`` is swapped by whoever reads the catalogue."""
+    """Accounts by tenant; ``keys`` has tenants by API key. ``policy`` is swapped by whoever reads the catalogue."""
 
     def __init__(
         self,
@@ -73,11 +71,9 @@ class Directory:
         self._counters = counters
         self._tenants_max = tenants_max
         self._keys_max = keys_max
-        self._keys: OrderedDict[str, str] = OrderedDict()
-        self._unknown_keys: OrderedDict[str, int] = OrderedDict()
-        self._keys_edition = 0  # raised by every announced change of keys
         self._unknown: OrderedDict[str, int] = OrderedDict()
         self._turns = Turns()
+        self.keys = ApiKeys(store, clock, counters, self._turns, keys_max)
         self._without_room = 0
         self._loading: dict[str, asyncio.Task[Account | None]] = {}
         self._overtaken: set[str] = set()  # loads in flight whose answer may be from before an announced change
@@ -86,11 +82,6 @@ class Directory:
         for exchange in exchanges:
             exchange.accounts, exchange.due = self.accounts, self._refreshing
         self._wake = asyncio.Event()
-
-    @property
-    def keys_cached(self) -> int:
-        """API keys in memory, known and unknown."""
-        return len(self._keys) + len(self._unknown_keys)
 
     @property
     def strangers_refused(self) -> int:
@@ -109,33 +100,9 @@ class Directory:
         """
         return self.accounts.setdefault(account.tenant, account)
 
-    def tenant_of(self, sha256: str) -> tuple[bool, str | None]:
-        """(known, tenant) of an API key; not known means that Redis has to be asked."""
-        tenant = self._keys.get(sha256)
-        if tenant is None and self._unknown_keys.get(sha256, 0) <= self._clock.monotonic_ms():
-            self._counters.key_misses += 1
-            return False, None
-        self._counters.key_hits += 1
-        return True, tenant
-
     def unknown(self, tenant: str) -> bool:
         """Whether Redis said a moment ago that nobody knows this tenant."""
         return self._unknown.get(tenant, 0) > self._clock.monotonic_ms()
-
-    async def load_key(self, sha256: str) -> str | None:
-        """Ask Redis for the tenant of a key and remember the answer."""
-        edition = self._keys_edition
-        async with self._turns.turn():
-            tenant = await self._store.tenant_of_key(sha256)
-        if edition != self._keys_edition:
-            return tenant  # the answer may be from before a change, which nobody announces again
-        if tenant is None:
-            until_ms = self._clock.monotonic_ms() + UNKNOWN_KEPT_MS
-            _remember(self._unknown_keys, sha256, until_ms, self._keys_max)
-        else:
-            self._unknown_keys.pop(sha256, None)
-            _remember(self._keys, sha256, tenant, self._keys_max)
-        return tenant
 
     async def load(self, tenant: str) -> Account | None:
         """The account of a tenant, from Redis; None when nobody knows it. Requests for one tenant share the call.
@@ -182,9 +149,7 @@ class Directory:
     def changed(self, kind: str, name: str) -> None:
         """Take note of an announced change of a tenant or key."""
         if kind == "key":
-            self._keys_edition += 1
-            self._keys.pop(name, None)
-            self._unknown_keys.pop(name, None)
+            self.keys.changed(name)
         elif kind == "tenant":
             self._unknown.pop(name, None)
             if name in self._loading:
@@ -206,9 +171,7 @@ class Directory:
 
     async def changed_all(self) -> None:
         """Changes were missed: read everything again as it is needed."""
-        self._keys_edition += 1
-        self._keys.clear()
-        self._unknown_keys.clear()
+        self.keys.forget()
         await self._refresh_all(lambda _: True)
 
     async def changed_plans(self) -> None:
@@ -350,7 +313,7 @@ class Directory:
         return StoreUnavailable(f"there is no room for tenant {tenant}, which nobody knows")
 
     def _remember_unknown(self, tenant: str) -> None:
-        _remember(self._unknown, tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS, self._keys_max)
+        remember(self._unknown, tenant, self._clock.monotonic_ms() + UNKNOWN_KEPT_MS, self._keys_max)
 
     def _revision(self) -> int:
         return self.policy.revision if self.policy is not None else 0
@@ -390,10 +353,3 @@ def _decoded(tenant: str, document: bytes) -> Snapshot:
 def _parent(snapshot: Snapshot) -> str:
     """The tenant that takes part in what this one uses; empty where there is none."""
     return snapshot.parent if snapshot.parent != snapshot.tenant else ""
-
-
-def _remember(names: OrderedDict[str, T], name: str, value: T, most: int) -> None:
-    """Keep what was learnt of a name, in place of the oldest one if need be."""
-    if len(names) >= most and name not in names:
-        names.popitem(last=False)
-    names[name] = value

@@ -70,7 +70,7 @@ class Enforcer:
         self._clock = clock
         self._counters = counters
         self._repeats = repeats
-        self._fast_path = FastPath(directory, synchroniser, clock, counters, repeats, self._away)
+        self._fast_path = FastPath(directory.keys, synchroniser, clock, counters, repeats, self._away)
         self.allow_known = self._fast_path.allow
 
     @property
@@ -221,20 +221,19 @@ class Enforcer:
             return self._without_store(identity), False
 
     async def _account(self, identity: Identity) -> Account | Decision:
-        """Ask for what is not known: key, tenant and parent within WAIT_MS. The call goes on for others who need it."""
-        began_ms = self._clock.monotonic_ms()
+        """Ask for what is not known, key, tenant, parent, within WAIT_MS. The calls go on for others who need them."""
         tenant = self._tenant(identity)
         if isinstance(tenant, Decision):
             return tenant
-        if tenant is None:
-            tenant = await self._directory.load_key(identity.key or "")
+        account = None if tenant is None else self._directory.account(tenant)
+        if account is not None:
+            return account
+        async with asyncio.timeout(WAIT_MS / 1000):
+            if tenant is None:
+                tenant = await self._directory.keys.load(identity.key or "")
             if tenant is None:
                 return UNKNOWN_KEY
-        account = self._directory.account(tenant)
-        if account is None:
-            async with asyncio.timeout((began_ms + WAIT_MS - self._clock.monotonic_ms()) / 1000):
-                account = await self._directory.load(tenant)
-        return account or UNKNOWN_TENANT
+            return self._directory.account(tenant) or await self._directory.load(tenant) or UNKNOWN_TENANT
 
     def _without_store(self, identity: Identity) -> Account | Decision:
         """Redis cannot say who this is: a named tenant gets the default plan, a key cannot be trusted."""
@@ -248,7 +247,7 @@ class Enforcer:
         if identity.tenant is not None:
             return identity.tenant
         if identity.key is not None:
-            known, tenant = self._directory.tenant_of(identity.key)
+            known, tenant = self._directory.keys.tenant_of(identity.key)
             if not known:
                 return None
             return UNKNOWN_KEY if tenant is None else tenant

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from sidecar.catalogue.model import RouteRule
     from sidecar.clock import Clock
     from sidecar.enforcement.account import Account
+    from sidecar.enforcement.api_keys import ApiKeys
     from sidecar.enforcement.charge import Charge
     from sidecar.enforcement.decision import Decision, Identity
-    from sidecar.enforcement.directory import Directory
     from sidecar.enforcement.exchange import ShardExchange
     from sidecar.enforcement.limit_state import LimitState
     from sidecar.enforcement.repeats import Repeats
@@ -133,7 +133,7 @@ class FastPath:
 
     def __init__(
         self,
-        directory: Directory,
+        keys: ApiKeys,
         synchroniser: Synchroniser,
         clock: Clock,
         counters: CoreCounters,
@@ -141,7 +141,7 @@ class FastPath:
         away: Callable[[ShardExchange, int], bool],
     ) -> None:
         self._away = away
-        self._directory = directory
+        self._keys = keys
         self._synchroniser = synchroniser
         self._clock = clock
         self._counters = counters
@@ -172,7 +172,7 @@ class FastPath:
             self._wall_now_ms = self._clock.wall_ms()
         wall_ms = self._wall_now_ms
         key = check.key
-        if key is not None and self._directory.tenant_of(key)[1] != account.tenant:
+        if key is not None and self._keys.tenant_of(key)[1] != account.tenant:
             return None
         repeats = self._repeats
         repeat = request_id + known.suffix if request_id else b""

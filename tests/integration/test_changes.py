@@ -115,14 +115,14 @@ async def test_one_projection_and_one_look_are_all_that_a_revoked_key_takes(insi
     async with inside.ledger.transaction() as tx:
         made = (await keys.create(tx, "t", actor="test")).row
     await flusher.project()
-    assert await directory.load_key(made.sha256) == "t"
+    assert await directory.keys.load(made.sha256) == "t"
     async with inside.ledger.transaction() as tx:
         await keys.revoke(tx, made.sha256, actor="test")
     await flusher.project()
-    assert directory.tenant_of(made.sha256) == (True, "t")  # not heard yet
+    assert directory.keys.tenant_of(made.sha256) == (True, "t")  # not heard yet
     await core.changes.catch_up()
-    assert directory.tenant_of(made.sha256) == (False, None)
-    assert await directory.load_key(made.sha256) is None
+    assert directory.keys.tenant_of(made.sha256) == (False, None)
+    assert await directory.keys.load(made.sha256) is None
 
 
 async def test_one_projection_and_one_look_are_all_that_a_catalogue_takes(inside: Installation) -> None:
@@ -160,11 +160,11 @@ async def test_a_key_that_changes_while_it_is_looked_up_is_looked_up_again(
         return found
 
     monkeypatch.setattr(store, "tenant_of_key", revoked_meanwhile)
-    assert await directory.load_key("ab") == "acme"
-    assert directory.tenant_of("ab") == (False, None)
+    assert await directory.keys.load("ab") == "acme"
+    assert directory.keys.tenant_of("ab") == (False, None)
     monkeypatch.setattr(store, "tenant_of_key", lookup)
-    assert await directory.load_key("ab") == "acme"
-    assert directory.tenant_of("ab") == (True, "acme")
+    assert await directory.keys.load("ab") == "acme"
+    assert directory.keys.tenant_of("ab") == (True, "acme")
 
 
 async def test_a_tenant_that_changes_while_it_is_looked_up_for_the_first_time_is_read_again(

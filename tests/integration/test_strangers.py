@@ -39,24 +39,24 @@ async def small(inside: Installation) -> Core:
 async def test_no_number_of_unknown_keys_drives_out_a_known_one(inside: Installation) -> None:
     core = await small(inside)
     await inside.store.put_key(SHA, "acme")
-    assert await core.directory.load_key(SHA) == "acme"
+    assert await core.directory.keys.load(SHA) == "acme"
     for number in range(3 * MOST):
-        assert await core.directory.load_key(f"{number:064}") is None
-    assert core.directory.tenant_of(SHA) == (True, "acme")
-    assert core.directory.tenant_of(f"{3 * MOST - 1:064}") == (True, None)
-    assert core.directory.tenant_of(f"{0:064}") == (False, None)
-    assert core.directory.keys_cached == MOST + 1
+        assert await core.directory.keys.load(f"{number:064}") is None
+    assert core.directory.keys.tenant_of(SHA) == (True, "acme")
+    assert core.directory.keys.tenant_of(f"{3 * MOST - 1:064}") == (True, None)
+    assert core.directory.keys.tenant_of(f"{0:064}") == (False, None)
+    assert len(core.directory.keys) == MOST + 1
 
 
 async def test_a_key_that_was_unknown_is_known_as_soon_as_it_is_announced(inside: Installation) -> None:
     directory = (await small(inside)).directory
-    assert await directory.load_key(SHA) is None
-    assert directory.tenant_of(SHA) == (True, None)
+    assert await directory.keys.load(SHA) is None
+    assert directory.keys.tenant_of(SHA) == (True, None)
     await inside.store.put_key(SHA, "acme")
     directory.changed("key", SHA)
-    assert directory.tenant_of(SHA) == (False, None)
-    assert await directory.load_key(SHA) == "acme"
-    assert directory.tenant_of(SHA) == (True, "acme")
+    assert directory.keys.tenant_of(SHA) == (False, None)
+    assert await directory.keys.load(SHA) == "acme"
+    assert directory.keys.tenant_of(SHA) == (True, "acme")
 
 
 async def test_tenants_that_nobody_knows_are_refused_when_there_is_no_room_and_known_ones_are_not(
@@ -102,7 +102,7 @@ async def test_lookups_take_turns_and_leave_connections_for_everybody_else(
         return await lookup(sha256)
 
     monkeypatch.setattr(core.directory._store, "tenant_of_key", slow)
-    asked = [asyncio.create_task(core.directory.load_key(f"{number:064}")) for number in range(500)]
+    asked = [asyncio.create_task(core.directory.keys.load(f"{number:064}")) for number in range(500)]
     done, waiting = await asyncio.wait(asked, timeout=10 * turns.WAIT_MS / 1_000)
     assert len(waiting) == most == turns.AT_ONCE
     assert all(isinstance(one.exception(), StoreUnavailable) for one in done)
@@ -110,4 +110,4 @@ async def test_lookups_take_turns_and_leave_connections_for_everybody_else(
     assert inside.store.available, "nobody said anything against Redis"
     released.set()
     assert set(await asyncio.gather(*waiting)) == {None}
-    assert await core.directory.load_key(SHA) is None  # and there are turns again
+    assert await core.directory.keys.load(SHA) is None  # and there are turns again
