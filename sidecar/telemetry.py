@@ -70,6 +70,7 @@ _LISTED = (
     Family("sidecar_journal_bytes", "gauge", "Size of the journals of live workers."),
     Family("sidecar_journal_writable", "gauge", "1 while every worker can write its journal.", (), "min"),
     Family("sidecar_journals_adopted_total", "counter", "Journals of dead workers that were taken over."),
+    Family("sidecar_loop_failures_total", "counter", "Times a loop of a worker failed and began anew; must be 0."),
     Family("sidecar_degraded_limits", "gauge", "Limits that are decided by their outage policy right now."),
     Family("sidecar_snapshot_hits_total", "counter", "Requests whose tenant was in memory."),
     Family("sidecar_snapshot_misses_total", "counter", "Requests whose tenant had to be read from Redis."),
@@ -161,6 +162,7 @@ class CoreCounters:
         "last_sync_ms",
         "lease_units",
         "leases_held",
+        "loop_failures",
         "requests_waiting",
         "snapshot_hits",
         "snapshot_misses",
@@ -201,6 +203,7 @@ class CoreCounters:
         self.journal_bytes = 0
         self.journal_writable = 1
         self.journals_adopted = 0
+        self.loop_failures = 0
         self.degraded_limits = 0
         self.snapshot_hits = 0
         self.snapshot_misses = 0
@@ -240,6 +243,7 @@ class CoreCounters:
             "sidecar_journal_bytes": {(): [self.journal_bytes]},
             "sidecar_journal_writable": {(): [self.journal_writable]},
             "sidecar_journals_adopted_total": {(): [self.journals_adopted]},
+            "sidecar_loop_failures_total": {(): [self.loop_failures]},
             "sidecar_degraded_limits": {(): [self.degraded_limits]},
             "sidecar_snapshot_hits_total": {(): [self.snapshot_hits]},
             "sidecar_snapshot_misses_total": {(): [self.snapshot_misses]},

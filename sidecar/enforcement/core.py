@@ -28,6 +28,8 @@ from sidecar.signals import end
 from sidecar.usage.journal import SUFFIX, Journal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from sidecar.clock import Clock
     from sidecar.settings import Settings
     from sidecar.store.client import Store
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 WATERMARK_POLL_S = 0.2
 WATCH_INTERVAL_S = 1.0
+LOOP_AGAIN_S = 1.0
 MOVED_AT_ONCE = 64  # windows
 
 
@@ -86,6 +89,7 @@ class Core:
         self._store = store
         self._clock = clock
         self._counters = counters
+        self.fault: Exception | None = None  # the last one that ended a loop
         self._tasks: list[asyncio.Task[None]] = []
         self._journal_state = Transition(log, "the journal")
         self._store_state = Transition(log, "the store")
@@ -94,9 +98,7 @@ class Core:
         """Wait for a catalogue, then run the loops."""
         await self.changes.first_policy()
         loops = (self.directory.run, self.synchroniser.run, self.changes.run, self._adoption.run, self._watch)
-        self._tasks = [asyncio.create_task(loop(), name=loop.__qualname__) for loop in loops]
-        for task in self._tasks:
-            task.add_done_callback(_ended)
+        self._tasks = [asyncio.create_task(self._for_good(loop), name=loop.__qualname__) for loop in loops]
 
     async def flush(self) -> None:
         """Hear what was announced and report everything counted so far; StoreUnavailable when Redis does not answer."""
@@ -162,6 +164,17 @@ class Core:
             await self.synchroniser.poll()
         return True
 
+    async def _for_good(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop, which ends only by cancellation. Whatever else ends it is a fault of ours: seen, survived."""
+        while True:
+            try:
+                await loop()
+            except Exception as error:
+                self.fault = error
+                self._counters.loop_failures += 1
+                log.critical("a loop of the core failed", exc_info=error, extra=fields(loop=loop.__qualname__))
+            await asyncio.sleep(LOOP_AGAIN_S)
+
     async def _watch(self) -> None:
         """Log transitions of the journal and the store."""
         journal, store = self.journal, self._store
@@ -177,9 +190,3 @@ class Core:
         for number, _ in enumerate(itertools.chain.from_iterable(exchange.kept.moved() for exchange in self.exchanges)):
             if number % MOVED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # a decision may come between
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    """A loop of the core ends only by cancellation; anything else is a fault of ours and must be seen."""
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("a loop of the core failed", exc_info=task.exception(), extra=fields(loop=task.get_name()))

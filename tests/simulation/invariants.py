@@ -154,9 +154,8 @@ def _in_ledger(world: World) -> bool:
 
 def check_alive(world: World) -> None:
     for worker in [*world.workers(), *world.gone]:
-        fault = worker.fault()
-        if fault is not None:
-            world.oracle.violated("crash", f"a loop of {worker.process.name} ended: {fault!r}")
+        if worker.core.fault is not None:
+            world.oracle.violated("crash", f"a loop of {worker.process.name} ended: {worker.core.fault!r}")
     for name in sorted(world.postgres.unknown):
         world.oracle.violated("crash", f"the simulated ledger has no query {name}")
     for failure in world.loop.failures:

@@ -182,12 +182,5 @@ class Worker:
         self.core._adoption.close()
         journal.close(delete=False)
 
-    def fault(self) -> BaseException | None:
-        """What ended a loop of the core that should not have ended."""
-        for task in self.core._tasks:
-            if task.done() and not task.cancelled() and task.exception() is not None:
-                return task.exception()
-        return None
-
 
 SHARDS = 2
