@@ -167,6 +167,18 @@ def test_an_expiry_that_is_wrong_is_set_right_within_the_hour_or_with_the_lease(
     assert not wrong_after([], 0)
 
 
+def test_a_tenant_that_nobody_knows_leaves_nothing_behind_when_it_asks_for_units(redis: Redis) -> None:
+    """A flood of made-up names would leave a hash of each until the end of its period."""
+    before = set(redis.server.state())
+    asked = ["calls", "calls", DAY_S, (DAY_S + 86_400) * 1000, False, 0, 5, 30, 0]
+    [part] = redis.sync("w1", [], [asked], revision=-1, tenant="made-up")[5]
+    assert part == [-1, [[0, 0, 0, 0, False]]]
+    assert not [key for key in set(redis.server.state()) - before if "made-up" in key]
+    redis.publish(1, LIMIT, tenant="made-up")
+    [part] = redis.sync("w1", [], [asked], tenant="made-up")[5]
+    assert part[1][0][0] == 30
+
+
 def test_a_window_that_grew_during_the_pass_stays_marked_where_it_first_changed(redis: Redis) -> None:
     redis.sync("w1", [["api", 0, HOUR, 5]], [])
     [window] = redis.collect()[9]

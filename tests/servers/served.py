@@ -153,6 +153,12 @@ class Served:
             told: dict[str, Any] = await client.info("commandstats")
         return {name.removeprefix("cmdstat_"): int(stats["calls"]) for name, stats in told.items()}
 
+    def memory_mb(self) -> float:
+        """What the program and its children hold."""
+        pids = [self.program.pid, *self.program.children()]
+        held = (line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return sum(int(line.split()[1]) for line in held if line.startswith("VmRSS:")) / 1_024
+
     def hang(self) -> None:
         """Redis accepts connections and never answers."""
         os.kill(self.redis.pid, signal.SIGSTOP)

@@ -171,6 +171,8 @@ local function report_lease(tenant, limits, lease, current_revision)
     return { 0, 0, 0, 0, false }
   end
   local limit = limits[name]
+  -- Nothing is lent of a limit that nobody knows here, and nothing was: made-up tenants leave no hash behind.
+  if not limit and not small and left <= 0 and not kept[GENERATION] then return { 0, 0, 0, 0, false } end
   local former = limit and end_ms - start * 1000 < (SHORTEST_MS[limit[3]] or 0)
   open_limit(kept, limit and limit[2], former and longest_ttl(limit[3]) or nil)
   if small then report_small(kept, limit, lease[9]) end

@@ -229,6 +229,8 @@ class Shard:
                 self.set_lease(key, writer, 0)
             return [0, 0, 0, 0, False]
         limit = next((limit for limit in limits if limit.name == name), None)
+        if limit is None and not small and left <= 0 and keys.get(key, "g") is None:
+            return [0, 0, 0, 0, False]
         former = limit is not None and end_ms - start * 1000 < SHORTEST_MS.get(limit.kind, 0)
         self.open_limit(key, limit.metric if limit else None, LONGEST_MS.get(limit.kind) if limit and former else None)
         goes_on = left > 0 and keys.number(key, f"l:{writer}") > 0 and self.now <= end_ms and not begins
