@@ -76,10 +76,16 @@ def begin(parent: int, ready_fd: int) -> Settings:
 
 def _allow_descriptors() -> None:
     """Use what the system lets us have: the soft limit is often 1,024, for programs that are older than poll."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if descriptors() < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def descriptors() -> int:
+    """How many files and connections this process may have open, DESCRIPTORS where there is no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def report_ready() -> None:

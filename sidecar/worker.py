@@ -20,6 +20,7 @@ from sidecar.child import Component, OpsSocket
 from sidecar.clock import Clock
 from sidecar.enforcement.core import Core
 from sidecar.errors import StoreRefused, StoreUnavailable
+from sidecar.gateway import limits
 from sidecar.gateway.listener import DecisionListener
 from sidecar.gateway.local_listener import LocalListener
 from sidecar.logs import fields
@@ -40,7 +41,12 @@ class Worker:
 
     def __init__(self, settings: Settings, store: Store, clock: Clock, counters: CoreCounters) -> None:
         self.core = Core(settings, store, clock, counters)
-        self.listener = DecisionListener(self.core.enforcer, secrets=settings.authz_secrets, clock=clock)
+        self.listener = DecisionListener(
+            self.core.enforcer,
+            secrets=settings.authz_secrets,
+            limits=limits.within(child.descriptors()),
+            clock=clock,
+        )
         self._store = store
         self._clock = clock
         self._counters = counters

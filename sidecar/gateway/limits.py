@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+# Redis takes up to eight, the journal and others that are adopted a few, the application and the supervisor the others.
+DESCRIPTORS_KEPT = 64
 READ_BYTES_MAX = 16_384  # a longer read is parsed in parts of this size, so that each can be bounded
 
 
@@ -14,7 +16,7 @@ class ListenerLimits(Struct, frozen=True, kw_only=True):
     A head is measured from the read that it begins with: behind another request it may be longer by that read.
     """
 
-    connections_max: int = 20_000  # closed at accept
+    connections_max: int = 20_000  # closed at accept; fewer where descriptors are few
     head_bytes_max: int = 32_768  # 431, then closed
     url_bytes_max: int = 16_384  # 431, then closed
     headers_max: int = 200  # 431, then closed; trailers included
@@ -28,3 +30,9 @@ class ListenerLimits(Struct, frozen=True, kw_only=True):
     def message_bytes_max(self) -> int:
         """Of a whole request: chunks of one byte take six, and neither chunk extensions nor trailers are free."""
         return self.head_bytes_max + 8 * self.body_bytes_max
+
+
+def within(descriptors: int) -> ListenerLimits:
+    """The bounds of a process that may open so many: connections leave DESCRIPTORS_KEPT of them to everything else."""
+    limits = ListenerLimits()
+    return structs.replace(limits, connections_max=max(1, min(limits.connections_max, descriptors - DESCRIPTORS_KEPT)))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import contextlib
+import os
+import resource
+import signal
+import socket
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,11 +21,15 @@ from tests.servers.served import Served, eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 CATALOGUE = Path(__file__).parent / "limits.yaml"
+LEASE_TTL_S = 0.8
 ENVIRONMENT = {"SIDECAR_LEASE_TTL_MS": "800", "SIDECAR_RECLAIM_AFTER_MS": "30000", "SIDECAR_SYNC_INTERVAL_MS": "100"}
 MARKS = {"closed": "denied", "open": "degraded", "graceful": "grace"}  # of an outage
 EMFILE = "Too many open files"
 UNDER_WAY = 10
 ASKED = 200
+FEW = 256
+CUTS = 3
+PAUSE_S = 0.005
 
 
 class Tenant:
@@ -43,7 +52,8 @@ class Tenant:
 
 @pytest.fixture
 async def served(servers_directory: Path, database: str) -> AsyncIterator[Served]:
-    async with Served(servers_directory / "descriptors", database, CATALOGUE, ENVIRONMENT) as running:
+    folder = servers_directory / f"descriptors-{database[-12:]}"
+    async with Served(folder, database, CATALOGUE, ENVIRONMENT) as running:
         yield running
 
 
@@ -83,6 +93,72 @@ async def test_without_descriptors_who_is_connected_is_answered_from_memory_and_
         assert await served.counted(tenant.name) == tenant.allowed
         await tenant.client.close()
     assert await served.verify() == "[]"
+
+
+async def test_connections_that_fill_a_worker_leave_descriptors_for_redis_and_the_journal(served: Served) -> None:
+    """The hard limit of a container is often low, and peers that come and stay are in nobody's hand."""
+    await replaced_with_few_descriptors(served)
+    named = zip(("closed", "open"), await served.new_tenants("closed", "open"), strict=True)
+    tenants = {plan: Tenant(served, name) for plan, (name, _) in named}
+    for tenant in tenants.values():
+        await eventually(lambda of=tenant: of.is_marked("ok"))
+    refused = await served.metric("sidecar_connections_refused_total")
+    async with crowd(served.authz_port):
+        await eventually(lambda: _is_above(served, refused))
+        for _ in range(CUTS):
+            served.proxy.cut()
+            until_s = asyncio.get_running_loop().time() + LEASE_TTL_S
+            while asyncio.get_running_loop().time() < until_s:
+                assert [await tenant.mark() for tenant in tenants.values()] == ["ok", "ok"]
+                await asyncio.sleep(PAUSE_S)
+        assert await served.metric("sidecar_journal_writable") == 1
+    assert EMFILE not in served.program.log
+    await served.flush()
+    for tenant in tenants.values():
+        assert await served.counted(tenant.name) == tenant.allowed
+        await tenant.client.close()
+
+
+async def replaced_with_few_descriptors(served: Served) -> None:
+    """Let the next worker have FEW: it inherits the limits of its supervisor."""
+    pid = served.worker()
+    resource.prlimit(served.program.pid, resource.RLIMIT_NOFILE, (FEW, FEW))
+    os.kill(pid, signal.SIGKILL)
+
+    async def replaced() -> bool:
+        return served.worker() not in (0, pid)
+
+    await eventually(replaced)
+    await served.program.ready()
+
+
+@contextlib.asynccontextmanager
+async def crowd(port: int) -> AsyncIterator[None]:
+    """Peers that connect one after the other and say nothing: twice as many as the worker has descriptors stay."""
+    loop, peers = asyncio.get_running_loop(), deque[socket.socket]()
+
+    async def come() -> None:
+        while True:
+            peers.append(socket.socket())
+            peers[-1].setblocking(False)
+            await loop.sock_connect(peers[-1], ("127.0.0.1", port))
+            if len(peers) > 2 * FEW:
+                peers.popleft().close()
+            await asyncio.sleep(PAUSE_S)
+
+    coming = asyncio.create_task(come())
+    try:
+        yield
+        assert not coming.done()
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        for peer in peers:
+            peer.close()
+
+
+async def _is_above(served: Served, refused: float) -> bool:
+    return await served.metric("sidecar_connections_refused_total") > refused
 
 
 async def _logged(served: Served, text: str) -> bool:
