@@ -55,9 +55,10 @@ def kept(found: dict[bytes, bytes]) -> Kept:
 
 
 class Held(NamedTuple):
-    """What a writer may spend of a limit, and whether it takes all for told that it spent."""
+    """What a writer may spend of a limit, what once its leases are renewed, and whether it has told all that it spent."""
 
     left: int
+    kept: int
     told: bool
 
 
@@ -165,7 +166,7 @@ class Minutes:
             lacking = spent + left - found.counted.get(writer, 0) - found.leases.get(writer, 0)
             if lacking > 0:
                 self._lacking(place, writer, lacking, f"spent {spent} and has {left} left, Redis has {found}")
-            else:
+            elif writer not in held or lacking + held[writer].kept - left <= 0:
                 self._doubted[place].discard(writer)
 
     def _lacking(self, place: tuple[LimitKey, bytes], writer: str, units: int, about: str) -> None:
@@ -189,8 +190,9 @@ class Minutes:
             for state in account.states():
                 if state.period.small:
                     told = state.known and state.own == state.own_reported
-                    left = max(0, state.left) if spendable else 0
-                    found[state.id, state.period.start_s][worker.core.writer] = Held(left, told)
+                    kept = max(0, state.left)
+                    held = Held(kept if spendable else 0, kept, told)
+                    found[state.id, state.period.start_s][worker.core.writer] = held
         return found
 
     # When all has come to rest.

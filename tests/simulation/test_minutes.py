@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.minutes import KEPT_MS, Message, Minutes, kept
+from tests.simulation.minutes import KEPT_MS, Held, Message, Minutes, kept
 from tests.simulation.redis import MemoryRedis
 
 NOW_MS = 1_000_000
@@ -76,6 +76,18 @@ def test_the_exception_of_a_lease_that_was_taken_back_is_what_was_spent_of_it(bo
     server.command(b"HSET", (NAME, "l:w", "0"))
     book.taken_back(KEY, b"g1", "w")
     assert looked(book, server, "g1") == []
+    assert book.exceptions(KEY) == 2
+
+
+def test_a_lease_that_was_taken_back_stays_an_exception_where_it_cannot_be_spent_for_a_while(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = keeping("g1", c=5)
+    book.taken_back(KEY, b"g1", "w")
+    for left in (2, 0, 2):
+        held = {KEY[1:]: {"w": Held(left, 2, told=True)}}
+        monkeypatch.setattr(book, "_held", lambda _tenant, held=held: held)
+        assert looked(book, server, "g1") == []
     assert book.exceptions(KEY) == 2
 
 
