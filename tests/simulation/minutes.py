@@ -55,7 +55,7 @@ def kept(found: dict[bytes, bytes]) -> Kept:
 
 
 class Held(NamedTuple):
-    """What a writer may spend of a limit, what once its leases are renewed, and whether it has told all that it spent."""
+    """What a writer may spend of a limit, what it holds of it, valid or not, and whether it told all that it spent."""
 
     left: int
     kept: int
