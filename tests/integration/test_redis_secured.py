@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from redis.exceptions import NoPermissionError
@@ -15,7 +14,7 @@ from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
 from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode, eventually
-from tests.servers.redis_secured import PASSWORDS, secured
+from tests.servers.redis_secured import PASSWORDS, login_of, secured, tls_settings
 from tests.servers.whole_job import Job, do_the_whole_job, lose_everything
 
 pytestmark = pytest.mark.timeout(180)
@@ -38,7 +37,7 @@ async def redis(servers_directory: Path, certificates: Certificates, tmp_path: P
 
 
 def url(redis: RedisNode, user: str) -> str:
-    return f"rediss://{user}:{quote(PASSWORDS[user], safe='')}@127.0.0.1:{redis.port}/0"
+    return f"rediss://{login_of(user)}@127.0.0.1:{redis.port}/0"
 
 
 @pytest.mark.slow
@@ -56,9 +55,7 @@ async def test_the_whole_job_runs_over_tls_as_the_users_that_are_shipped(
             },
             "authz": {"SIDECAR_REDIS_URL": url(redis, "quota-authz")},
         },
-        SIDECAR_REDIS_CA_FILE=str(certificates.ca),
-        SIDECAR_REDIS_CERT_FILE=str(certificates.client[0]),
-        SIDECAR_REDIS_KEY_FILE=str(certificates.client[1]),
+        **tls_settings(certificates),
     )
     async with job:
         await do_the_whole_job(job, ["acme"])

@@ -217,7 +217,7 @@ async def losses(site: Site, canaries: Canaries, stripe: Stripe) -> None:
         stripe.faults({"kind": kind, "path": "", "count": 2})
         await site.ask("control", "/api/v1/tenants/acme/subscription", "PATCH", json={"plan": "big"}, headers=admin)
     stripe.faults()
-    stripe.standin._app._key = canaries.wrong_key
+    stripe.accept(canaries.wrong_key)
     await site.ask("control", "/api/v1/tenants/acme/payment-method", headers=admin)
     await site.ask("control", "/api/v1/tenants/acme/subscription", "PATCH", json={"plan": "standard"}, headers=admin)
     async with redis.asyncio.Redis(port=site.server.port, password=canaries.redis) as client:

@@ -15,6 +15,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from redis.asyncio import Redis
 
+from sidecar.billing.outbox.forwarder import Forwarder
 from sidecar.billing.webhooks import webhooks
 from sidecar.billing.webhooks.webhooks import EventRefused
 from sidecar.clock import Clock
@@ -26,6 +27,8 @@ from sidecar.ledger.connection import Ledger
 from sidecar.settings import NAMES, is_secret
 from sidecar.store.client import Store
 from sidecar.store.keys import Keyspace
+from tests.servers.forwarding import HOUR_S, Forwarding
+from tests.servers.stripe import KEY
 from tests.unit.test_dialects import Recorder, gate_of
 
 PACKAGE = Path(__file__).parents[2] / "sidecar"
@@ -154,6 +157,36 @@ async def check(server: EmbeddedRedis, user: str, password: str) -> None:
         await store.check()
     finally:
         await store.close()
+
+
+async def test_a_key_of_stripe_is_replaced_while_both_are_good(place: Forwarding) -> None:
+    """Flushers are started again one after the other; one is late, and keeps what it may no longer send."""
+    await place.tenants(["acme"])
+    late = place.forwarder()
+
+    async def sent(sender: Forwarder, units: int) -> None:
+        await place.count("acme", units)
+        await sender.flush()
+        await place.advance(300)
+
+    await sent(late, 1)
+    place.stripe.accept(KEY, f"{KEY}_new")
+    started_again = place.forwarder()
+    for units in (2, 4):
+        await sent(late, units)
+        await sent(started_again, units * 10)
+    assert await place.states() == {"delivered": 5}
+    await place.agree()
+
+    place.stripe.accept(f"{KEY}_new")
+    await sent(late, 8)
+    assert await place.states() == {"delivered": 5, "waiting": 1}
+    [refused] = [row for row in await place.rows() if row["state"] == "waiting"]
+    assert "Invalid API Key" in refused["reason"]
+    await place.advance(HOUR_S)
+    await sent(started_again, 80)
+    assert await place.states() == {"delivered": 7}
+    await place.agree()
 
 
 async def test_a_login_of_postgres_is_replaced_while_both_are_good(database: str, ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.security.audit import HOLES, PINS, SILENCE, judge
+from tests.security.audit import HOLES, PINS, SILENCE, files, judge
 
 ROOT = Path(__file__).parents[2]
 SAFE = {"name": "redis", "version": "8.1.0", "vulns": []}
@@ -25,6 +25,7 @@ UNASKED = {"name": "click", "skip_reason": "Dependency not found on PyPI and cou
         ([SAFE, HOLED], HOLES, "yarl 1.0: PYSEC-1, mended in 1.1"),
         ([UNASKED, HOLED], HOLES, "knows nothing of: click"),
         ([SAFE, UNASKED], SILENCE, "knows nothing of: click"),
+        ([UNASKED], SILENCE, "none of 1 packages: nothing was checked"),
         ([], SILENCE, "nothing to check"),
     ],
 )
@@ -34,6 +35,13 @@ def test_a_package_that_nobody_could_be_asked_about_does_not_count_as_safe(
     found, lines = judge({"dependencies": packages, "fixes": []})
     assert found == code
     assert said in "\n".join(lines)
+
+
+def test_every_pin_is_asked_about_and_not_those_of_the_program_alone() -> None:
+    """What builds, tests and serves `sidecar dev` runs on the same machines."""
+    asked = {path.name for path in files()}
+    assert asked >= {"runtime.txt", "embedded.txt", "redis.txt", "dev.txt", "fuzz.txt", "audit.txt"}
+    assert asked == {path.name for path in (ROOT / "requirements").iterdir()}
 
 
 def test_an_advisory_source_out_of_reach_is_silence_and_no_health() -> None:

@@ -14,7 +14,7 @@ from tests.servers.certificates import Certificates
 from tests.servers.redis_node import RedisNode, eventually, port_with_bus
 from tests.servers.redis_secured import (
     ADMINISTRATOR,
-    flusher_login,
+    login_of,
     server_users,
     tls,
     tls_login,
@@ -43,7 +43,7 @@ class RedisCluster:
     def url(self) -> str:
         """How the program is told of it: two of the masters."""
         if self._certificates is not None:
-            return f"rediss+cluster://{flusher_login()}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
+            return f"rediss+cluster://{login_of('quota-flusher')}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
         return f"redis+cluster://:{PASSWORD}@127.0.0.1:{self.nodes[0].port},127.0.0.1:{self.nodes[1].port}"
 
     async def owner(self, key: str) -> RedisNode:

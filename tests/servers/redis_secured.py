@@ -51,9 +51,9 @@ def server_users() -> list[str]:
     return [*shipped_users(), *others, administrator(), "masteruser replica", f"masterauth {OTHERS_PASSWORD}"]
 
 
-def flusher_login() -> str:
-    """User and password of the shipped flusher as a URL has them."""
-    return f"quota-flusher:{quote(PASSWORDS['quota-flusher'], safe='')}"
+def login_of(user: str) -> str:
+    """A shipped user and its password as a URL has them."""
+    return f"{user}:{quote(PASSWORDS[user], safe='')}"
 
 
 def tls(certificates: Certificates, port: int) -> list[str]:
@@ -87,6 +87,11 @@ def tls_files(certificates: Certificates) -> dict[str, str]:
         "cert_file": str(certificates.client[0]),
         "key_file": str(certificates.client[1]),
     }
+
+
+def tls_settings(certificates: Certificates) -> dict[str, str]:
+    """What the program needs for it."""
+    return {f"SIDECAR_REDIS_{name.upper()}": path for name, path in tls_files(certificates).items()}
 
 
 def administrator() -> str:

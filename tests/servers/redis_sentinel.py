@@ -13,7 +13,7 @@ from tests.servers.redis_node import RedisNode, eventually
 from tests.servers.redis_secured import (
     ADMINISTRATOR,
     OTHERS_PASSWORD,
-    flusher_login,
+    login_of,
     server_users,
     tls,
     tls_login,
@@ -40,9 +40,13 @@ class RedisSentinel:
     @property
     def url(self) -> str:
         """How the program is told of it."""
+        return self.url_of("quota-flusher")
+
+    def url_of(self, user: str) -> str:
+        """The same for one of the shipped users; without certificates all have one password."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         if self._certificates is not None:
-            return f"rediss+sentinel://{flusher_login()}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
+            return f"rediss+sentinel://{login_of(user)}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
         return f"redis+sentinel://:{PASSWORD}@{hosts}/{NAME}?sentinel_password=of%2Fthe%40sentinels"
 
     async def master(self) -> RedisNode:

@@ -70,6 +70,12 @@ class Stripe(Background):
         """Wait until nothing is being delivered."""
         assert self.control("POST", "/_settle", {"within_s": within_s})["settled"], "still delivering"
 
+    def accept(self, *keys: str) -> None:
+        """These API keys open the account from now on, and no others; ``key`` is the last one."""
+        self.standin.keys.clear()
+        self.standin.keys.update(keys)
+        self.key = keys[-1]
+
     def options(self, **changes: Any) -> None:
         """Change how the account behaves, see `sidecar.embedded.stripe.account.Options`."""
         self.control("POST", "/_options", changes)

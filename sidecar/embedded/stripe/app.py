@@ -51,12 +51,12 @@ class App:
     """Answers the requests of one account."""
 
     def __init__(
-        self, account: Account, key: str, faults: Faults, idempotency: Idempotency, controls: Controls
+        self, account: Account, keys: set[str], faults: Faults, idempotency: Idempotency, controls: Controls
     ) -> None:
-        if key.startswith(LIVE):
+        if any(key.startswith(LIVE) for key in keys):
             raise ValueError("the stand-in takes no live key; make up one that begins with sk_test_")
         self._account = account
-        self._key = key
+        self._keys = keys
         self._faults = faults
         self._idempotency = idempotency
         self._controls = controls
@@ -124,7 +124,7 @@ class App:
             return given
         if given.startswith(LIVE):
             raise Refused("This is a stand-in: never send it a live key.", status=401, executed=False)
-        if not secrets.compare_digest(given.encode(), self._key.encode()):
+        if given not in self._keys:
             raise Refused(f"Invalid API Key provided: {given[:8]}********", status=401, executed=False)
         for header in ("Stripe-Account", "Stripe-Context"):
             if header in request.headers:

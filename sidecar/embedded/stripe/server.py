@@ -36,7 +36,7 @@ class StripeStandIn:
     def __init__(
         self, key: str, *, port: int = 0, clock_file: Path | None = None, state_file: Path | None = None
     ) -> None:
-        self.key = key
+        self.keys = {key}  # all of the one account, as while one is replaced
         self.port = port
         self.account = Account(StandInClock(clock_file))
         self.faults = Faults()
@@ -44,7 +44,7 @@ class StripeStandIn:
         self.deliveries = Deliveries(self.account, self.faults)
         self.controls = Controls(self.account, self.faults, self.deliveries)
         routes.wire(self.account)
-        self._app = App(self.account, key, self.faults, self.idempotency, self.controls)
+        self._app = App(self.account, self.keys, self.faults, self.idempotency, self.controls)
         self._state_file = state_file
         self._saved = 0
         self._runner: web.ServerRunner | None = None
