@@ -44,6 +44,7 @@ def heal(world: World) -> None:
         planned.cancel()
     world.network.heal()
     world.network.fuses.clear()
+    world.ends.clear()
     world.network.stalls.clear()
     world.network.traps.clear()
     world.redis.up = world.postgres.up = True

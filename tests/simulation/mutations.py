@@ -261,7 +261,7 @@ def noticed(name: str, seed: int) -> str | None:
         if name in BILLING:
             violations = bill(seed).violations
         else:  # whatever the seed says itself, so that it still shows the shortcut when others are drawn
-            violations = run.count(seed, minutes=name in OF_MINUTES).oracle.violations
+            violations = run.count(seed, minutes=name in OF_MINUTES, ends=False).oracle.violations
     return violations[0] if violations else None
 
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -47,12 +48,13 @@ class Outcome(Struct):
     history: list[str]
 
 
-def simulate(seed: int, *, minutes: bool | None = None) -> Outcome:
+def simulate(seed: int, *, minutes: bool | None = None, ends: bool | None = None) -> Outcome:
     """Two runs, from beginning to rest: of what counts and limits, and of what bills.
 
-    ``minutes``: with limits of seconds and minutes, or without; None as the seed says.
+    ``minutes``: with limits of seconds and minutes, or without; ``ends``: with workers that end between counting and
+    answering or at a file, or without; None as the seed says.
     """
-    world, billing = count(seed, minutes=minutes), bill(seed)
+    world, billing = count(seed, minutes=minutes, ends=ends), bill(seed)
     faults = Counter(world.network.faults)
     faults.update(billing.faults)
     return Outcome(
@@ -65,13 +67,16 @@ def simulate(seed: int, *, minutes: bool | None = None) -> Outcome:
     )
 
 
-def count(seed: int, *, minutes: bool | None = None) -> World:
+def count(seed: int, *, minutes: bool | None = None, ends: bool | None = None) -> World:
     """One run of what counts and limits."""
     folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=TMPFS if TMPFS.is_dir() else None))
     random = Random(seed * 7 + 3)
-    world = World(seed, folder, minutes=minutes)
+    world = World(seed, folder, minutes=minutes, ends=ends)
     try:
-        with simulated(Random(seed + 2), world.loop, world.limits_per_sync):
+        with (
+            simulated(Random(seed + 2), world.loop, world.limits_per_sync),
+            world.ends.at_files() if world.has_ends else nullcontext(),
+        ):
             try:
                 _live(world, random)
             except Exception:  # noqa: BLE001 - whatever breaks is a finding of this seed
@@ -112,8 +117,8 @@ def quiet() -> None:
     gc.freeze()  # what is imported stays: it need not be looked through after each few runs
 
 
-def one(seed: int, *, minutes: bool | None = None) -> Outcome:
-    outcome = simulate(seed, minutes=minutes)
+def one(seed: int, *, minutes: bool | None = None, ends: bool | None = None) -> Outcome:
+    outcome = simulate(seed, minutes=minutes, ends=ends)
     if not outcome.violations:
         outcome.history = []
     return outcome
@@ -126,6 +131,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--minutes", action="store_true", help="limits of seconds and minutes in every seed")
+    parser.add_argument("--ends", action="store_true", help="in every seed workers that end at counts and files")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     quiet()
@@ -134,8 +140,9 @@ def main() -> int:
     faults: Counter[str] = Counter()
     steps = 0
     bad: list[Outcome] = []
+    call = partial(one, minutes=options.minutes or None, ends=options.ends or None)
     with multiprocessing.Pool(options.jobs, maxtasksperchild=CHUNKS_A_LIFE) if len(seeds) > 1 else _Alone() as pool:
-        for outcome in pool.imap_unordered(partial(one, minutes=options.minutes or None), seeds, chunksize=CHUNK):
+        for outcome in pool.imap_unordered(call, seeds, chunksize=CHUNK):
             faults.update(outcome.faults)
             steps += outcome.steps
             if outcome.violations:

@@ -20,6 +20,10 @@ from unittest import mock
 STEPS_MAX = 2_000_000
 
 
+class Killed(BaseException):
+    """Unwinds the step in which a process was killed."""
+
+
 class Process:
     """One life of one program: everything it starts carries its mark."""
 
@@ -186,7 +190,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         # A task of a killed process is destroyed while it waits, which is the point.
-        if context.get("exception") is not None:
+        if not isinstance(context.get("exception"), Killed | None):
             self.failures.append(context)
 
     get_debug = staticmethod(bool)  # False, asked of every future and task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from sidecar.telemetry import CoreCounters
 from sidecar.usage.journal import RECORD, RECORD_GRAIN
 from tests.simulation.clock import MachineClock
 from tests.simulation.oracle import Oracle
-from tests.simulation.scheduler import Process, VirtualLoop
+from tests.simulation.scheduler import Killed, Process, VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,14 @@ class Worker:
     """One life of a worker."""
 
     def __init__(
-        self, name: str, folder: Path, loop: VirtualLoop, clock: MachineClock, oracle: Oracle, again: Callable[[], bool]
+        self,
+        name: str,
+        folder: Path,
+        loop: VirtualLoop,
+        clock: MachineClock,
+        oracle: Oracle,
+        again: Callable[[], bool],
+        counted: Callable[[Charge], None],
     ) -> None:
         self.process = Process(name)
         self.folder = folder
@@ -63,6 +71,7 @@ class Worker:
         self._loop = loop
         self._oracle = oracle
         self._again = again
+        self._counted = counted
         self._answered: dict[int, int] = {}  # by shard, the latest message that was answered
         self._checks: dict[tuple[str, str, int], Check] = {}  # by tenant, user and the id of a route
         self.core: Core = self.process.run(self._build)
@@ -77,6 +86,7 @@ class Worker:
         def watched(charge: Charge, unleased: set[LimitState], wall_ms: int) -> None:
             spend(charge, unleased, wall_ms)
             self._oracle.spent(core.writer, charge, unleased, wall_ms)
+            self._counted(charge)
 
         core.enforcer._spend = watched  # type: ignore[method-assign, assignment]
         allow = core.enforcer.allow_known
@@ -86,6 +96,7 @@ class Worker:
             if known is not None and allowance is not None:
                 unleased = {state for state, _ in known.charge.spends if state.lease.uncovered}
                 self._oracle.spent(core.writer, known.charge, unleased, core.enforcer._fast_path._wall_now_ms)
+                self._counted(known.charge)
             return allowance
 
         core.enforcer.allow_known = watched_too
@@ -143,7 +154,8 @@ class Worker:
     def request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:
         """Decide a request as the gateway's listener does; ``answer`` is called with the decision."""
         if self.started and self.process.alive and not self.process.paused:
-            self.process.run(self._request, tenant, route, user, answer)
+            with suppress(Killed):
+                self.process.run(self._request, tenant, route, user, answer)
 
     def _request(self, tenant: str, route: RouteRule, user: str, answer: Callable[[Worker, Decision], None]) -> None:
         enforcer = self.core.enforcer

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import sidecar.enforcement.changes
@@ -33,16 +33,21 @@ from sidecar.usage.window import WindowKey
 from tests.simulation import lua
 from tests.simulation.catalogues import PLANS, SMALL_TEXTS, TEXTS, catalogue, compiled_routes, decoded, limits
 from tests.simulation.clock import MachineClock
+from tests.simulation.ends import ANSWERS, Ends
 from tests.simulation.network import Connection, Network, below
 from tests.simulation.oracle import Oracle
 from tests.simulation.postgres import MemoryLedger, Postgres
 from tests.simulation.redis import MemoryRedis
-from tests.simulation.scheduler import Process, Step, VirtualLoop, current, virtual
+from tests.simulation.scheduler import Killed, Process, Step, VirtualLoop, current, virtual
 from tests.simulation.tables import CounterKey, Tables
 from tests.simulation.witness import Witness
 from tests.simulation.worker import SHARDS, TERMS, Worker
 
+if TYPE_CHECKING:
+    from sidecar.enforcement.charge import Charge
+
 SEEDS_A_MINUTE = 8  # one of so many has limits of seconds and minutes
+SEEDS_AN_END = 8  # one of so many has workers that end between counting and answering, or at a file
 BEFORE_MINUTE_MS = 2_500, 10_000
 FULL = sidecar.enforcement.exchange.LIMITS_PER_SYNC
 LIMITS_PER_SYNC = FULL, FULL, 10, 8  # few: much of what there is to say of them waits for the next message
@@ -89,7 +94,7 @@ class Machine:
 class World:
     """Everything of one run. ``history`` is what a person reads of it."""
 
-    def __init__(self, seed: int, folder: Path, *, minutes: bool | None = None) -> None:
+    def __init__(self, seed: int, folder: Path, *, minutes: bool | None = None, ends: bool | None = None) -> None:
         self.seed = seed
         self.random = Random(seed)
         self.besides = Random(f"{seed}-minutes")  # of its own, so that other seeds stay what they were
@@ -99,6 +104,10 @@ class World:
         if self.minutes:
             first = self.besides.randrange(len(SMALL_TEXTS))
             self.texts = SMALL_TEXTS[first:] + SMALL_TEXTS[:first]
+        self.endings = Random(f"{seed}-ends")  # of its own as well
+        drawn = self.endings.randrange(SEEDS_AN_END) == 0
+        self.has_ends = drawn if ends is None else ends
+        self.ends = Ends(self.kill, self.count)
         self.routes = catalogue(self.texts[0]).routes
         self.limits_per_sync = Random(f"{seed}-messages").choice(LIMITS_PER_SYNC) if self.minutes else FULL
         self.loop = VirtualLoop()  # type: ignore[abstract]
@@ -212,7 +221,7 @@ class World:
     def start_worker(self, machine: Machine) -> Worker:
         name = self._name("w")
         CONNECTIONS[name] = self.network
-        worker = Worker(name, machine.folder, self.loop, machine.clock, self.oracle, self._reply_again)
+        worker = Worker(name, machine.folder, self.loop, machine.clock, self.oracle, self._reply_again, self._counted)
         CONNECTIONS.pop(name)
         machine.workers.append(worker)
         self.note(f"{name} starts on {machine.name} as writer {worker.core.writer}")
@@ -221,6 +230,15 @@ class World:
 
     def _reply_again(self) -> bool:
         return self.network.drawn(self.network.repeated_rate * 5, "reply repeated")
+
+    def _counted(self, charge: Charge) -> None:
+        """A worker has counted a request that it is about to answer."""
+        try:
+            self.ends.reached(ANSWERS)
+        except Killed:
+            for owner, series, units in charge.series:
+                self.oracle.unanswered[owner.tenant, series] += units
+            raise
 
     def start_flusher(self) -> Process:
         process = Process(self._name("f"))

@@ -7,6 +7,7 @@ from random import Random
 
 from tests.simulation.faults.blows import Run
 from tests.simulation.faults.changes import Changes
+from tests.simulation.faults.ends import Endings
 from tests.simulation.faults.flushers import Flushers
 from tests.simulation.faults.postgres import Postgres
 from tests.simulation.faults.redis import Redis
@@ -76,6 +77,8 @@ class Faults:
             world.loop.at(run.besides.randrange(1_500, run.length_ms), world.crowd, run.besides)
         if world.minutes:
             Steps(world, world.besides, run.length_ms).plan()
+        if world.has_ends:
+            Endings(run, world.endings).plan()
         for at in range(0, run.length_ms, 2_000):
             world.plan(at + random.randrange(2_000), self._remember)
 
