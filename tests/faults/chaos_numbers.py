@@ -89,8 +89,8 @@ async def at_stripe(place: Place) -> dict[str, int]:
 
 
 def checked(place: Place, clients: Sequence[Client]) -> dict[str, int]:
-    """By tenant, checks that may have counted: those that were allowed, and those whose answer nobody saw."""
-    by_key = sum((proxy.allowed + proxy.unanswered for proxy in place.checks), Counter[str]())
+    """By tenant, how many checks may have counted: that were allowed, or whose answer nobody saw."""
+    by_key = sum((proxy.may_count() for proxy in place.checks), Counter[str]())
     return {client.tenant: by_key[client.key] for client in clients}
 
 

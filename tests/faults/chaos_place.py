@@ -208,7 +208,7 @@ class Place:
         self._program(name, ["--role", "authz", "--workers", str(WORKERS[name])], {**COMMON, **listen})
         folder = self.folder / f"{name}-envoy"
         folder.mkdir()
-        checks = CheckProxy(port)
+        checks = CheckProxy(port, self.programs[name].children)
         self.checks.append(checks)
         await self._stack.enter_async_context(checks)
         envoy = self.envoys[name] = EdgeEnvoy(folder, authz_port=checks.port, upstream_port=application_port)

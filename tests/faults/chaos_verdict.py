@@ -51,8 +51,12 @@ class Summary(Struct, kw_only=True):
 
 
 class Details(Struct, kw_only=True):
-    """What a person reads besides. ``excepted`` is beyond hard caps and within the exception."""
+    """What a person reads besides. ``excepted`` is beyond hard caps and within the exception.
 
+    ``slack``: how much more than it has the ledger might have of some tenant, and nobody would notice.
+    """
+
+    slack: int
     excepted: int
     units_lost: int
     units_taken_back: int
@@ -103,6 +107,7 @@ def judge(clients: Sequence[Client], found: Numbers) -> Verdict:
         over_admitted=over_admitted,
     )
     details = Details(
+        slack=max(found.checked.get(client.tenant, 0) - found.ledger.get(client.tenant, 0) for client in clients),
         excepted=excepted,
         units_lost=found.units_lost,
         units_taken_back=sum(found.taken_back),

@@ -115,7 +115,7 @@ ALLOWED = ("allowed ok",) * CAP
 
 def test_a_run_in_which_everything_agrees_has_no_violation() -> None:
     verdict = judge([BILLED], numbers("acme", *ALLOWED, ledger=CAP, stripe=CAP))
-    assert verdict.details.violations == []
+    assert (verdict.details.violations, verdict.details.slack) == ([], 1)
     assert verdict.summary == Summary(faults=2, answered=CAP, ledger=CAP, stripe=CAP, in_flight=1, over_admitted=0)
     assert judge([BILLED], numbers("acme", *ALLOWED, ledger=CAP + 1, stripe=CAP + 1)).details.violations == []
 

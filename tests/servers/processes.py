@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.servers.sidecar_dev import SidecarDev
@@ -31,6 +33,23 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def accepted(port: int, pids: Iterable[int]) -> dict[int, int]:
+    """Which of these processes has the connections to a port of loopback, by the port that each comes from."""
+    sources: dict[str, int] = {}  # by inode
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, _, _, _, _, _, inode, *_ = line.split()
+        if int(local[-4:], 16) == port and inode != "0":
+            sources[f"socket:[{inode}]"] = int(remote[-4:], 16)
+    found = {}
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                source = sources.get(str(descriptor.readlink()))
+                if source:
+                    found[source] = pid
+    return found
 
 
 def backoffice_of(dev: SidecarDev) -> int:
