@@ -99,13 +99,18 @@ class Adoption:
         log.info("journal adopted", extra=fields(writer=journal.writer, windows=journal.count))
         marks = await self._report(journal)
         for shard in range(self._store.keys.shards):
-            while await self._insist(self._store.retire, shard, journal.writer):
-                pass
+            while left := await self._retire(journal, shard, marks.get(shard)):
+                if left < 0:  # Redis lost its state meanwhile, and with it what was reported
+                    marks |= await self._report(journal, shard)
         for shard, mark in marks.items():
             await self._await_ledger(journal, shard, mark)
         journal.delete()
         self._counters.journals_adopted += 1
         log.info("journal is in the ledger", extra=fields(writer=journal.writer))
+
+    async def _retire(self, journal: DeadJournal, shard: int, mark: Mark | None) -> int:
+        generation = mark[0] if mark is not None else ""
+        return await self._insist(self._store.retire, shard, journal.writer, generation=generation)
 
     async def _await_ledger(self, journal: DeadJournal, shard: int, mark: Mark) -> None:
         while True:

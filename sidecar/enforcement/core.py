@@ -154,14 +154,23 @@ class Core:
     async def _drain(self) -> bool:
         for exchange in self.exchanges:
             exchange.return_leases()
-        if not await self.synchroniser.drain():
-            return False
-        for exchange in self.exchanges:
-            while await self._store.retire(exchange.shard, self.writer):
-                pass
+        told = False
+        while not told:
+            if not await self.synchroniser.drain():
+                return False
+            told = await self._retire()
         while any(not exchange.in_ledger for exchange in self.exchanges):
             await asyncio.sleep(WATERMARK_POLL_S)
             await self.synchroniser.poll()
+        return True
+
+    async def _retire(self) -> bool:
+        """Free the leases; False when a shard has lost its state meanwhile, and with it what was told."""
+        for exchange in self.exchanges:
+            while left := await self._store.retire(exchange.shard, self.writer, generation=exchange.generation):
+                if left < 0:
+                    await self.synchroniser.join(exchange)  # which learns of it
+                    return False
         return True
 
     async def _for_good(self, loop: Callable[[], Awaitable[None]]) -> None:

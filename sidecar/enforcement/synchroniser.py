@@ -121,7 +121,8 @@ class Synchroniser:
         """Report everything there is; returns whether Redis has it all.
 
         In the moment in which it has, no lease is held, and none is taken any more: what a call in flight may bring is
-        freed in Redis when the writer retires.
+        freed in Redis when the writer retires. Shards that have told everything are synced on while others have not:
+        one that lost its state meanwhile has to be told again before it grants.
         """
         while pressing := [exchange for exchange in self._exchanges if exchange.pressing]:
             for exchange in pressing:
@@ -130,6 +131,10 @@ class Synchroniser:
                         return False
             if any(exchange.pressing for exchange in pressing):  # a snapshot has to be read again first
                 await asyncio.sleep(REFRESH_PAUSE_S)
+            before_ms = self._clock.monotonic_ms() - RESTING_POLL_MS
+            for exchange in self._exchanges:
+                if exchange.kept and self._last_ms[exchange.shard] < before_ms and not await self.join(exchange):
+                    return False
         for exchange in self._exchanges:
             exchange.ended = True
         return True

@@ -148,17 +148,21 @@ class Store:
         )
         return _understood("sync", SYNC_REPLY, raw)
 
-    async def retire(self, shard: int, writer: str, *, lost_after_ms: int = 0, most: int = 500) -> int:
+    async def retire(
+        self, shard: int, writer: str, *, generation: str = "", lost_after_ms: int = 0, most: int = 500
+    ) -> int:
         """Free the leases of a writer that died; returns how many may remain.
 
-        ``lost_after_ms``: it is taken for lost, if it still has been silent for so long when the call arrives.
+        ``generation``: the one that was told of its windows, if there are any. -1 when it is over by now: the next one
+        has to be told first. ``lost_after_ms``: the writer is taken for lost, if it still has been silent for so long
+        when the call arrives.
         """
         keys = self.keys
         remaining = await self._script(
             "retire",
             shard,
             (keys.writers(shard), keys.writer(shard, writer), keys.held(shard, writer)),
-            (writer, most, lost_after_ms),
+            (writer, most, lost_after_ms, generation),
         )
         return int(remaining)
 

@@ -281,3 +281,31 @@ async def test_nothing_is_granted_between_a_workers_last_report_and_its_retireme
     assert (decision.allow, decision.status, decision.reason) == (False, 503, "store_unavailable")
     go_on.set()
     await stopping
+
+
+async def test_a_redis_that_loses_its_state_before_a_worker_retires_is_told_of_its_windows_first(
+    place: Installation, redis_server: EmbeddedRedis, redis_prefix: str
+) -> None:
+    """Or it would free the leases, and grant again, without what was spent of them."""
+    await place.catalogue()
+    await place.flusher().flush()
+    core = await place.core()
+    assert await allowed(place, core, "t", 7) == 7
+    await core.flush()
+    shard_of_t = place.keys.shard_of("t")
+    retire, answers = core._store.retire, list[tuple[int, list[Any]]]()
+
+    async with redis.asyncio.Redis.from_url(redis_server.url, protocol=2, decode_responses=True) as direct:
+
+        async def retired(shard: int, writer: str, **more: Any) -> int:
+            if shard != shard_of_t:
+                return await retire(shard, writer, **more)
+            if not answers:
+                await direct.delete(*[key async for key in direct.scan_iter(f"{redis_prefix}:*")])
+            known = [key async for key in direct.scan_iter(f"{redis_prefix}:*window:t:*")]
+            answers.append((await retire(shard, writer, **more), [await direct.hget(key, writer) for key in known]))
+            return answers[-1][0]
+
+        core._store.retire = retired  # type: ignore[method-assign]
+        await core.stop(1)
+    assert answers == [(-1, []), (0, ["7"])]

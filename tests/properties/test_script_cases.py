@@ -84,9 +84,9 @@ class Redis:
     def settle(self, windows: list[Any]) -> Any:
         return self.call("settle", [self.space.dirty(0)], self.generation, 1, windows)
 
-    def retire(self, writer: str, *, lost: bool) -> Any:
+    def retire(self, writer: str, *, lost: bool, generation: str = "") -> Any:
         keys = [self.space.writers(0), self.space.writer(0, writer), self.space.held(0, writer)]
-        return self.call("retire", keys, writer, 500, RECLAIM_MS if lost else 0)
+        return self.call("retire", keys, writer, 500, RECLAIM_MS if lost else 0, generation)
 
     def kept(self, key: str) -> Any:
         return self.server.state()[key][0]
@@ -119,6 +119,15 @@ def test_a_writer_taken_for_lost_gives_its_lease_back_and_is_counted(redis: Redi
     redis.retire("w1", lost=True)
     assert redis.limit["held"] == "0"
     assert redis.collect()[6] == 30
+
+
+def test_a_writer_is_not_retired_in_another_generation_than_was_told_of_its_windows(redis: Redis) -> None:
+    redis.lease("w1", 0, 30)
+    redis.collect()
+    assert redis.retire("w1", lost=False, generation="before") == -1
+    assert redis.limit["held"] == "30"
+    assert redis.retire("w1", lost=False, generation=redis.generation) == 0
+    assert redis.limit["held"] == "0"
 
 
 def test_the_lease_of_a_minute_outlives_its_writer(redis: Redis) -> None:

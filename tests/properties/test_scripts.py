@@ -200,8 +200,14 @@ class ScriptMachine(RuleBasedStateMachine):
         sent = self.writers[name].sent
         self.send(sent[-1 - which % len(sent)])
 
-    @rule(name=WRITER, lost=st.booleans(), most=st.sampled_from((1, 500)), successor=st.booleans())
-    def retire(self, name: str, lost: bool, most: int, successor: bool) -> None:
+    @rule(
+        name=WRITER,
+        lost=st.booleans(),
+        most=st.sampled_from((1, 500)),
+        successor=st.booleans(),
+        told=st.sampled_from(("", "now", "before")),
+    )
+    def retire(self, name: str, lost: bool, most: int, successor: bool, told: str) -> None:
         space = self.server.space
         writer = self.writers[name]
         if successor and not lost:
@@ -212,9 +218,10 @@ class ScriptMachine(RuleBasedStateMachine):
         keys = [space.writers(0), space.writer(0, name), space.held(0, name)]
         before = set(self.shard.keys.sets.get(space.held(0, name), set()))
         after_ms = RECLAIM_MS if lost else 0
-        remaining = self.call("retire", keys, name, most, after_ms)
+        generation = self.shard.generation if told == "now" else told
+        remaining = self.call("retire", keys, name, most, after_ms, generation)
         popped = before - self.server.state().get(space.held(0, name), (set(),))[0]
-        assert remaining == self.shard.retire(name, most, after_ms, popped)
+        assert remaining == self.shard.retire(name, most, after_ms, popped, generation)
 
     @rule(most=st.sampled_from((0, 1, 100)), ahead=st.sampled_from((0, 0, 0, 0, 1, 2, -1)))
     def collect(self, most: int, ahead: int) -> None:

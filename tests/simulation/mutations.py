@@ -232,6 +232,10 @@ MUTATIONS: dict[str, Patch] = {
     "what only another server heard is not brought over": method(
         flusher, "catch_up", ("collected.first_direct_hour", "2**40")
     ),
+    "a worker retires where what it told was lost": both(
+        method(Core, "_retire", ("generation=exchange.generation", 'generation=""')),
+        method(Synchroniser, "drain", ("if exchange.kept and", "if False and")),
+    ),
     "the ledger's number of a catalogue is taken for good": method(
         Projector, "catalogue", ("if revision < self._revision:", "if False:")
     ),

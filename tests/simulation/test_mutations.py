@@ -39,8 +39,11 @@ FOR_THE_OUTBOX = {
     "deltas decided outside the transaction",
     "timestamps past the period",
 }
-# A chain of accidents, found as a fault of the program among 20,000 seeds.
-FOUND_BY_CHANCE = "a report is overruled by an answer that is recorded after it"
+# Chains of accidents, found as faults of the program among 20,000 seeds.
+FOUND_BY_CHANCE = {
+    "a report is overruled by an answer that is recorded after it",
+    "a worker retires where what it told was lost",
+}
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
@@ -55,4 +58,4 @@ def test_a_shortcut_is_noticed(name: str) -> None:
 
 def test_every_shortcut_that_matters_was_noticed_within_two_thousand_seeds() -> None:
     assert IN_THE_DESIGN | FOR_THE_OUTBOX <= SEEDS.keys() <= ALL.keys()
-    assert all(seed < 2_000 for name, seeds in SEEDS.items() if name != FOUND_BY_CHANCE for seed in seeds)
+    assert all(seed < 2_000 for name, seeds in SEEDS.items() if name not in FOUND_BY_CHANCE for seed in seeds)

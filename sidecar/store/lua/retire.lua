@@ -2,10 +2,12 @@
 -- KEYS[1] {tag}epoch  KEYS[2] {tag}writers  KEYS[3] {tag}writer:<id>  KEYS[4] {tag}held:<id>
 -- ARGV[2] writer  ARGV[3] most leases freed in this call
 -- ARGV[4] reclaim_after in ms when the writer is taken for lost, not reported; else 0. One that was heard since is left alone.
+-- ARGV[5] the generation in which its windows were reported, '' when there were none: another one does not know them.
 -- Leases of seconds and minutes stay until their period ends: what was spent of them is in no journal.
--- Returns how many leases may remain.
+-- Returns how many leases may remain, or -1 when the generation has changed (then nothing was done).
 
 load_generation()
+if ARGV[5] ~= '' and ARGV[5] ~= generation.gen then return -1 end
 local writer, most, reclaim_after = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local lost = reclaim_after > 0
 local writers_key, writer_key, held_key = KEYS[2], KEYS[3], KEYS[4]

@@ -279,8 +279,11 @@ class Shard:
             self.set_lease(key, writer, 0)
             self.keys.grow(self.epoch, "reclaimed", units)
 
-    def retire(self, writer: str, most: int, reclaim_after: int, popped: set[str]) -> int:
+    def retire(self, writer: str, most: int, reclaim_after: int, popped: set[str], generation: str = "") -> int:
         """``popped``: which keys Redis took from the set; it may take any ``most`` of them."""
+        if generation not in {"", self.generation}:
+            assert not popped
+            return -1
         keys, record = self.keys, f"{self.tag}writer:{writer}"
         lost = reclaim_after > 0
         if lost:
