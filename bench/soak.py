@@ -174,8 +174,8 @@ class Load:
         return answered, answered - (int(refused[0]) if refused else 0)
 
 
-def soak(minutes: float, rate: int) -> dict[str, Any]:
-    """Run it; what was measured."""
+def soak(minutes: float, rate: int, history: Path | None = None) -> dict[str, Any]:
+    """Run it; what was measured. Each look is a line of ``history``."""
     with installation() as (dev, folder):
         _, allowed = Load(dev.at.authz, folder, seconds=FULL_S, connections=FULL_CONNECTIONS, pause_ms=0).ended()
         rate = rate or allowed // FULL_S // 2
@@ -187,6 +187,9 @@ def soak(minutes: float, rate: int) -> dict[str, Any]:
         for number in range(1, SAMPLES + 1):
             time.sleep(max(0.0, began + (seconds - 2) * number / SAMPLES - time.monotonic()))
             samples.append(look(dev))
+            if history is not None:
+                with history.open("a") as file:
+                    file.write(json.dumps(samples[-1]) + "\n")
         answered, more = load.ended()
         allowed += more
         dev.cli("flush")
@@ -240,10 +243,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=int, default=0, help="requests a second; 0 is half of what is possible")
+    parser.add_argument("--history", type=Path, help="a file for every look, a line of JSON each")
     given = parser.parse_args()
     if not shutil.which("wrk"):
         raise SystemExit("this needs wrk; install the Debian package wrk")
-    found = soak(given.minutes, given.rate)
+    found = soak(given.minutes, given.rate, given.history)
     report.publish("soak", found)
     print(json.dumps(found))
     sys.exit(bool(found["not_flat"]))
