@@ -184,7 +184,7 @@ def _first_periods(account: Account, subscription: Object, values: dict[str, Any
         if values.get("proration_behavior", "create_prorations") != "none":
             lines += items.first_lines(account, item, (now, item["current_period_end"]))
         item["current_period_start"] = now
-    if anchor < now:
+    if values.get("billing_cycle_anchor", now) < now:  # one that nobody gave may be of the second before
         raise Refused("billing_cycle_anchor must be in the future.", param="billing_cycle_anchor")
     return lines
 
