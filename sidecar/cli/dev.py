@@ -32,7 +32,7 @@ from sidecar.errors import SidecarError
 from sidecar.ledger import migrate
 from sidecar.ledger.connection import Ledger
 from sidecar.settings import Settings
-from sidecar.signals import Stop
+from sidecar.signals import Stop, end
 from sidecar.state import DevServers, State
 from sidecar.supervisor import Supervisor
 
@@ -250,5 +250,4 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])

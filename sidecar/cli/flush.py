@@ -22,6 +22,7 @@ from sidecar.cli.target import Target, find, wait, with_state
 from sidecar.errors import JournalUnusable, NotFound, StoreUnavailable
 from sidecar.ledger.connection import Ledger
 from sidecar.ledger.shard import CounterRow
+from sidecar.signals import end
 from sidecar.state import State
 from sidecar.usage.recovery import inspect
 
@@ -59,9 +60,7 @@ async def flush_everything(target: Target) -> None:
     except TimeoutError as error:
         raise Unanswered(f"not everything was flushed within {TIMEOUT_S} s; see /readyz for what is away") from error
     finally:
-        for task in (flushing, watching):
-            task.cancel()
-        await asyncio.gather(flushing, watching, return_exceptions=True)
+        await end((flushing, watching))
 
 
 async def _until_in_ledger(target: Target, counted: dict[int, Counted]) -> None:

@@ -13,7 +13,7 @@ import click
 
 from sidecar import logs, memory, settings
 from sidecar.settings import Settings
-from sidecar.signals import Stop
+from sidecar.signals import Stop, end
 from sidecar.state import State
 from sidecar.supervisor import Supervisor
 
@@ -71,6 +71,5 @@ async def _catalogue_file(found: Settings) -> AsyncIterator[CatalogueFile | None
     try:
         yield file
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await end([watching])
         await ledger.close()
