@@ -20,7 +20,7 @@ from tests.servers.sidecar_dev import SidecarDev
 # In this order: cost.py begins with what a worker takes that has answered nothing yet, and latency.py stops Redis.
 SHORT: dict[Any, tuple[Any, ...]] = {
     cost: (10_000, 10_000, 5),
-    decision: (1, 3, 32),
+    decision: (0.5, 5, 32),
     latency: (4.5, 10_000, 0),
     gateways: (0.4, 7, 32),
     start: (3, 1_000_000),

@@ -10,8 +10,10 @@ Compares, on one core and in the same run:
 * ``varied``: the same, when every request has an id of its own and one of 10,000 paths, which is more than the route
   memo holds.
 
-The load (wrk) runs on another core, together with everything that is not the worker. Rounds alternate, and the median
-counts. Afterwards the ledger must have what wrk saw answered, or there are no numbers.
+The load (wrk) runs on another core, together with everything that is not the worker. Rounds alternate. Rates are
+medians, and ratios are medians of the ratios within a round: a machine that is shared runs everything a quarter slower
+for some seconds, and what is measured at other times is not to be compared. Afterwards the ledger must have what wrk
+saw answered, or there are no numbers.
 
     python bench/decision.py [--seconds 3] [--rounds 3] [--json]
 """
@@ -66,16 +68,17 @@ def measure(dev: SidecarDev, seconds: float, rounds: int, connections: int) -> d
     answered += wrk.drive(url, wrk.headers(HEADERS), 1, connections)[1]  # the first lease, a warm memo
     syncs_before, answered_before = syncs(dev), answered
     for run in range(rounds):
-        for mode in ("floor", "aiohttp", "constant"):
-            rate, used = listener.measure(mode, seconds, connections)
+        scripts = {"decision": wrk.headers(HEADERS), "varied": varied(run)}
+        for mode in ("aiohttp", "decision", "floor", "varied", "constant"):
+            if mode in scripts:
+                used_us = place.cpu_us(pid)
+                rate, requests = wrk.drive(url, scripts[mode], seconds, connections)
+                used = (place.cpu_us(pid) - used_us) / requests
+                answered += requests
+            else:
+                rate, used = listener.measure(mode, seconds, connections)
             rates[mode].append(rate)
             cpu[mode].append(used)
-        for mode, script in (("decision", wrk.headers(HEADERS)), ("varied", varied(run))):
-            used_us = place.cpu_us(pid)
-            rate, requests = wrk.drive(url, script, seconds, connections)
-            rates[mode].append(rate)
-            cpu[mode].append((place.cpu_us(pid) - used_us) / requests)
-            answered += requests
     asked = syncs(dev) - syncs_before
     if place.worker(dev) != pid:
         raise SystemExit("the worker was replaced during the run")
@@ -87,15 +90,19 @@ def measure(dev: SidecarDev, seconds: float, rounds: int, connections: int) -> d
     for mode, prefix in PREFIXES.items():
         found[f"{prefix}rps"] = round(statistics.median(rates[mode]))
         found[f"{prefix}cpu_us"] = round(statistics.median(cpu[mode]), 2)
-        if mode != "aiohttp":
-            found[f"{prefix}ratio"] = round(found[f"{prefix}rps"] / found["floor_rps"], 3)
-            found[f"{prefix}cpu_ratio"] = round(found["floor_cpu_us"] / found[f"{prefix}cpu_us"], 3)
-    found["aiohttp_ratio"] = round(found["rps"] / found["aiohttp_rps"], 2)
-    found["aiohttp_cpu_ratio"] = round(found["aiohttp_cpu_us"] / found["cpu_us"], 2)
-    found["listener_ratio"] = round(found["rps"] / found["constant_rps"], 3)
-    found["listener_cpu_ratio"] = round(found["constant_cpu_us"] / found["cpu_us"], 3)
+        if mode not in {"aiohttp", "floor"}:
+            found[f"{prefix}ratio"] = ratio(rates[mode], rates["floor"])
+            found[f"{prefix}cpu_ratio"] = ratio(cpu["floor"], cpu[mode])
+    for name, other in (("aiohttp", "aiohttp"), ("listener", "constant")):
+        found[f"{name}_ratio"] = ratio(rates["decision"], rates[other])
+        found[f"{name}_cpu_ratio"] = ratio(cpu[other], cpu["decision"])
     found["syncs_per_1000"] = round(asked * 1_000 / (answered - answered_before), 4)
     return found | {"seconds": seconds, "rounds": rounds, "connections": connections}
+
+
+def ratio(ones: list[float], others: list[float]) -> float:
+    """The median of what one is to the other in each round."""
+    return round(statistics.median(one / other for one, other in zip(ones, others, strict=True)), 3)
 
 
 def publish(found: dict[str, Any]) -> None:
