@@ -17,19 +17,20 @@ from typing import Any
 from bench import cost, decision, gateways, latency, place, report, start
 from tests.servers.sidecar_dev import SidecarDev
 
-# In this order: cost.py begins with what a worker takes that has answered nothing yet, and latency.py stops Redis.
+# In this order: cost.py begins with what a worker takes that has answered nothing yet. latency.py stops Redis, and changes
+# the catalogue: of 100,000 tenants the worker then reads many again, on the core that Nginx' load shares.
 SHORT: dict[Any, tuple[Any, ...]] = {
     cost: (10_000, 10_000, 5),
     decision: (0.5, 5, 32),
-    latency: (4.5, 10_000, 0),
     gateways: (0.4, 7, 32),
+    latency: (4.5, 10_000, 0),
     start: (3, 1_000_000),
 }
 FULL: dict[Any, tuple[Any, ...]] = {
     cost: (100_000, 10_000, 20),
     decision: (5, 5, 32),
-    latency: (24, 10_000, 0),
     gateways: (1, 15, 32),
+    latency: (24, 10_000, 0),
     start: (7, 1_000_000),
 }
 
