@@ -46,6 +46,8 @@ RETRY_S = 0.2
 # An idle shard is looked at by script only so often: for writers that fell silent, and another server behind the name.
 LOOK_MS = 30_000
 WRITERS_REMEMBERED = 10_000
+# More than a ledger gives between its backups; doubles, which they are in Redis, have room for a million such steps.
+REVISIONS_LEFT_BEHIND = 2**32
 
 
 class FlushTerms(Struct, frozen=True):
@@ -358,7 +360,9 @@ class Flusher:
         marked = await self._store.mark_all_dirty(shard)
         if await tx.doubt():
             self._epochs.doubt()
-        await tx.rows("forget_tenants_projected", shard)
+            await tx.rows("leave_revisions_behind", REVISIONS_LEFT_BEHIND)
+        # What was published before the restore may still be on its way: it is older than this.
+        await tx.rows("renew_tenants", shard)
         await tx.rows("forget_keys_projected", shard)
         await distrust(tx, shard=shard)
         log.error(

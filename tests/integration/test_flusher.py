@@ -11,6 +11,7 @@ import redis.asyncio
 from sidecar.embedded import EmbeddedRedis
 from sidecar.ledger import keys, tenants
 from sidecar.ledger.epochs import VOUCHED_MS
+from sidecar.ledger.flusher import REVISIONS_LEFT_BEHIND
 from sidecar.ledger.projector import Projector
 from sidecar.store import snapshots
 from sidecar.store.messages import SyncMessage, TenantReport
@@ -176,6 +177,19 @@ async def test_a_ledger_restored_from_a_backup_gets_everything_again(place: Inst
     assert await place.counted("t") == 0
     await place.flusher().flush()
     assert await place.counted("t") == 7
+
+
+async def test_after_a_restore_a_tenant_has_a_revision_beyond_all_that_may_be_on_its_way(place: Installation) -> None:
+    """A snapshot of before that comes late would bring back a plan that the ledger has forgotten."""
+    await place.catalogue()
+    await place.tenant("t", "plus")
+    await report(place, "t", 7)
+    await place.flusher().flush()
+    before = (await place.store.lookup("t")).revision
+    async with place.ledger.transaction() as tx:
+        await tx._connection.execute("update shards set epoch = 0")
+    await place.flusher().flush()
+    assert (await place.store.lookup("t")).revision > before + REVISIONS_LEFT_BEHIND
 
 
 async def test_a_catalogue_whose_number_was_given_before_the_restore_takes_the_place_of_that_one(

@@ -97,6 +97,14 @@ async def test_a_part_may_run_its_own_queries_and_no_others(asked: Asked, role: 
     assert set(await asked.refused(role, asked.names())) == PARTS[role]
 
 
+@pytest.mark.parametrize("role", ["sidecar_flusher", "sidecar_admin"])
+async def test_who_flushes_may_leave_revisions_behind(asked: Asked, role: str) -> None:
+    """What a function does to a sequence is not in its plan."""
+    async with asked.connection.transaction():
+        await asked.connection.execute(f"set local role {role}")
+        await asked.connection.execute("execute q_leave_revisions_behind(1)")
+
+
 @pytest.mark.parametrize("role", sorted(PARTS))
 async def test_a_part_has_no_right_that_none_of_its_queries_needs(asked: Asked, role: str) -> None:
     granted = await rights(asked.connection, role)

@@ -276,6 +276,17 @@ class MemoryTransaction(ShardTransaction):
                 self._set(row, "projected", 0)
         return []
 
+    def _leave_revisions_behind(self, revisions: int) -> Iterable[Any]:
+        self._postgres.tables.revision += revisions
+        return [(self._postgres.tables.revision,)]
+
+    def _renew_tenants(self, shard: int) -> Iterable[Any]:
+        for row in self._postgres.tables.tenants.values():
+            if row["shard"] == shard:
+                self._set(row, "projected", 0)
+                self._set(row, "rev", self._postgres.next_revision())
+        return []
+
     def _outrun_revision(self, name: str, revisions: int) -> Iterable[Any]:
         self._postgres.tables.revision += revisions
         self._set(self._postgres.tables.tenants[name], "rev", self._postgres.tables.revision)

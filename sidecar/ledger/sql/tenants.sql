@@ -98,6 +98,14 @@ returning t.id;
 -- Makes every tenant of a shard pending: Redis lost what was projected.
 update tenants set projected_rev = 0 where shard = $1;
 
+-- name: leave_revisions_behind
+-- Goes so far on with revisions that none is given again which a restored ledger has forgotten.
+select setval('revisions', nextval('revisions') + $1::bigint);
+
+-- name: renew_tenants
+-- Gives every tenant of a shard a new revision, which Redis does not have.
+update tenants set rev = nextval('revisions'), projected_rev = 0 where shard = $1;
+
 -- name: owe_tenants
 -- Makes tenants pending: their limits are to be rebuilt from the ledger, whatever happens before that is done.
 update tenants set projected_rev = 0 where id = any($1::text[]);

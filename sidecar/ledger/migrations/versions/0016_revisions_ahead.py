@@ -1,0 +1,16 @@
+"""Revisions that a restored ledger leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.ledger.migrations.script import run
+
+revision = "0016"
+down_revision: str | None = max(
+    name for path in Path(__file__).parent.glob("0*.py") if (name := path.name[:4]) < revision
+)
+
+
+def upgrade() -> None:
+    run("0016_revisions_ahead.sql")
