@@ -103,7 +103,11 @@ async def test_lookups_take_turns_and_leave_connections_for_everybody_else(
 
     monkeypatch.setattr(core.directory._store, "tenant_of_key", slow)
     asked = [asyncio.create_task(core.directory.keys.load(f"{number:064}")) for number in range(500)]
-    done, waiting = await asyncio.wait(asked, timeout=10 * turns.WAIT_MS / 1_000)
+    waiting = set(asked)
+    async with asyncio.timeout(30):  # a busy machine may let all of them wait first
+        while len(waiting) > turns.AT_ONCE:
+            _, waiting = await asyncio.wait(waiting, timeout=turns.WAIT_MS / 1_000)
+    done = set(asked) - waiting
     assert len(waiting) == most == turns.AT_ONCE
     assert all(isinstance(one.exception(), StoreUnavailable) for one in done)
     assert core.directory.strangers_refused == len(done)

@@ -125,6 +125,13 @@ end
 """
 
 
+giving_revisions_again = method(
+    Flusher,
+    "_ledger_went_back",
+    ('await tx.rows("leave_revisions_behind", REVISIONS_LEFT_BEHIND)', "pass"),
+    ('"renew_tenants"', '"forget_tenants_projected"'),
+)
+
 MUTATIONS: dict[str, Patch] = {
     "spent moved by leases as well as windows": script(
         "sync",
@@ -218,11 +225,11 @@ MUTATIONS: dict[str, Patch] = {
     "a restored ledger is not noticed in an idle shard": both(
         replaced(Epochs, "compare", lambda _self, _states: None), doubting_no_others
     ),
-    "forgotten revisions are not outrun": method(
-        Projector,
-        "_publish",
-        ("rev > one.rev]", "False]"),
+    "forgotten revisions are not outrun": both(
+        method(Projector, "_publish", ("rev > one.rev]", "False]")),
+        giving_revisions_again,
     ),
+    "revisions of before a restore are given again": giving_revisions_again,
     "a publish from before old windows counted is accepted": script(
         "publish", ("if (tonumber(found[2]) or 0) > message[7] then return -2 end", "")
     ),

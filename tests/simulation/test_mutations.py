@@ -43,6 +43,7 @@ FOR_THE_OUTBOX = {
 FOUND_BY_CHANCE = {
     "a report is overruled by an answer that is recorded after it",
     "a worker retires where what it told was lost",
+    "revisions of before a restore are given again",
 }
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
