@@ -10,11 +10,12 @@ counted from when the request was due. Measures:
 * ``quiet``: the same when nothing but the load goes on;
 * ``outage``: the same after Redis was stopped and the breaker opened.
 
-The last two in turns, of which the medians count: what else changes on a machine from one moment to the next would be
-in their ratio. Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the
+The last three in turns, of which the medians count, each at half of what wrk reached right before: a machine that is
+shared may need half as much CPU again for everything, for seconds at a time, and what was half of its rate is then most
+of it. Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the
 constant answer's server for 20 ms in every second instead: a measure of tails has to show that.
 
-    python bench/latency.py [--seconds 5] [--tenants 10000] [--rate 0] [--stall] [--json]
+    python bench/latency.py [--seconds 9] [--tenants 10000] [--rate 0] [--stall] [--json]
 """
 
 from __future__ import annotations
@@ -39,18 +40,20 @@ STALLED_RATE = 40_000
 SCRAPE_S = 0.5
 RELOAD_AT_S = 0.5
 SETTLE_S = 1.0
+RATE_S = 1.0
 TURNS = 3
+QUIET = 0.5  # of a turn, as long as the busy part
 COUNTED = ("requests", "refused", "lost")
 
 
 class Day:
-    """What goes on beside the load."""
+    """What goes on beside the load; ``catalogue`` is applied in it."""
 
-    def __init__(self, dev: SidecarDev) -> None:
+    def __init__(self, dev: SidecarDev, catalogue: str) -> None:
         self._dev = dev
         self._scrape_at_s = 0.0
-        self._burst = place.BURST + 1
-        self.reloaded = False
+        self._catalogue = catalogue
+        self._reloaded = False
 
     def goes_on(self, elapsed_s: float) -> None:
         """Called every few milliseconds."""
@@ -58,58 +61,73 @@ class Day:
             self._scrape_at_s += SCRAPE_S
             with urllib.request.urlopen(f"{self._dev.at.ops}/metrics", timeout=10) as answer:
                 answer.read()
-        if elapsed_s >= RELOAD_AT_S and not self.reloaded:
-            self.reloaded = True
-            (self._dev.state.parent / "catalogue.yaml").write_text(place.catalogue(self._burst))
+        if elapsed_s >= RELOAD_AT_S and not self._reloaded:
+            self._reloaded = True
+            (self._dev.state.parent / "catalogue.yaml").write_text(self._catalogue)
 
 
-def sampled(
+def sampled(port: int, seconds: float, hot: list[str], beside: Callable[[float], None] | None = None) -> dict[str, Any]:
+    """Percentiles of the samples alone, which are SAMPLES a second for so many seconds."""
+    told = open_loop.loaded(port, SAMPLES, seconds, hot, poisson=True, beside=beside)
+    open_loop.check(told)
+    return told
+
+
+def loaded(
     port: int, rate: int, seconds: float, hot: list[str], beside: Callable[[float], None] | None = None
 ) -> dict[str, Any]:
     """Percentiles of the samples, which are part of the rate."""
     with steady.load(port, rate - SAMPLES, hot) as load:
-        told = open_loop.loaded(port, SAMPLES, seconds, hot, poisson=True, beside=beside)
-    open_loop.check(told)
+        told = sampled(port, seconds, hot, beside)
     return told | {"rate": round(load.rate) + SAMPLES}
+
+
+def half(dev: SidecarDev, hot: list[str]) -> int:
+    """Half of the requests a second that wrk reaches now."""
+    most, _ = wrk.drive(
+        f"{dev.at.authz}/", steady.script(hot), RATE_S, open_loop.CONNECTIONS, refused_max=open_loop.LOST_MAX
+    )
+    return int(most / 2)
 
 
 def measure(dev: SidecarDev, seconds: float, tenants: int, rate: int) -> dict[str, Any]:
     """Percentiles of every mode, at ``rate`` or else half of what wrk reaches."""
-    found: dict[str, Any] = {}
     with place.on_last_core():
         names = place.tenants(dev, tenants)
         hot = names[:HOT]
         # Every tenant is in the worker's memory from here on.
         open_loop.warm(dev.authz_port, names)
         time.sleep(SETTLE_S)  # until Redis has been told of all of them
-        if not rate:
-            script, most_lost = steady.script(hot), open_loop.LOST_MAX
-            most, _ = wrk.drive(f"{dev.at.authz}/", script, 2, open_loop.CONNECTIONS, refused_max=most_lost)
-            rate = int(most / 2)
-        found["rate"] = rate
         with listener.serving("floor") as server, place.alone(server.pid):
-            found["floor"] = sampled(int(server.at), rate, seconds, hot)
-        with place.alone(place.worker(dev)), place.alone(place.redis(dev)):
-            found |= decided(dev, seconds, tenants, rate, hot)
+            found = {"floor": loaded(int(server.at), rate or half(dev, hot), seconds / TURNS, hot)}
+        turns: list[dict[str, dict[str, Any]]] = []
+        for number in range(TURNS):
+            day = Day(dev, place.catalogue(place.BURST + 1 + number))
+            turns.append(turn(dev, day, seconds / TURNS, rate or half(dev, hot), hot, tenants))
+        found |= {mode: middle([one[mode] for one in turns]) for mode in turns[0]}
     ratio = round(found["outage"]["p99_us"] / found["quiet"]["p99_us"], 2)
-    return found | {"tenants": tenants, "outage_ratio": ratio}
+    return found | {"rate": found["busy"]["rate"], "tenants": tenants, "outage_ratio": ratio}
 
 
-def decided(dev: SidecarDev, seconds: float, tenants: int, rate: int, hot: list[str]) -> dict[str, Any]:
-    """Percentiles of decisions in every mode."""
-    found = {"busy": sampled(dev.authz_port, rate, seconds, hot, Day(dev).goes_on)}
-    place.tenants(dev, tenants)  # waits until all of them are published
-    turns: dict[str, list[dict[str, Any]]] = {"quiet": [], "outage": []}
-    for _ in range(TURNS):
-        time.sleep(SETTLE_S)
-        turns["quiet"].append(sampled(dev.authz_port, rate, seconds / TURNS, hot))
+def turn(dev: SidecarDev, day: Day, seconds: float, rate: int, hot: list[str], tenants: int) -> dict[str, Any]:
+    """Percentiles of decisions in every mode, once."""
+    with place.alone(place.worker(dev)), place.alone(place.redis(dev)):
+        busy = loaded(dev.authz_port, rate, seconds, hot, day.goes_on)
+        place.tenants(dev, tenants)  # waits until all of them are published
+        return {"busy": busy} | at_rest(dev, seconds * QUIET, rate, hot)
+
+
+def at_rest(dev: SidecarDev, seconds: float, rate: int, hot: list[str]) -> dict[str, dict[str, Any]]:
+    """Percentiles with nothing beside the load, first with Redis and then without."""
+    with steady.load(dev.authz_port, rate - SAMPLES, hot) as load:
+        found = {"quiet": sampled(dev.authz_port, seconds, hot)}
         dev.signal_redis(signal.SIGSTOP)
         try:
             time.sleep(SETTLE_S)  # the breaker opens
-            turns["outage"].append(sampled(dev.authz_port, rate, seconds / TURNS, hot))
+            found["outage"] = sampled(dev.authz_port, seconds, hot)
         finally:
             dev.signal_redis(signal.SIGCONT)
-    return found | {mode: middle(told) for mode, told in turns.items()}
+    return {mode: told | {"rate": round(load.rate) + SAMPLES} for mode, told in found.items()}
 
 
 def middle(turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -131,7 +149,7 @@ def stalled(seconds: float, rate: int) -> dict[str, Any]:
                 time.sleep(STALL_S)
                 os.kill(server.pid, signal.SIGCONT)
 
-        return sampled(int(server.at), rate, seconds, names, stall)
+        return loaded(int(server.at), rate, seconds, names, stall)
 
 
 def publish(found: dict[str, Any]) -> None:
@@ -154,7 +172,7 @@ def text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=float, default=9, help="of the busy turns together")
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=0, help="requests/s [default: half of what wrk reaches]")
     parser.add_argument("--stall", action="store_true", help="instead, show that a stalled server is seen")

@@ -40,7 +40,7 @@ class Load:
 
 
 @contextlib.contextmanager
-def running(url: str, script: str, connections: int, *, priority: int = 0) -> Iterator[Load]:
+def running(url: str, script: str, connections: int, *, threads: int = 1, priority: int = 0) -> Iterator[Load]:
     """Load a server meanwhile; with real-time priority if one is given. The numbers are there afterwards."""
     if not shutil.which("wrk"):
         raise SystemExit("this benchmark needs wrk; install the Debian package wrk")
@@ -48,7 +48,7 @@ def running(url: str, script: str, connections: int, *, priority: int = 0) -> It
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS_MAX}", "-s", file.name, url]
+        command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{SECONDS_MAX}", "-s", file.name, url]
         with place.on_last_core(), place.in_front(priority):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

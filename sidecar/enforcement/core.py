@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 WATERMARK_POLL_S = 0.2
 WATCH_INTERVAL_S = 1.0
 LOOP_AGAIN_S = 1.0
+RETIRE_AGAIN_S = 0.05
 MOVED_AT_ONCE = 64  # windows
 
 
@@ -169,7 +170,8 @@ class Core:
         for exchange in self.exchanges:
             while left := await self._store.retire(exchange.shard, self.writer, generation=exchange.generation):
                 if left < 0:
-                    await self.synchroniser.join(exchange)  # which learns of it
+                    if not await self.synchroniser.join(exchange):  # which learns of it, if it is answered
+                        await asyncio.sleep(RETIRE_AGAIN_S)
                     return False
         return True
 

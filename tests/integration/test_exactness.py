@@ -12,10 +12,11 @@ import redis.asyncio
 
 from sidecar.catalogue.model import ANONYMOUS
 from sidecar.embedded import EmbeddedRedis
-from sidecar.enforcement.core import Core
+from sidecar.enforcement.core import RETIRE_AGAIN_S, Core
+from sidecar.errors import StoreUnavailable
 from sidecar.ledger import tenants
 from sidecar.ledger.flusher import WINDOWS_PER_PASS
-from sidecar.store.messages import SyncMessage, TenantReport
+from sidecar.store.messages import SyncMessage, SyncReply, TenantReport
 from tests.servers.installation import CATALOGUE, Installation, installation
 
 WRITER = "00000000000000aa"
@@ -309,3 +310,26 @@ async def test_a_redis_that_loses_its_state_before_a_worker_retires_is_told_of_i
         core._store.retire = retired  # type: ignore[method-assign]
         await core.stop(1)
     assert answers == [(-1, []), (0, ["7"])]
+
+
+async def test_a_shard_that_refuses_a_retirement_and_then_answers_nothing_is_asked_now_and_then(
+    place: Installation,
+) -> None:
+    await place.catalogue()
+    await place.flusher().flush()
+    core = await place.core()
+    await core.flush()
+    asked = 0
+
+    async def refused(_shard: int, _writer: str, **_more: Any) -> int:
+        nonlocal asked
+        asked += 1
+        core._store.sync = unanswered  # type: ignore[assignment, method-assign]
+        return -1
+
+    async def unanswered(*_about: Any) -> SyncReply:
+        raise StoreUnavailable
+
+    core._store.retire = refused  # type: ignore[assignment, method-assign]
+    await core.stop(0.5)
+    assert 1 < asked <= 0.5 / RETIRE_AGAIN_S + 1

@@ -25,7 +25,6 @@ from tests.properties.models import passes
 from tests.properties.models.keys import differences
 from tests.properties.models.server import ScriptServer, unpacked
 from tests.properties.models.shard import HOUR_MS, Shard, limits_of
-from tests.properties.models.stream import Entry, Stream
 
 START_MS = 1_772_323_000_000  # 55 minutes before March begins in 2026
 RECLAIM_MS = 60_000
@@ -363,53 +362,3 @@ def test_any_second_lies_in_the_month_it_is_given(server: ScriptServer, seconds:
 
 def _month(index: int) -> int:
     return int(datetime(index // 12, index % 12 + 1, 1, tzinfo=UTC).timestamp())
-
-
-class StreamMachine(RuleBasedStateMachine):
-    """Readers of the stream of changes either see every change or are told that they missed one."""
-
-    url = ""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.server = ScriptServer(self.url, f"t{secrets.token_hex(6)}")
-        self.stream = Stream()
-        self.readers: dict[int, tuple[bytes, Entry | None]] = {0: (b"", None), 1: (b"", None)}
-
-    def teardown(self) -> None:
-        self.server.close()
-
-    @rule(
-        changes=st.lists(st.tuples(st.sampled_from(("tenant", "key")), st.sampled_from("abc")), min_size=1, max_size=5)
-    )
-    def announce(self, changes: list[tuple[str, str]]) -> None:
-        flat = [word for change in changes for word in change]
-        answer = self.server.alone("announce", 10_000, *flat)
-        assert answer == self.stream.announce(changes, answer)
-
-    @rule(kept=st.integers(0, 3))
-    def trim(self, kept: int) -> None:
-        self.server.trim_changes(kept)
-        self.stream.trim(kept) if kept else self.stream.lose()
-
-    @rule()
-    def lose(self) -> None:
-        self.server.delete(self.server.space.changes)
-        self.stream.lose()
-
-    @rule(reader=st.integers(0, 1), most=st.integers(1, 4))
-    def read(self, reader: int, most: int) -> None:
-        last_id, seen = self.readers[reader]
-        now_id, number, gap, *flat = self.server.alone("changes", last_id, seen[1] if seen else 0, most)
-        place, missed, new = self.stream.after(seen, most)
-        assert (number, bool(gap)) == (place[1] if place else 0, missed)
-        words = [word.decode() for word in flat]
-        assert list(zip(words[::2], words[1::2], strict=True)) == [entry[2:] for entry in new]
-        self.readers[reader] = (now_id, place)
-
-
-def test_a_reader_sees_every_change_or_is_told_of_a_gap(redis_server: EmbeddedRedis) -> None:
-    class Machine(StreamMachine):
-        url = redis_server.url
-
-    run_state_machine_as_test(Machine, settings=settings(max_examples=50, stateful_step_count=30))

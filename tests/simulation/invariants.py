@@ -7,18 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from sidecar.catalogue.period import bounds
-from sidecar.catalogue.snapshot import LimitRule
-from sidecar.enforcement.decision import Decision
-from sidecar.enforcement.kept import HOURS_KEPT
-from sidecar.enforcement.limit_state import IDLE_AFTER_MS
-from sidecar.enforcement.synchroniser import HOUR_MS, RESTING_POLL_MS
 from sidecar.store import snapshots
 from sidecar.usage.journal import SUFFIX
+from tests.simulation.caps import check_caps_usable
 from tests.simulation.catalogues import TEXTS, catalogue
 from tests.simulation.minutes import is_small
 from tests.simulation.network import REPEATED_WITHIN_MS
 from tests.simulation.oracle import parts
-from tests.simulation.worker import SHARDS, STORE_TIMEOUT_MS, SYNC_INTERVAL_MS, TERMS, Worker
+from tests.simulation.worker import SHARDS, TERMS
 from tests.simulation.world import TENANTS, World
 
 SETTLED_MS = TERMS.reclaim_after_ms * 2 + 4_000
@@ -29,11 +25,6 @@ TAKEN_BACK_MS = TERMS.reclaim_after_ms * 3 // 2 + 2_000  # the flusher looks tha
 LATEST_MS = max(REPEATED_WITHIN_MS) + TAKEN_BACK_MS  # a message of the dead that comes last may bring them a lease
 STOP_MS = 8_000
 FLUSHED_MS = 6_000  # some passes of the flusher
-TRIES_MAX = 120
-# One report tells of the last use, one just before IDLE_AFTER_MS is over keeps the rest, and the next gives it back. Of
-# what is at rest one message tells that it is called for, and the next gives it back.
-UNUSED_MS = IDLE_AFTER_MS + RESTING_POLL_MS + 2 * (SYNC_INTERVAL_MS + STORE_TIMEOUT_MS)
-USED_UP_S = 10
 PERIODS = {limit.name: limit.period for plan in catalogue(TEXTS[0]).plans.values() for limit in plan.limits}
 
 
@@ -192,80 +183,6 @@ def stale_plans(world: World) -> list[str]:
     return stale
 
 
-def check_caps_usable(world: World) -> None:
-    """L3: one worker can use each tenant's tightest cap to its last unit, and no more (L1)."""
-    workers = [worker for machine in world.machines for worker in machine.alive()]
-    worker = workers[world.random.randrange(len(workers))]
-    route = world.routes[-1]
-    tenant = world.random.choice(TENANTS)
-    world.note(f"{worker.process.name} uses up {tenant}")
-    denied = _use_up(world, worker, tenant, route)
-    if denied is not None and denied.reason == "store_unavailable":
-        # What was under way for longer than Redis keeps a writer's record made it hold its grants once more.
-        world.loop.run_until(world.loop.now_ms + TERMS.reclaim_after_ms + LOOK_MS)
-        denied = _use_up(world, worker, tenant, route)
-    account = worker.core.directory.account(tenant)
-    if account is None or denied is None:
-        if denied is None:
-            return  # the cap is beyond what one run uses
-        world.oracle.violated("L3", f"{worker.process.name} does not know {tenant}: {denied}")
-        return
-    # It may not count in hours that it has closed when its clock, and Redis', were ahead, as far as both were.
-    redis_hour = (world.start_ms + world.loop.elapsed_ms + world.redis_wrong_most_ms) // HOUR_MS
-    closed_s = min(worker.core.synchroniser.floor_ms // 1000, (redis_hour - HOURS_KEPT) * 3600)
-    now_s = max(worker.clock.wall_s(), closed_s)
-    full = False
-    for owner in (account, account.parent):
-        for rule in owner.contract.limits if owner is not None else ():
-            if owner is None or rule.metric != "calls" or rule.stop is None:
-                continue
-            limit_id = rule.name if rule.scope == "tenant" else f"{rule.name}:u1"
-            for at_s in (now_s, now_s - 1, now_s - USED_UP_S):  # a period may have ended meanwhile
-                start = bounds(rule.period, at_s)[0]
-                if is_small(rule):
-                    full = full or world.oracle.minutes.used_up((owner.tenant, limit_id, start), rule.stop)
-                    continue
-                total = world.oracle.total(owner.tenant, rule, limit_id, start)
-                lost = _lost(world, owner.tenant, rule, limit_id, start)
-                full = full or total - lost >= rule.stop
-    if not full:
-        world.oracle.violated("L3", f"{worker.process.name} cannot use {tenant} to the last unit: {denied}")
-
-
-def _use_up(world: World, worker: Worker, tenant: str, route: object) -> Decision | None:
-    """Ask until nothing is allowed even after every lease that others do not use came back; the last denial."""
-    allowed_ms = world.loop.now_ms
-    for _ in range(TRIES_MAX):
-        heard: list[Decision] = []
-        asked_ms = world.loop.now_ms
-        for _ in range(5):
-            world.loop.at(asked_ms, world.send, worker, tenant, route, "u1", heard)
-        world.loop.run_until(asked_ms + 60)
-        if any(decision.allow for decision in heard):
-            allowed_ms = world.loop.now_ms
-            continue
-        limit = heard[-1].limit if heard and heard[-1].reason == "limit_reached" else None
-        if limit is not None and limit.window_s == 1:
-            return heard[-1]  # there is more in a moment
-        world.loop.run_until(world.loop.now_ms + 400)
-        if asked_ms - allowed_ms > UNUSED_MS:
-            return heard[-1] if heard else None
-    return None
-
-
-def _lost_of(world: World, writer: str, tenant: str, rule: LimitRule) -> dict[tuple[str, int], int]:
-    return world.oracle.unreported(world.redis, writer, tenant, rule)
-
-
-def _lost(world: World, tenant: str, rule: LimitRule, limit_id: str, start: int) -> int:
-    """Units allowed by writers whose disk went, which nobody knows of any more."""
-    lost = 0
-    for writer in world.oracle.lost:
-        found = _lost_of(world, writer, tenant, rule)
-        lost += found.get((limit_id, start), 0)
-    return lost
-
-
 def check_nothing_held(world: World) -> None:
     """L2."""
     for key, found, leases in _still_held(world):
@@ -321,7 +238,8 @@ def check_metric(world: World) -> None:
         tenant, limit_id, start = key
         rules = [rule for rule in oracle.snapshots[tenant].limits if rule.name == limit_id.partition(":")[0]]
         # The last message of the writer may have been under way when its disk went, and have told of some of it.
-        units = min(vanished, sum(_lost_of(world, writer, tenant, rule).get((limit_id, start), 0) for rule in rules))
+        unreported = (world.oracle.unreported(world.redis, writer, tenant, rule) for rule in rules)
+        units = min(vanished, sum(found.get((limit_id, start), 0) for found in unreported))
         if units > oracle.reclaimed_from[writer, key] + oracle.unleased[key]:
             about = f"{writer} vanished with {units} of {key}, {oracle.reclaimed_from[writer, key]} were taken back"
             oracle.violated("metric", about)

@@ -29,7 +29,7 @@ class ScriptEngine:
     def __init__(self) -> None:
         self._lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=False)
         # Of little that lives, garbage is collected in one go: what is in use stays in the processor's caches.
-        self._lua.execute(b"jit.off() collectgarbage('setpause', 300) collectgarbage('setstepmul', 10000)")
+        self._lua.execute(b"jit.off() collectgarbage('setpause', 1000) collectgarbage('setstepmul', 10000)")
         self._lua.execute((_HERE / "msgpack.lua").read_bytes())
         functions = self._lua.execute((_HERE / "redis.lua").read_bytes(), self._heard)
         self.fresh, self.copied, self.forget, self._command, self._run, self._hashes = functions

@@ -319,22 +319,25 @@ end
 local function entry_id(entry) return format('%.0f-%.0f', entry.ms, entry.number) end
 
 function commands.XADD(key, ...)
-  local words, at = { ... }, 1
-  while words[at] ~= '*' do at = at + 1 end
+  local words, at, most = { ... }, 1, nil
+  while not string.find(words[at], '^%d+%-%d+$') do
+    if words[at] == 'MAXLEN' then
+      most = tonumber(words[at + 2])
+      at = at + 2
+    end
+    at = at + 1
+  end
   local found = find(key)
   if not found then
     found = { e = {} }
     data[key] = found
   end
-  local entries, last = found.e, found.e[#found.e]
-  local entry = { ms = now, number = 0, fields = { select(at + 1, ...) } }
+  local ms, number = string.match(words[at], '^(%d+)-(%d+)$')
+  local entries, entry = found.e, { ms = tonumber(ms), number = tonumber(number), fields = { select(at + 1, ...) } }
+  local last = entries[#entries]
+  assert(not last or entry.ms > last.ms or (entry.ms == last.ms and entry.number > last.number))
   for index, field in ipairs(entry.fields) do entry.fields[index] = text(field) end
-  if last and last.ms >= now then entry.ms, entry.number = last.ms, last.number + 1 end
   entries[#entries + 1] = entry
-  local most
-  for index = 1, at do
-    if words[index] == 'MAXLEN' then most = tonumber(words[index + 2]) end
-  end
   while #entries > most do table.remove(entries, 1) end
   return entry_id(entry)
 end
@@ -350,12 +353,12 @@ function commands.XREVRANGE(key, high, low, _, count)
 end
 
 function commands.XRANGE(key, low, high, _, count)
-  local ms, number = string.match(low, '^%((%d+)-(%d+)$')
+  local ms, number = string.match(low, '^(%d+)-(%d+)$')
   assert(ms and high == '+')
   ms, number = tonumber(ms), tonumber(number)
   local found, answer = find(key), {}
   for _, entry in ipairs(found and found.e or {}) do
-    if (entry.ms > ms or (entry.ms == ms and entry.number > number)) and #answer < tonumber(count) then
+    if (entry.ms > ms or (entry.ms == ms and entry.number >= number)) and #answer < tonumber(count) then
       answer[#answer + 1] = { entry_id(entry), entry.fields }
     end
   end

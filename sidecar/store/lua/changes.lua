@@ -16,13 +16,14 @@ local seen = tonumber(ARGV[2])
 if another then return { last_id, last_number, 1 } end
 if ARGV[1] == '' then return { last_id, last_number, 0 } end
 if last_number == seen then return { last_id, last_number, last[1][1] ~= ARGV[1] and 1 or 0 } end
-local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[3])
-if last_number < seen or not entries[1] or tonumber(entries[1][2][2]) ~= seen + 1 then
+-- What was read last has to be there: what another server says follows it need not be all that does.
+local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3] + 1)
+if not entries[2] or entries[1][1] ~= ARGV[1] or tonumber(entries[2][2][2]) ~= seen + 1 then
   return { last_id, last_number, 1 }
 end
 local reply = { entries[#entries][1] .. replid, tonumber(entries[#entries][2][2]), 0 }
-for _, entry in ipairs(entries) do
-  reply[#reply + 1] = entry[2][4]
-  reply[#reply + 1] = entry[2][6]
+for index = 2, #entries do
+  reply[#reply + 1] = entries[index][2][4]
+  reply[#reply + 1] = entries[index][2][6]
 end
 return reply

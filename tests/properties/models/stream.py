@@ -7,7 +7,7 @@ EMPTY: Entry = (-1, 0, "", "")  # where a reader stands that found the stream em
 
 
 class Stream:
-    """Every life of the stream has numbers of its own, from wherever it began."""
+    """Each life of the stream is on one server; one that begins with nothing has numbers of its own."""
 
     def __init__(self) -> None:
         self.life = 0
@@ -23,6 +23,11 @@ class Stream:
         self.life += 1
         self.entries = []
 
+    def fail_over(self, copy: list[Entry]) -> None:
+        """Another server goes on from an older copy; what it adds is of another life, with numbers of the first."""
+        self.life += 1
+        self.entries = list(copy)
+
     def trim(self, kept: int) -> None:
         self.entries = self.entries[-kept:]
 
@@ -33,7 +38,7 @@ class Stream:
         last = self.entries[-1]
         if seen is None or seen == last:
             return last, False, []
-        new = [entry for entry in self.entries if entry[:2] > seen[:2]]
-        if new and new[0][0] == seen[0] and new[0][1] == seen[1] + 1:
-            return new[:most][-1], False, new[:most]
-        return last, True, []
+        if seen not in self.entries:
+            return last, True, []
+        new = self.entries[self.entries.index(seen) + 1 :][:most]
+        return new[-1], False, new
