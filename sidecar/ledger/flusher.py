@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from sidecar.errors import NotFound, SidecarError
+from sidecar.errors import LedgerUnavailable, NotFound, SidecarError
 from sidecar.ledger.distrust import distrust
 from sidecar.ledger.epochs import UNSEEN, Epochs
 from sidecar.ledger.folding import fold
-from sidecar.ledger.projector import Projector
+from sidecar.ledger.projector import REVISIONS_LEFT_BEHIND, Projector
 from sidecar.ledger.restore import catch_up, restore
 from sidecar.ledger.shard import CounterRow, ShardState
 from sidecar.logs import Transition, fields
@@ -46,8 +46,6 @@ RETRY_S = 0.2
 # An idle shard is looked at by script only so often: for writers that fell silent, and another server behind the name.
 LOOK_MS = 30_000
 WRITERS_REMEMBERED = 10_000
-# More than a ledger gives between its backups; doubles, which they are in Redis, have room for a million such steps.
-REVISIONS_LEFT_BEHIND = 2**32
 
 
 class FlushTerms(Struct, frozen=True):
@@ -360,7 +358,8 @@ class Flusher:
         marked = await self._store.mark_all_dirty(shard)
         if await tx.doubt():
             self._epochs.doubt()
-            await tx.rows("leave_revisions_behind", REVISIONS_LEFT_BEHIND)
+            if not await tx.rows("leave_revisions_behind", REVISIONS_LEFT_BEHIND):
+                raise LedgerUnavailable("another pass is about to leave revisions behind; this one is made again")
         # What was published before the restore may still be on its way: it is older than this.
         await tx.rows("renew_tenants", shard)
         await tx.rows("forget_keys_projected", shard)

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 TENANTS_PER_ROUND = 500
 PUBLISHED_AT_ONCE = 25  # one or two milliseconds of Redis' time
 KEYS_AT_ONCE = 16
-REVISIONS_OUTRUN_MAX = 100_000
+# More than a ledger gives between its backups; doubles, which they are in Redis, have room for a million such steps.
+REVISIONS_LEFT_BEHIND = 2**32
 
 
 class Projector:
@@ -152,10 +153,10 @@ class Projector:
             )
         if MOVED_ON in standing:
             raise StoreUnavailable("Redis moved on while tenants were published")
-        forgotten = [(one, rev - one.rev) for one, rev in zip(found, standing, strict=True) if rev > one.rev]
-        for snapshot, behind in forgotten:
+        forgotten = [(one, rev) for one, rev in zip(found, standing, strict=True) if rev > one.rev]
+        for snapshot, rev in forgotten:
             # Redis has a revision that this ledger never gave: it was restored from a backup. What it says now counts.
-            await tx.rows("outrun_revision", snapshot.tenant, min(behind + 1, REVISIONS_OUTRUN_MAX))
+            await tx.rows("outrun_revision", snapshot.tenant, rev, REVISIONS_LEFT_BEHIND)
         return [one for one, rev in zip(found, standing, strict=True) if rev == one.rev]
 
     async def _older(

@@ -103,6 +103,8 @@ async def test_who_flushes_may_leave_revisions_behind(asked: Asked, role: str) -
     async with asked.connection.transaction():
         await asked.connection.execute(f"set local role {role}")
         await asked.connection.execute("execute q_leave_revisions_behind(1)")
+        await asked.connection.execute("insert into tenants (id, plan, shard) values ('t', 'standard', 0)")
+        await asked.connection.execute(f"execute q_outrun_revision('t', {2**40}, 1)")
 
 
 @pytest.mark.parametrize("role", sorted(PARTS))

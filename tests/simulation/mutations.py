@@ -128,7 +128,7 @@ end
 giving_revisions_again = method(
     Flusher,
     "_ledger_went_back",
-    ('await tx.rows("leave_revisions_behind", REVISIONS_LEFT_BEHIND)', "pass"),
+    ('if not await tx.rows("leave_revisions_behind", REVISIONS_LEFT_BEHIND):', "if False:"),
     ('"renew_tenants"', '"forget_tenants_projected"'),
 )
 

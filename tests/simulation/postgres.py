@@ -287,9 +287,11 @@ class MemoryTransaction(ShardTransaction):
                 self._set(row, "rev", self._postgres.next_revision())
         return []
 
-    def _outrun_revision(self, name: str, revisions: int) -> Iterable[Any]:
-        self._postgres.tables.revision += revisions
-        self._set(self._postgres.tables.tenants[name], "rev", self._postgres.tables.revision)
+    def _outrun_revision(self, name: str, forgotten: int, ahead: int) -> Iterable[Any]:
+        revision = self._postgres.next_revision()
+        if revision <= forgotten:
+            revision = self._postgres.tables.revision = forgotten + ahead
+        self._set(self._postgres.tables.tenants[name], "rev", revision)
         return []
 
     def _owe_tenants(self, names: list[str]) -> Iterable[Any]:

@@ -50,9 +50,14 @@ returning t.rev;
 update tenants set rev = nextval('revisions'), updated = ledger_now() where id = $1;
 
 -- name: outrun_revision
--- Takes so many revisions that a tenant's is beyond one that was forgotten.
-update tenants set rev = (select max(nextval('revisions')) from generate_series(1, $2::bigint)), updated = ledger_now()
-where id = $1;
+-- Gives a tenant a revision beyond one that was forgotten: the next, or where that is none, one so far beyond it.
+-- A sequence can be set back as well, so one transaction at a time sets it, and far ahead of what others are given meanwhile.
+-- Who comes second changes nothing and tries again later; if it waited, with rows that the first one wants, both would.
+with alone as materialized (select pg_try_advisory_xact_lock(hashtext('revisions')) as got),
+    next as materialized (select nextval('revisions') as rev from alone where alone.got)
+update tenants set updated = ledger_now(), rev = (
+    select case when next.rev > $2::bigint then next.rev else setval('revisions', $2::bigint + $3::bigint) end from next)
+where id = $1 and exists (select from next);
 
 -- name: lock_families
 -- Lets one transaction at a time change who is whose parent, so that two cannot close a circle together.
@@ -100,7 +105,9 @@ update tenants set projected_rev = 0 where shard = $1;
 
 -- name: leave_revisions_behind
 -- Goes so far on with revisions that none is given again which a restored ledger has forgotten.
-select setval('revisions', nextval('revisions') + $1::bigint);
+-- No row when another transaction is about to set them.
+with alone as materialized (select pg_try_advisory_xact_lock(hashtext('revisions')) as got)
+select setval('revisions', nextval('revisions') + $1::bigint) from alone where alone.got;
 
 -- name: renew_tenants
 -- Gives every tenant of a shard a new revision, which Redis does not have.
