@@ -362,3 +362,21 @@ def test_any_second_lies_in_the_month_it_is_given(server: ScriptServer, seconds:
 
 def _month(index: int) -> int:
     return int(datetime(index // 12, index % 12 + 1, 1, tzinfo=UTC).timestamp())
+
+
+def test_a_call_that_is_repeated_after_the_state_was_lost_again_begins_another_generation(
+    redis_server: EmbeddedRedis,
+) -> None:
+    """Else whoever was told of the first one would not know that the state was lost once more (seed 9801372)."""
+    server = ScriptServer(redis_server.url, f"t{secrets.token_hex(6)}")
+    keys = [server.space.dirty(0), server.space.writers(0)]
+    try:
+        names = []
+        for now_ms in (START_MS, START_MS + 1):
+            server.delete(server.space.epoch(0))
+            server.set_clock(now_ms, "a")
+            names.append(unpacked(server.call("collect", 0, "call", keys, 0, 0, RECLAIM_MS, 0))[0])
+        assert names[0] != names[1]
+        assert all(name.startswith("call-") for name in names)
+    finally:
+        server.close()

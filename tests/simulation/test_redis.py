@@ -35,11 +35,11 @@ class Pair:
         return self.now
 
     def script(self, name: str, keys: list[str], *arguments: Any) -> Any:
-        """Run a script on both, at the very same time: the real server's is put in place of redis.call('TIME')."""
+        """Run a script on both, in the very same millisecond, which is put in place of redis.call('TIME')."""
         self.calls += 1
         seconds, micros = self.real.time()
         self.now = seconds * 1000 + micros // 1000
-        fixed = f"local server_time = {{ '{seconds}', '{micros}' }}"
+        fixed = f"local server_time = {{ '{seconds}', '{micros // 1000 * 1000}' }}"
         text = lua.SCRIPTS[name].text.replace("local server_time = redis.call('TIME')", fixed)
         context = ENCODER.encode((self.tag, 0, f"g{self.calls}"))
         words = [self.tag + key for key in keys]

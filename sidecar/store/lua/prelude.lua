@@ -6,7 +6,9 @@
 --   epoch, intent: ledger passes done / announced     reclaimed: lease units taken back from silent writers
 --   direct: the first hour whose windows move `spent` as they arrive
 --   seen: the server's time at the last call; skew: how far its jumps have taken it from steady time
--- ARGV[1] is always msgpack {tag, clock offset in ms, fresh generation id}; the offset is 0 outside `sidecar dev`.
+-- ARGV[1] is always msgpack {tag, clock offset in ms, call id}; the offset is 0 outside `sidecar dev`.
+-- A generation is named after the call that found its state lost, and the microsecond: of a call that is repeated the
+-- second copy may come after the state was lost once more.
 -- Periods, hours and expiries follow `now`, which that offset moves; silence and holds follow `real`, a steady time that
 -- stands still while the server's clock jumps: a jump neither makes a writer look silent nor ends a hold.
 --
@@ -22,7 +24,7 @@ local WRITER_TTL_MS = 40 * DAY_MS
 local LIMIT_KEPT_MS = DAY_MS
 
 local context = cmsgpack.unpack(ARGV[1])
-local tag, offset, fresh = context[1], context[2], context[3]
+local tag, offset, call_id = context[1], context[2], context[3]
 local epoch_key = KEYS[1]
 
 local server_time = redis.call('TIME')
@@ -46,6 +48,7 @@ end
 local generation = {}
 
 local function start_generation(replid)
+  local fresh = string.format('%s-%s%06.0f', call_id, server_time[1], tonumber(server_time[2]))
   generation = { gen = fresh, state = 'held', since = real, open_at = 0, base = this_hour - HOURS_RESTORED }
   generation.direct = generation.base
   redis.call('HSET', epoch_key, 'gen', fresh, 'replid', replid, 'state', 'held', 'since', integer(real),

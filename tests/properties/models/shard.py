@@ -82,8 +82,8 @@ class Shard:
 
     def start_generation(self) -> None:
         self.keys.put(
-            self.epoch, gen=self.fresh, replid=self.replid, state="held", since=self.real, open_at=0,
-            base=self.now // HOUR_MS - 2, seen=self.clock, direct=self.now // HOUR_MS - 2,
+            self.epoch, gen=f"{self.fresh}-{self.clock * 1_000}", replid=self.replid, state="held", since=self.real,
+            open_at=0, base=self.now // HOUR_MS - 2, seen=self.clock, direct=self.now // HOUR_MS - 2,
         )  # fmt: skip
 
     def silent(self, reclaim_after: int, most: int) -> list[str]:
