@@ -32,7 +32,14 @@ NEVER_MS = -(10**12)
 class Oracle:
     """The truth of one run."""
 
-    def __init__(self, now_ms: Callable[[], int], shards: tuple[str, ...], note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        shards: tuple[str, ...],
+        note: Callable[[str], None],
+        lived_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """``lived_ms`` stands still while hours pass at once: nobody takes a step then, and a split brain goes on."""
         self.violations: list[str] = []
         self.counted: dict[str, dict[WindowKey, int]] = defaultdict(lambda: defaultdict(int))
         self.used: dict[tuple[str, str], dict[tuple[int, int], int]] = defaultdict(lambda: defaultdict(int))
@@ -51,8 +58,9 @@ class Oracle:
         # By server: an old primary may hear who is unheard elsewhere.
         self._accepted: dict[tuple[str, str, str], int] = {}
         self._sequences: dict[tuple[str, str, str], int] = {}
-        self._caps: dict[tuple[str, str], list[tuple[int, int | None]]] = defaultdict(list)
+        self._caps: dict[tuple[str, str], list[tuple[int, int, int | None]]] = defaultdict(list)
         self._now_ms = now_ms
+        self._lived_ms = lived_ms or now_ms
         self._tags = shards
         self._note = note
         self._over: set[LimitKey] = set()
@@ -123,13 +131,14 @@ class Oracle:
 
     def cap(self, tenant: str, name: str) -> int | None:
         """The highest cap that a worker may still go by; None for no limit."""
-        since = self._now_ms() - (LOST_AWARE_WITHIN_MS if self.lost_state() else AWARE_WITHIN_MS)
+        lost = self.lost_state()
+        since = self._lived_ms() - LOST_AWARE_WITHIN_MS if lost else self._now_ms() - AWARE_WITHIN_MS
         highest = -1
-        for at, stop in reversed(self._caps[tenant, name]):
+        for at, lived_at, stop in reversed(self._caps[tenant, name]):
             if stop is None:
                 return None
             highest = max(highest, stop)
-            if at < since:
+            if (lived_at if lost else at) < since:
                 break
         return highest if highest >= 0 else None
 
@@ -149,9 +158,9 @@ class Oracle:
         )
         present = {rule.name: rule for rule in snapshot.limits if rule.stop is not None}
         for name in known - present.keys():
-            self._caps[snapshot.tenant, name].append((self._now_ms(), None))
+            self._caps[snapshot.tenant, name].append((self._now_ms(), self._lived_ms(), None))
         for name, rule in present.items():
-            self._caps[snapshot.tenant, name].append((self._now_ms(), rule.stop))
+            self._caps[snapshot.tenant, name].append((self._now_ms(), self._lived_ms(), rule.stop))
             if known.get(name) != _shape(rule):  # under its name, another limit may count something else
                 for writer in list(self.counted):
                     self._except(server, writer, snapshot.tenant, rule)

@@ -115,7 +115,8 @@ class World:
         self.start_ms = self._beginning()
         self.redis_wrong_ms = self.redis_wrong_most_ms = 0
         self.keys = Keyspace("sc", SHARDS)
-        self.oracle = Oracle(lambda: self.loop.elapsed_ms, tuple(map(self.keys.tag, range(SHARDS))), self.note)
+        tags = tuple(map(self.keys.tag, range(SHARDS)))
+        self.oracle = Oracle(lambda: self.loop.elapsed_ms, tags, self.note, lambda: self.loop.now_ms)
         self.witness = Witness(self, self.oracle)
         self.redis = self._server()
         self.postgres = Postgres(SHARDS, lambda: self.start_ms + self.loop.elapsed_ms)
