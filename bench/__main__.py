@@ -23,7 +23,7 @@ SHORT: dict[Any, tuple[Any, ...]] = {
     cost: (10_000, 10_000, 5),
     decision: (0.5, 5, 32),
     gateways: (0.4, 7, 32),
-    latency: (9, 10_000, 0),
+    latency: (7.5, 10_000, 0),
     start: (3, 1_000_000),
 }
 FULL: dict[Any, tuple[Any, ...]] = {

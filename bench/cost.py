@@ -33,7 +33,7 @@ from tests.servers.sidecar_dev import SidecarDev
 HOT = 100
 START_S = 0.5
 WARM_S = 4
-IDLE_S = 5
+IDLE_S = 4
 
 
 class Counted:
