@@ -169,16 +169,22 @@ class Enforcer:
             repeated = self._repeats.find(request_id, tenant, route.name, now_ms)
             if repeated is not None:
                 return repeated
-        decision = await self._decide_waiting(identity, route)
+        decision = await self._decide_waiting(identity, route, request_id)
         if decision.allow:
             self._repeats.keep(request_id, decision.tenant, route.name, decision, self._clock.monotonic_ms())
         return decision
 
-    async def _decide_waiting(self, identity: Identity, route: RouteRule) -> Decision:
+    async def _decide_waiting(self, identity: Identity, route: RouteRule, request_id: str = "") -> Decision:
         deadline_ms = self._clock.monotonic_ms() + WAIT_MS
         found, answered = await self._found(identity)
         if isinstance(found, Decision):
             return found
+        if (
+            request_id
+        ):  # whose it is may only be known now: the key was looked up, or was forgotten since its first copy
+            repeated = self._repeats.find(request_id, found.tenant, route.name, self._clock.monotonic_ms())
+            if repeated is not None:
+                return repeated
         if answered:  # else the wait for what did not come was the one that a request may have
             deadline_ms = self._clock.monotonic_ms() + WAIT_MS
         for _ in range(ROUNDS):

@@ -13,6 +13,7 @@ import redis.asyncio
 from sidecar.catalogue.model import ANONYMOUS
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.core import RETIRE_AGAIN_S, Core
+from sidecar.enforcement.decision import Identity
 from sidecar.errors import StoreUnavailable
 from sidecar.ledger import tenants
 from sidecar.ledger.flusher import WINDOWS_PER_PASS
@@ -333,3 +334,20 @@ async def test_a_shard_that_refuses_a_retirement_and_then_answers_nothing_is_ask
     core._store.retire = refused  # type: ignore[assignment, method-assign]
     await core.stop(0.5)
     assert 1 < asked <= 0.5 / RETIRE_AGAIN_S + 1
+
+
+async def test_a_repeat_whose_api_key_was_forgotten_meanwhile_is_not_counted_again(place: Installation) -> None:
+    """Both copies came as a worker went on that had hung, and between them keys were forgotten: changes were missed."""
+    await place.catalogue()
+    await place.flusher().flush()
+    await place.store.put_key("ab", "t")
+    core = await place.core()
+    enforcer, identity = core.enforcer, Identity(key="ab")
+    route = enforcer.policy.routes.match("GET", "", "/v1/things")
+    first = await enforcer.decide_waiting(identity, route, "one")
+    assert first.allow
+    core.directory.keys.forget()
+    assert enforcer.decide(identity, route, "one") is None
+    assert await enforcer.decide_waiting(identity, route, "one") is first
+    core.directory.keys.forget()
+    assert await enforcer.decide_waiting(identity, route, "another") is not first
