@@ -179,9 +179,8 @@ class Enforcer:
         found, answered = await self._found(identity)
         if isinstance(found, Decision):
             return found
-        if (
-            request_id
-        ):  # whose it is may only be known now: the key was looked up, or was forgotten since its first copy
+        if request_id:
+            # Whose it is may only be known now: the key was looked up, or was forgotten since the first copy.
             repeated = self._repeats.find(request_id, found.tenant, route.name, self._clock.monotonic_ms())
             if repeated is not None:
                 return repeated

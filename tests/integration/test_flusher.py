@@ -209,9 +209,8 @@ async def test_a_second_restore_to_before_the_first_leaves_behind_what_the_first
         await tx._connection.execute("update shards set epoch = 0")
     flusher = place.flusher()
     for _ in range(3):
-        with contextlib.suppress(
-            LedgerUnavailable
-        ):  # of two shards that set the sequence at once the second comes later
+        # Of two shards that set the sequence at once the second comes later.
+        with contextlib.suppress(LedgerUnavailable):
             await flusher.flush()
             await flusher.project()
     found = [await place.store.lookup(name) for name in ("t", "u")]
