@@ -22,14 +22,14 @@ from tests.servers.sidecar_dev import SidecarDev
 SHORT: dict[Any, tuple[Any, ...]] = {
     cost: (10_000, 10_000, 5),
     decision: (0.5, 5, 32),
-    gateways: (0.4, 7, 32),
+    gateways: (0.2, 13, 32),
     latency: (7.5, 10_000, 0),
     start: (3, 1_000_000),
 }
 FULL: dict[Any, tuple[Any, ...]] = {
     cost: (100_000, 10_000, 20),
     decision: (5, 5, 32),
-    gateways: (1, 15, 32),
+    gateways: (0.5, 31, 32),
     latency: (24, 10_000, 0),
     start: (7, 1_000_000),
 }

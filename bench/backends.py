@@ -20,6 +20,7 @@ from tests.e2e.gateways import Envoy, Gateway, Nginx, free_port
 
 FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
 STDOUT = "access_log /dev/stdout "
+WORKERS = "worker_processes auto;"
 
 
 class Backend(NamedTuple):
@@ -34,7 +35,11 @@ class Forked(Gateway):
 
     def __init__(self, folder: Path, *, backends: list[Backend], upstream_port: int) -> None:
         super().__init__(folder, authz_port=backends[0].port, upstream_port=upstream_port)
-        self.backends = {free_port(): backend for backend in backends}
+        self.backends: dict[int, Backend] = {}
+        for backend in backends:
+            while (port := free_port()) in self.backends:
+                pass
+            self.backends[port] = backend
 
     @property
     def urls(self) -> list[str]:
@@ -78,7 +83,10 @@ class ForkedEnvoy(Forked, Envoy):
 
 
 class ForkedNginx(Forked, Nginx):
-    """A server and an upstream for each."""
+    """A server and an upstream for each, and one worker.
+
+    Of one for each core of the machine, who starts it may see the first only, and leave the others where they began.
+    """
 
     def run(self) -> None:
         self._fork()
@@ -100,8 +108,11 @@ class ForkedNginx(Forked, Nginx):
             (self.folder / f"quota-server-{port}.conf").write_text(
                 server.read_text().replace("//quota_sidecar/", f"//quota_{port}/")
             )
-        assert STDOUT in main.read_text()
-        main.write_text(main.read_text().replace(found[0], servers).replace(STDOUT, f"access_log {os.devnull} "))
+        text = main.read_text().replace(found[0], servers)
+        for shipped, here in ((STDOUT, f"access_log {os.devnull} "), (WORKERS, "worker_processes 1;")):
+            assert shipped in text
+            text = text.replace(shipped, here)
+        main.write_text(text)
         http.write_text(http.read_text().replace(upstream[0], upstreams))
 
 

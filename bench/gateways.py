@@ -1,17 +1,17 @@
 """What a gateway's throughput loses to real decisions, compared with a constant answer in their place.
 
-Real Envoy and real Nginx with the configurations of this repository, one process with one thread each, alone on the
-first core. It asks in turn a constant answer of the bare parser and a whole sidecar, over TCP and over a unix socket: a
-port for each, and the configuration behind it is the same but for whom it asks (backends.py). Application, sidecar,
-Redis and load share the last core.
+Real Envoy and real Nginx with the configurations of this repository, one process with one thread each, and its clients
+are all that runs on the first core. It asks in turn a constant answer of the bare parser and a whole sidecar, over TCP
+and over a unix socket: a port for each, and the configuration behind it is the same but for whom it asks (backends.py).
+Application, sidecar and Redis share the last core.
 
 Runs are short and come in pairs, one with the constant answer and one with decisions, each first in half of the pairs.
 A pair has one ratio, and the median of all counts: what changes slowly on a machine changes both runs of a pair. The
-spread is between the quartiles. ``cpu_ratio`` compares the gateway's own CPU time per request in the same way, and
-``gateway_busy`` is its share of a core while it asked the sidecar: below 0.9 what shares the last core was the
-bottleneck.
+spread is between the quartiles. ``cpu_ratio`` compares the gateway's own CPU time per request in the same way,
+``gateway_busy`` is its share of a core while it asked the sidecar, and ``core_busy`` that of gateway and clients: below
+0.9 the other core was the bottleneck.
 
-    python bench/gateways.py [--seconds 0.5] [--pairs 9] [--connections 32] [--json]
+    python bench/gateways.py [--seconds 0.2] [--pairs 15] [--connections 32] [--json]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import statistics
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,22 +35,33 @@ WHO = ("constant", "sidecar")
 REFUSED_MAX = 0.02
 
 
+class Run(NamedTuple):
+    """Requests a second, microseconds of the gateway's CPU a request, and what part of the time its core was busy."""
+
+    rate: float
+    cpu_us: float
+    core_busy: float
+
+
 class Asked(NamedTuple):
     """A gateway as it was started: where it answers, and its processes."""
 
     url: str
     pids: list[int]
 
-    def run(self, script: str, seconds: float, connections: int) -> tuple[float, float]:
-        """Requests a second, and microseconds of the gateway's CPU a request."""
-        used_us = sum(map(place.cpu_us, self.pids))
-        rate, requests = wrk.drive(self.url, script, seconds, connections, refused_max=REFUSED_MAX)
-        return rate, (sum(map(place.cpu_us, self.pids)) - used_us) / requests
+    def run(self, script: str, seconds: float, connections: int) -> Run:
+        """Load it from its own core: what the clients need is the same whoever is asked."""
+        core = place.first_core()
+        began_s, idle_s, used_us = time.monotonic(), place.idle_s(core), sum(map(place.cpu_us, self.pids))
+        rate, requests = wrk.drive(self.url, script, seconds, connections, refused_max=REFUSED_MAX, core=core)
+        used_us = sum(map(place.cpu_us, self.pids)) - used_us
+        idle = (place.idle_s(core) - idle_s) / (time.monotonic() - began_s)
+        return Run(rate, used_us / requests, 1 - idle)
 
 
 def measure(dev: SidecarDev, seconds: float, pairs: int, connections: int) -> dict[str, Any]:
     """For each gateway and way of asking: rates, and the ratio of decisions to the constant answer."""
-    runs: dict[tuple[str, str], list[dict[str, tuple[float, float]]]] = {}
+    runs: dict[tuple[str, str], list[dict[str, Run]]] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(place.on_last_core())  # what reads the gateways' logs
         folder = stack.enter_context(place.folder())
@@ -95,17 +107,18 @@ def measure(dev: SidecarDev, seconds: float, pairs: int, connections: int) -> di
     return found
 
 
-def compared(pairs: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+def compared(pairs: list[dict[str, Run]]) -> dict[str, Any]:
     """Medians over all pairs."""
-    ratios = sorted(pair["sidecar"][0] / pair["constant"][0] for pair in pairs)
+    ratios = sorted(pair["sidecar"].rate / pair["constant"].rate for pair in pairs)
     decided = [pair["sidecar"] for pair in pairs]
-    cpu_ratio = statistics.median(pair["constant"][1] / pair["sidecar"][1] for pair in pairs)
+    cpu_ratio = statistics.median(pair["constant"].cpu_us / pair["sidecar"].cpu_us for pair in pairs)
     return {
-        "constant_rps": round(statistics.median(pair["constant"][0] for pair in pairs)),
-        "rps": round(statistics.median(pair["sidecar"][0] for pair in pairs)),
+        "constant_rps": round(statistics.median(pair["constant"].rate for pair in pairs)),
+        "rps": round(statistics.median(run.rate for run in decided)),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
-        "gateway_busy": round(statistics.median(rate * cpu_us for rate, cpu_us in decided) / 1_000_000, 2),
+        "gateway_busy": round(statistics.median(run.rate * run.cpu_us for run in decided) / 1_000_000, 2),
+        "core_busy": round(statistics.median(run.core_busy for run in decided), 2),
         "cpu_ratio": round(cpu_ratio, 3),
     }
 
@@ -130,15 +143,15 @@ def text(found: dict[str, Any]) -> str:
             least, most = told["ratio_quartiles"]
             rates = f"constant {told['constant_rps']:>7,} requests/s  sidecar {told['rps']:>7,} requests/s"
             ratio = f"{told['ratio']:.2f} ({least:.2f} to {most:.2f})"
-            own = f"gateway's CPU {told['cpu_ratio']:.2f}, busy {told['gateway_busy']:.0%}"
+            own = f"gateway's CPU {told['cpu_ratio']:.2f}, busy {told['gateway_busy']:.0%} of {told['core_busy']:.0%}"
             lines.append(f"{kind:6} {way:5} {rates}  ratio {ratio}  {own}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

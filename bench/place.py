@@ -67,11 +67,16 @@ def last_core() -> int:
     return CORES[-1]
 
 
-@contextlib.contextmanager
-def on_last_core() -> Iterator[None]:
+def on_last_core() -> contextlib.AbstractContextManager[None]:
     """Run on the last core, and children started meanwhile."""
+    return on_core(last_core())
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Run on a core, and children started meanwhile."""
     cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {last_core()})
+    os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
@@ -264,6 +269,13 @@ def cpu_us(pid: int) -> float:
     The count of /proc/PID/stat is a sample at each tick, which misses who goes to sleep just before all of them.
     """
     return sum(int(thread.read_text().split()[0]) for thread in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1_000
+
+
+def idle_s(core: int) -> float:
+    """How long a core has had nothing to do so far."""
+    found = re.search(rf"^cpu{core} +\d+ \d+ \d+ (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_kib(pid: int) -> dict[str, int]:

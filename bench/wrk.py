@@ -1,4 +1,4 @@
-"""wrk, the load generator in C, on the last core."""
+"""wrk, the load generator in C, on the last core if nothing else is said."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def running(url: str, script: str, connections: int, *, threads: int = 1, priority: int = 0) -> Iterator[Load]:
+def running(
+    url: str, script: str, connections: int, *, threads: int = 1, priority: int = 0, core: int | None = None
+) -> Iterator[Load]:
     """Load a server meanwhile; with real-time priority if one is given. The numbers are there afterwards."""
     if not shutil.which("wrk"):
         raise SystemExit("this benchmark needs wrk; install the Debian package wrk")
@@ -49,7 +51,7 @@ def running(url: str, script: str, connections: int, *, threads: int = 1, priori
         file.write(script)
         file.flush()
         command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{SECONDS_MAX}", "-s", file.name, url]
-        with place.on_last_core(), place.in_front(priority):
+        with place.on_core(place.last_core() if core is None else core), place.in_front(priority):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             yield load
@@ -59,9 +61,11 @@ def running(url: str, script: str, connections: int, *, threads: int = 1, priori
     load.take(told)
 
 
-def drive(url: str, script: str, seconds: float, connections: int, *, refused_max: float = 0) -> tuple[float, int]:
+def drive(
+    url: str, script: str, seconds: float, connections: int, *, refused_max: float = 0, core: int | None = None
+) -> tuple[float, int]:
     """Load a server for some seconds; requests a second, and requests in all. Answers must be as ``check`` says."""
-    with running(url, script, connections) as load:
+    with running(url, script, connections, core=core) as load:
         time.sleep(seconds)
     load.check(refused_max)
     return load.rate, load.requests

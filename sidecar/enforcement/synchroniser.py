@@ -89,6 +89,9 @@ class Synchroniser:
             before, decided = decided, self._counters.snapshot_hits
             busy = decided - before > BUSY_PER_S * interval_s
             for part in range(PARTS):
+                if not self._parts[part]:  # of fewer shards than parts
+                    pause_s += part_s
+                    continue
                 await asyncio.sleep(pause_s)
                 due = self.due(part, busy=busy)
                 apart_s = min(APART_S, part_s / max(1, len(due)))
@@ -100,8 +103,6 @@ class Synchroniser:
 
     def due(self, part: int, *, busy: bool = False) -> list[ShardExchange]:
         """Shards to be synced now, of one of PARTS parts: all at once would take a connection for each of them."""
-        if not self._parts[part]:
-            return []
         now_ms = self._clock.monotonic_ms()
         hour = self._clock.wall_s() // 3600
         # Half an interval less, since a tick may come a little early.
