@@ -20,7 +20,7 @@ from tests.servers.sidecar_dev import SidecarDev
 # In this order: cost.py begins with what a worker takes that has answered nothing yet. latency.py stops Redis, and
 # changes the catalogue: of 100,000 tenants the worker then reads many again, on the core that Nginx' load shares.
 SHORT: dict[Any, tuple[Any, ...]] = {
-    cost: (10_000, 10_000, 5),
+    cost: (10_000, 10_000, 4),
     decision: (0.5, 5, 32),
     gateways: (0.2, 13, 32),
     latency: (7.5, 10_000, 0),
