@@ -164,13 +164,7 @@ class Fleet:
         now = await self.backoffice.collect(shard, 0, 0, 60_000)
         limits = snapshots.script_limits(snapshot)
         one = Publication(tenant, snapshot.rev, snapshots.encode(snapshot), limits, [])
-        standing = await self.backoffice.publish(
-            shard,
-            [one],
-            generation=now.generation,
-            first_direct_hour=now.first_direct_hour,
-            version=now.version,
-        )
+        standing = await self.backoffice.publish(shard, [one], now, version=now.version)
         assert standing == [snapshot.rev], standing
         await self.backoffice.announce([("tenant", tenant)])
         return snapshot.rev

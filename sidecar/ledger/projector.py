@@ -147,8 +147,7 @@ class Projector:
                     )
                     for snapshot in found[first : first + PUBLISHED_AT_ONCE]
                 ],
-                generation=collected.generation,
-                first_direct_hour=collected.first_direct_hour,
+                collected,
                 version=version,
             )
         if MOVED_ON in standing:

@@ -274,14 +274,16 @@ class Store:
         return int(await self._script("merge", shard, (), (generation, ENCODER.encode(rows)))) == 1
 
     async def publish(
-        self, shard: int, found: Sequence[Publication], *, generation: str, first_direct_hour: int, version: int
+        self, shard: int, found: Sequence[Publication], collected: Collected, *, version: int
     ) -> list[int]:
         """Store snapshots of a shard and rebuild what their limits have used; returns the revisions that stand now.
 
-        ``older`` of each speaks for all window changes up to ``version``. MOVED_ON and OUTDATED: read the ledger again.
+        ``older`` of each was read by the ledger pass that began with ``collected``, and speaks for all window changes
+        up to ``version``. MOVED_ON and OUTDATED: read the ledger again.
         """
+        about = collected.generation, collected.first_direct_hour
         messages = [
-            (one.tenant, one.revision, one.limits, generation, first_direct_hour, one.older, version) for one in found
+            (one.tenant, one.revision, one.limits, *about, one.older, version, collected.number) for one in found
         ]
         return [
             int(revision)

@@ -102,7 +102,7 @@ class DirtyWindow(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Collected(Struct, frozen=True, array_like=True):
-    """What a ledger pass starts from."""
+    """What a ledger pass starts from. ``number``: later passes over a shard have higher ones; 0 for a mere look."""
 
     generation: str
     state: str
@@ -115,6 +115,7 @@ class Collected(Struct, frozen=True, array_like=True):
     silent: list[str]
     windows: list[DirtyWindow]
     dirty: int
+    number: int
 
 
 class Publication(Struct, frozen=True):

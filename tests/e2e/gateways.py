@@ -133,7 +133,7 @@ class Envoy(Gateway):
 
     def run(self) -> None:
         # The access log would come ten seconds late.
-        options = ["--concurrency", "1", "--use-dynamic-base-id", "--file-flush-interval-msec", "20"]
+        options = ["--concurrency", "1", "--disable-hot-restart", "--file-flush-interval-msec", "20"]
         self.child = Child([str(ENVOY), "-c", str(self.folder / "envoy.yaml"), *options])
         self.child.wait_line("starting workers")
         while self.stat("listener_manager.workers_started") == 0:  # until then nothing accepts

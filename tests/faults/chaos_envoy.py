@@ -18,7 +18,7 @@ class EdgeEnvoy(Envoy):
     """Envoy with its output in a file: an access log of minutes has no place in memory."""
 
     def run(self) -> None:
-        options = ["--concurrency", "1", "--use-dynamic-base-id", "--file-flush-interval-msec", "1000"]
+        options = ["--concurrency", "1", "--disable-hot-restart", "--file-flush-interval-msec", "1000"]
         with (self.folder / "envoy.log").open("ab") as output:
             self._process = spawn(
                 [str(ENVOY), "-c", str(self.folder / "envoy.yaml"), *options],

@@ -176,7 +176,8 @@ def test_rate_limit_fields_are_structured_fields_and_mean_the_limit(decision: De
     assert quota == {"q": min(limit.quota, INTEGER_MAX)} | ({"w": limit.window_s} if limit.window_s else {})
     assert left.keys() == {"r", "t"}
     if limit.quota <= INTEGER_MAX:
-        assert left["r"] == (0 if decision.reason == "limit_contended" else limit.remaining)
+        contended = not decision.allow and decision.reason == "limit_contended"
+        assert left["r"] == (0 if contended else limit.remaining)
     wait = answer.one("retry-after")
     if wait is not None and decision.reason in {"limit_reached", "limit_contended"}:
         assert int(wait) >= left["t"]

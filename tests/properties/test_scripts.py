@@ -271,8 +271,9 @@ class ScriptMachine(RuleBasedStateMachine):
         older=st.integers(0, 30),
         moved=st.booleans(),
         behind=st.sampled_from((0, 0, 0, 2, 9)),
+        passes_ago=st.sampled_from((0, 0, 0, 1)),
     )
-    def publish(self, tenant: str, revision: int, older: int, moved: bool, behind: int) -> None:
+    def publish(self, tenant: str, revision: int, older: int, moved: bool, behind: int, passes_ago: int = 0) -> None:
         before = self.shard.generation
         rows: list[Any] = []
         for name, _, kind, scoped, _, _ in REVISIONS[revision] if older else []:
@@ -280,7 +281,8 @@ class ScriptMachine(RuleBasedStateMachine):
             rows += [f"{name}:7" if scoped else name, start, older, end * 1000]
         direct = self.shard.direct + (moved and older == 1)
         version = max(0, self.shard.keys.number(self.shard.epoch, "version") - behind)
-        message = [tenant, revision, REVISIONS[revision], before, direct, rows, version]
+        number = self.shard.keys.number(self.shard.epoch, "pass") - passes_ago
+        message = [tenant, revision, REVISIONS[revision], before, direct, rows, version, number]
         [answer] = self.call("publish", [self.server.space.tenant(tenant)], [message], f"document {revision}")
         assert answer == passes.publish(self.shard, message, f"document {revision}")
 

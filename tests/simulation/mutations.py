@@ -125,6 +125,7 @@ end
 """
 
 
+_ANY_PASS = script("publish", (" or (tonumber(found[4]) or 0) > message[8]", ""))
 giving_revisions_again = method(
     Flusher,
     "_ledger_went_back",
@@ -229,10 +230,13 @@ MUTATIONS: dict[str, Patch] = {
         method(Projector, "_publish", ("rev > one.rev]", "False]")),
         giving_revisions_again,
     ),
-    "revisions of before a restore are given again": giving_revisions_again,
+    # A late publish of before the restore has no effect, since passes are numbered: both have to be gone.
+    "revisions of before a restore are given again": both(giving_revisions_again, _ANY_PASS),
     "a publish from before old windows counted is accepted": script(
-        "publish", ("if (tonumber(found[2]) or 0) > message[7] then return -2 end", "")
+        "publish", ("(tonumber(found[2]) or 0) > message[7] or (tonumber(found[4]) or 0) > message[8]", "false")
     ),
+    "a publish of an earlier pass is accepted": _ANY_PASS,
+    "what ended before the restored hours is lent": script("sync", ("grants and known then", "grants then")),
     "what another server got counts as projected": method(
         Flusher, "_meet", ("await catch_up(tx, self._store, collected)", "pass")
     ),

@@ -44,6 +44,8 @@ FOUND_BY_CHANCE = {
     "a report is overruled by an answer that is recorded after it",
     "a worker retires where what it told was lost",
     "revisions of before a restore are given again",
+    "a publish of an earlier pass is accepted",
+    "what ended before the restored hours is lent",
 }
 pytestmark = [
     pytest.mark.usefixtures("quiet"),

@@ -56,7 +56,7 @@ class Pair:
 @pytest.mark.parametrize("seed", range(6))
 def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix: str, seed: int) -> None:
     pair, draw = Pair(redis_url, redis_prefix), random.Random(seed)
-    generation, sequences, counted = "", dict.fromkeys(WRITERS, 0), dict.fromkeys(WRITERS, 0)
+    number, generation, sequences, counted = 1, "", dict.fromkeys(WRITERS, 0), dict.fromkeys(WRITERS, 0)
     hour = pair.real.time()[0] // 3600
     for _ in range(60):
         writer = draw.choice(WRITERS)
@@ -74,11 +74,13 @@ def test_scripts_do_the_same_in_the_simulated_redis(redis_url: str, redis_prefix
             collected = msgspec.msgpack.decode(
                 pair.script("collect", ["epoch", "dirty", "writers"], 0, 9, 60_000, 1_000)
             )
+            number = collected[11]
             marks = [window[:5] for window in collected[9]]
             pair.script("settle", ["epoch", "dirty"], collected[0], 0, marks)
         elif kind == "publish":
             direct = draw.choice((hour - 2, hour - 2, 0))
-            document = ["t", 1, LIMITS, generation, direct, ["day", 0, 5, 10**13], draw.choice((0, 10**6))]
+            known = draw.choice((0, 10**6)), number - draw.randrange(2)
+            document = ["t", 1, LIMITS, generation, direct, ["day", 0, 5, 10**13], *known]
             pair.script("publish", ["epoch", "tenant:t"], [document], "snapshot")
         elif kind == "resend":
             pair.script("resend", ["epoch", "dirty"], [["t", f"calls:0:{hour - ago}"] for ago in range(5)])

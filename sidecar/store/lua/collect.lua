@@ -3,12 +3,15 @@
 -- ARGV[2] the ledger's epoch  ARGV[3] most windows, 0 for none  ARGV[4] reclaim_after in ms
 -- ARGV[5] most counters: no further window is read once there are so many, since a hot one has one of every writer
 -- A data set whose announced pass is behind the ledger's epoch lost updates: a new generation.
--- Returns msgpack {generation, state, base, first direct hour, real_ms, epoch, reclaimed, version, silent writers, windows, dirty}
+-- Passes over a shard follow each other (the ledger's lock), and each has a higher number than those before it, by which
+-- `publish` knows what is late. It is a time, so that it goes on though the epoch's hash alone was lost; 0 for a look.
+-- Returns msgpack {generation, state, base, first direct hour, real_ms, epoch, reclaimed, version, silent writers, windows, dirty,
+--   number}
 --   window {tenant, series, period, hour, version, {writer, cumulative, ...}}
 
 load_generation()
 local ledger_epoch, most, reclaim_after = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local marks = redis.call('HMGET', epoch_key, 'intent', 'epoch', 'reclaimed', 'version')
+local marks = redis.call('HMGET', epoch_key, 'intent', 'epoch', 'reclaimed', 'version', 'pass')
 local intent, epoch = tonumber(marks[1]) or 0, tonumber(marks[2]) or 0
 
 if ledger_epoch > intent then
@@ -17,7 +20,11 @@ if ledger_epoch > intent then
 end
 -- The pass raises the ledger's epoch beyond Redis' own, which is ahead when the ledger was restored from a backup.
 local announced = math.max(ledger_epoch, epoch) + 1
-if most > 0 and announced > intent then redis.call('HSET', epoch_key, 'intent', integer(announced)) end
+local number = 0
+if most > 0 then
+  number = math.max((tonumber(marks[5]) or 0) + 1, real)
+  redis.call('HSET', epoch_key, 'intent', integer(math.max(announced, intent)), 'pass', integer(number))
+end
 
 local windows, counters, counters_most = {}, 0, tonumber(ARGV[5])
 local entries = most > 0 and redis.call('ZRANGE', KEYS[2], 0, most - 1) or {}
@@ -42,4 +49,5 @@ end
 
 local silent = silent_writers(KEYS[3], reclaim_after, 16)
 return cmsgpack.pack({ generation.gen, generation.state, generation.base, first_direct_hour(), real, epoch,
-  tonumber(marks[3]) or 0, tonumber(marks[4]) or 0, silent, windows, redis.call('ZCARD', KEYS[2]) })
+  tonumber(marks[3]) or 0, tonumber(marks[4]) or 0, silent, windows, redis.call('ZCARD', KEYS[2]),
+  number })

@@ -1,12 +1,13 @@
 -- publish: tenants' snapshots, each together with what its limits have used so far, in one step (docs/protocol.md).
 -- KEYS[1] {tag}epoch  KEYS[2..] {tag}tenant:<tenant>
--- ARGV[2] msgpack list of {tenant, revision, limits, generation, first direct hour, older, version}  ARGV[3..] snapshots
+-- ARGV[2] msgpack list of {tenant, revision, limits, generation, first direct hour, older, version, pass}  ARGV[3..] snapshots
 --   older {id, start, units, end_ms, ...}: the ledger's totals of windows before the first direct hour, per limit and period
---   version: all changes up to it are in those totals
+--   version: all changes up to it are in those totals; pass: the number of the ledger pass that read them
 -- A limit's `spent` becomes that total + the sum of the windows here, never an absolute total alone.
 -- Returns for each tenant the revision that stands now; a newer one than was given stood already, and nothing was done.
 -- -1: generation or first direct hour have changed; -2: a window of the tenant that only those totals can speak for
--- changed after them, as when this message is late. Nothing was done: read the ledger again.
+-- changed after them, or a later pass has told what another server counted, as when this message is late. Nothing was
+-- done: read the ledger again.
 
 load_generation()
 
@@ -14,11 +15,12 @@ local function publish(message, tenant_key, snapshot)
   local tenant, revision, limits, older = message[1], message[2], message[3], message[6]
   if message[4] ~= generation.gen or message[5] ~= first_direct_hour() then return -1 end
 
-  local found = redis.call('HMGET', tenant_key, 'rev', 'aged', 'lim')
+  local found = redis.call('HMGET', tenant_key, 'rev', 'aged', 'lim', 'pass')
   local own_revision = tonumber(found[1]) or -1
-  if (tonumber(found[2]) or 0) > message[7] then return -2 end
+  if (tonumber(found[2]) or 0) > message[7] or (tonumber(found[4]) or 0) > message[8] then return -2 end
   if own_revision > revision then return own_revision end
-  redis.call('HSET', tenant_key, 'rev', integer(revision), 'doc', snapshot, 'lim', cmsgpack.pack(limits))
+  redis.call('HSET', tenant_key, 'rev', integer(revision), 'doc', snapshot, 'lim', cmsgpack.pack(limits),
+    'pass', integer(message[8]))
   redis.call('HDEL', tenant_key, 'introduced')
   redis.call('PERSIST', tenant_key)
 

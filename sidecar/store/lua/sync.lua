@@ -181,6 +181,9 @@ local function report_lease(tenant, limits, lease, current_revision)
   -- did not know it, it is set with the next hour or when the lease goes back; until then at least a day is left.
   local timed = current > 0 and left > 0 and now <= end_ms and not hour_begins
   if end_ms < 1e15 and not former and not timed then kept[TTL_MS] = ttl end
+  -- Of a period that ended before the first direct hour nobody can say here what was used: no publish tells it. It takes a
+  -- loss while the server's clock was hours ahead of the writer's, which may spend what it has.
+  local known = small or end_ms > first_direct_hour() * HOUR_MS
   if accepted then
     if not grants then
       current = left
@@ -188,7 +191,7 @@ local function report_lease(tenant, limits, lease, current_revision)
       current = math.max(0, left)
     end
     set_lease(kept, current)
-    if (want > 0 or need > 0) and current_revision and limit and limit[6] >= 0 and grants then
+    if (want > 0 or need > 0) and current_revision and limit and limit[6] >= 0 and grants and known then
       current = grant(tenant, kept, limit[6], current, need, want)
       set_lease(kept, current)
     end

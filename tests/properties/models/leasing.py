@@ -221,7 +221,9 @@ class Leasing:
         rule = self.terms.limits[0]
         rows = [rule.name, 0, older, 2**40 * 1000] if rule.period == "lifetime" else []
         limits = [list(limit) for limit in script_limits(self.terms)]
-        passes.publish(shard, ["acme", self.terms.rev, limits, generation, direct, rows, collected[7]], "document")
+        passes.publish(
+            shard, ["acme", self.terms.rev, limits, generation, direct, rows, collected[7], collected[11]], "document"
+        )
         passes.settle(shard, generation, self.epoch, [window[:5] for window in windows])
         if state == "held" and self.restored:
             self.open(first=False)

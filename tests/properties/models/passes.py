@@ -29,8 +29,10 @@ def collect(shard: Shard, ledger_epoch: int, most: int, reclaim_after: int) -> l
         if keys.get(shard.epoch, "state") == "open":
             shard.start_generation()
         keys.put(shard.epoch, epoch=ledger_epoch)
-    if most and max(ledger_epoch, epoch) + 1 > intent:
-        keys.put(shard.epoch, intent=max(ledger_epoch, epoch) + 1)
+    number = 0
+    if most:
+        number = max(keys.number(shard.epoch, "pass") + 1, shard.real)
+        keys.put(shard.epoch, intent=max(ledger_epoch + 1, epoch + 1, intent), **{"pass": number})
     windows = []
     for entry in keys.lowest(shard.tag + "dirty", most):
         tenant, _, member = entry.partition("\0")
@@ -43,7 +45,8 @@ def collect(shard: Shard, ledger_epoch: int, most: int, reclaim_after: int) -> l
     state, base = keys.get(shard.epoch, "state"), keys.number(shard.epoch, "base")
     silent, dirty = shard.silent(reclaim_after, 16), len(keys.ranked.get(shard.tag + "dirty", {}))
     return [
-        shard.generation, state, base, shard.direct, shard.real, epoch, reclaimed, version, silent, windows, dirty
+        shard.generation, state, base, shard.direct, shard.real, epoch, reclaimed, version, silent, windows, dirty,
+        number,
     ]  # fmt: skip
 
 
@@ -95,17 +98,17 @@ def resend(shard: Shard, windows: list[list[str]]) -> int:
 
 
 def publish(shard: Shard, message: list[Any], document: str) -> int:
-    tenant, revision, limits, generation, direct, older, version = message
+    tenant, revision, limits, generation, direct, older, version, number = message
     keys, key = shard.keys, shard.tenant_key(message[0])
     if generation != shard.generation or direct != shard.direct:
         return -1
-    if keys.number(key, "aged") > version:
+    if keys.number(key, "aged") > version or keys.number(key, "pass") > number:
         return -2
     own = int(keys.get(key, "rev") or -1)
     if own > revision:
         return own
     before = limits_of(keys.get(key, "lim"))
-    keys.put(key, rev=revision, doc=document, lim=[list(limit) for limit in limits])
+    keys.put(key, rev=revision, doc=document, lim=[list(limit) for limit in limits], **{"pass": number})
     keys.drop(key, "introduced")
     keys.persist(key)
     in_force = limits_of(keys.get(key, "lim"))

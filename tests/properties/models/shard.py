@@ -244,7 +244,8 @@ class Shard:
         if accepted:
             lease = keys.number(key, f"l:{writer}")
             self.set_lease(key, writer, max(0, min(lease, left)) if self.granting else left)
-            if current and limit is not None and limit.stop >= 0 and self.granting:
+            known = small or end_ms > self.direct * HOUR_MS
+            if current and limit is not None and limit.stop >= 0 and self.granting and known:
                 self._grant(tenant, key, writer, limit.stop, need, max(want, need), reclaim_after)
         called = keys.number(key, "called") > self.real - 1000
         return [*(keys.number(key, field) for field in (f"l:{writer}", "spent", "held", "over")), called]
