@@ -14,6 +14,7 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from heapq import heappop, heappush
 from itertools import repeat
+from types import MethodType
 from typing import Any
 from unittest import mock
 
@@ -42,7 +43,7 @@ class Process:
         return self.context.run(call, *arguments)
 
     def spawn(self, loop: VirtualLoop, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        return asyncio.Task(work, loop=loop, name="task", context=self.context.copy())
+        return Task(work, loop=loop, name="task", context=self.context.copy())
 
 
 _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -89,6 +90,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.failures: list[dict[str, Any]] = []
         self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
         self._leapt_ms = 0
+        self._wakes_us: int | None = None  # when the task that is about to give up its turn goes on
         self._ready: deque[Any] = deque()  # entries, some of them as tuples
         self._timers: list[Entry] = []
         self._scheduled = 0
@@ -156,12 +158,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._scheduled = number = self._scheduled + 1
         heappush(self._timers, [self.now_us + us, number, call, of.context if of is not None else _WORLD])
 
-    def pause_us(self, us: int) -> asyncio.Future[None]:
-        """Sleep, and wake even if the sleeper has changed its mind."""
-        woken: asyncio.Future[None] = self.create_future()
-        self._scheduled = number = self._scheduled + 1
-        heappush(self._timers, [self.now_us + us, number, (_wake, woken), copy_context()])
-        return woken
+    def pause_us(self, us: int) -> _Turn:
+        """What a task awaits at once to go on a while from now: the one step of a sleep."""
+        self._wakes_us = self.now_us + us
+        return _TURN
+
+    def wake(self, task: asyncio.Task[Any]) -> None:
+        """Let a task that sleeps go on now."""
+        for entry in self._timers:
+            call = entry[2]
+            if call is not None and getattr(call[0], "__self__", None) is task and not isinstance(call[0], MethodType):
+                self._ready.append((0, 0, call, entry[3]))  # its step; a method would be what somebody wants of it
+                entry[2] = None
 
     # What asyncio asks of a loop.
 
@@ -170,7 +178,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def call_soon(self, *call: Any, context: Context | None = None) -> Any:  # type: ignore[override]
         if context is not None:  # of a future or a task, which never change their minds
-            self._ready.append((0, 0, call, context))
+            wakes_us = self._wakes_us
+            if wakes_us is None:
+                self._ready.append((0, 0, call, context))
+            else:
+                self._wakes_us = None
+                self._scheduled = number = self._scheduled + 1
+                heappush(self._timers, [wakes_us, number, call, context])
             return None
         entry = [0, 0, call, copy_context()]
         self._ready.append(entry)
@@ -186,7 +200,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self.call_at(self.now_us / 1e6 + delay, *call, context=context)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, name=name or "task", context=context)
+        return Task(coro, loop=self, name=name or "task", context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         # A task of a killed process is destroyed while it waits, which is the point.
@@ -221,21 +235,24 @@ def virtual(loop: VirtualLoop) -> Iterator[None]:
 
 
 async def sleep(delay: float, result: Any = None) -> Any:
-    """What stands in for ``asyncio.sleep``: the same, in fewer steps of Python."""
-    if delay <= 0:
-        await _TURN
-        return result
-    loop: Any = asyncio.get_running_loop()
-    now_us = loop.now_us
-    woken: asyncio.Future[None] = loop.create_future()
-    loop._scheduled = number = loop._scheduled + 1
-    entry = [max(now_us, round((now_us / 1e6 + delay) * 1e6)), number, (_wake, woken), copy_context()]
-    heappush(loop._timers, entry)
-    try:
-        await woken
-    finally:
-        entry[2] = None
+    """What stands in for ``asyncio.sleep``: the same, without a future."""
+    if delay > 0:
+        loop: Any = asyncio.get_running_loop()
+        now_us = loop.now_us
+        loop._wakes_us = max(now_us, round((now_us / 1e6 + delay) * 1e6))
+    await _TURN
     return result
+
+
+class Task(asyncio.Task[Any]):
+    """A task that may be cancelled while it sleeps in the loop's own way."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            loop: Any = self.get_loop()
+            loop.wake(self)
+        return cancelled
 
 
 class _Turn:
@@ -248,8 +265,3 @@ class _Turn:
 
 
 _TURN = _Turn()
-
-
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)
