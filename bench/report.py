@@ -33,8 +33,12 @@ def publish(part: str, found: Mapping[str, Any], to: Path = RESULTS) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         everything = json.loads(to.read_text()) if to.exists() else {}
-        measured = {"measured": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "load": round(os.getloadavg()[0], 2)}
-        everything["machine"] = machine()
+        everything["machine"] = on = machine()
+        measured = {
+            "measured": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            "load": round(os.getloadavg()[0], 2),
+            "cpu": on["cpu"],
+        }
         everything[part] = everything.get(part, {}) | dict(found) | measured
         fresh = to.with_suffix(".new")
         fresh.write_text(json.dumps(everything, indent=2) + "\n")

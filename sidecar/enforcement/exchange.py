@@ -349,7 +349,8 @@ class ShardExchange:
             ample = state.settle(report, own, lease, now_ms, renewed=taken, granting=self.granting)
             self.ample = self.ample and ample
         dirty = any(window.dirty for window, _ in one.windows)
-        if dirty or any(state.lease.refused or not state.known for state, _, _ in one.limits):
+        waits = not self.closing  # for an outage to end: who stops refuses nobody any more
+        if dirty or any((waits and state.lease.refused) or not state.known for state, _, _ in one.limits):
             self.touch(account)
         holding = any(state.left for state in account.states())
         may_rest = renewed and self.granting and not self.closing

@@ -21,6 +21,7 @@ def test_benchmarks_that_run_one_by_one_add_up_to_one_file(tmp_path: Path) -> No
         "p99_us": 700,
     }
     assert everything["decision"]["measured"]
+    assert everything["decision"]["cpu"] == everything["machine"]["cpu"]
     assert everything["machine"]["python"]
 
 

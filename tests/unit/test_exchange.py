@@ -321,6 +321,25 @@ def test_a_closing_writer_asks_for_nothing_and_returns_all() -> None:
     assert (state.left, report.left, report.want) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_who_stops_does_not_wait_until_what_it_refused_in_an_outage_is_granted_again(*, ended: bool) -> None:
+    """Else it tells Redis the same again and again, for as long as a restored shard grants nothing."""
+    shard = exchange()
+    _, state, _ = granted(shard)
+    state.own_lease().refused = True
+
+    def held_off() -> None:
+        message, sent = composed(shard, NOW_MS)
+        applied(shard, message, sent, reply(message, lease(0), granting=False), NOW_MS, NOW_MS)
+
+    held_off()
+    assert shard.pressing  # to find out when the outage is over
+    shard.return_leases()
+    shard.ended = ended
+    held_off()
+    assert not shard.pressing
+
+
 def test_what_is_granted_after_the_last_report_is_never_spent_but_what_was_counted_is_told() -> None:
     """The writer's retirement frees it in Redis, and others are granted it."""
     shard = exchange()
