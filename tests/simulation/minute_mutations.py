@@ -15,7 +15,10 @@ _MOVED = """\
                 former.left, state.left = former.left + state.left, 0
 """
 
+waiting_for_the_end_of_an_outage = method(ShardExchange, "_take_over", ("waits = not self.closing", "waits = True"))
+
 OF_MINUTES: dict[str, Patch] = {
+    "who stops waits for the end of an outage": waiting_for_the_end_of_an_outage,
     "a lease asked for ahead is spent in the period before": method(
         ShardExchange, "_take_over", (_SETTLED, _SETTLED + _MOVED)
     ),

@@ -37,7 +37,7 @@ from sidecar.usage.window import Window
 from tests.simulation import run
 from tests.simulation.billing.mutations import BILLING, doubting_no_others
 from tests.simulation.billing.run import bill
-from tests.simulation.minute_mutations import OF_MINUTES
+from tests.simulation.minute_mutations import OF_MINUTES, waiting_for_the_end_of_an_outage
 from tests.simulation.patches import Patch, at_once, both, every_script, method, replaced, script
 
 CAUGHT = Path(__file__).parent / "caught.json"
@@ -246,6 +246,7 @@ MUTATIONS: dict[str, Patch] = {
     "a worker retires where what it told was lost": both(
         method(Core, "_retire", ("generation=exchange.generation", 'generation=""')),
         method(Synchroniser, "drain", ("if exchange.kept and", "if False and")),
+        waiting_for_the_end_of_an_outage,  # else there is no time for the other shard to be lost
     ),
     "the ledger's number of a catalogue is taken for good": method(
         Projector, "catalogue", ("if revision < self._revision:", "if False:")

@@ -45,6 +45,7 @@ FOUND_BY_CHANCE = {
     "a worker retires where what it told was lost",
     "revisions of before a restore are given again",
     "a publish of an earlier pass is accepted",
+    "who stops waits for the end of an outage",
     "what ended before the restored hours is lent",
 }
 pytestmark = [
