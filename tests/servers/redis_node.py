@@ -25,11 +25,16 @@ BUS = 10_000
 BUS_LAST = 65_000
 
 
+_given: set[int] = set()
+
+
 def port_with_bus() -> int:
-    """A free port whose cluster bus port is free as well."""
+    """A free port whose cluster bus port is free as well; neither is one that was given before and may be used soon."""
     while True:
         port = free_port()
-        if port + BUS < BUS_LAST and is_free(port + BUS):
+        both = {port, port + BUS}
+        if port + BUS < BUS_LAST and is_free(port + BUS) and _given.isdisjoint(both):
+            _given.update(both)
             return port
 
 
