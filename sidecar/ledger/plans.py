@@ -15,6 +15,8 @@ from sidecar.errors import NotFound
 from sidecar.ledger import audit
 from sidecar.ledger.transaction import Transaction
 
+NO_VERSION = 0, 0
+
 
 class PlanVersion(Struct, frozen=True):
     """One revision of the catalogue: its text as applied, and a parsed summary for people and pages."""
@@ -53,6 +55,16 @@ async def current(tx: Transaction) -> PlanVersion | None:
 async def current_revision(tx: Transaction) -> int:
     """The revision in force, without its document; 0 before the first."""
     return int(await tx.value("current_revision") or 0)
+
+
+async def in_force(tx: Transaction) -> tuple[int, int]:
+    """The revision in force, and when it was written (us); zeros before the first.
+
+    Of a ledger that was restored from a backup the number alone may come again for another document.
+    """
+    for revision, written_us in await tx.rows("catalogue_in_force"):
+        return int(revision), int(written_us)
+    return NO_VERSION
 
 
 async def get(tx: Transaction, revision: int) -> PlanVersion:

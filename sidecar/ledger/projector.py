@@ -49,43 +49,45 @@ class Projector:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._revision = 0
+        self._version = plans.NO_VERSION  # of the parsed catalogue
         self._catalogue: Catalogue | None = None
+        self._told: tuple[int, int] | None = None  # what Redis was seen to have
         self._doubted = False
 
     def doubt(self) -> None:
         """The ledger was restored from a backup: a number that is given again may stand for another catalogue."""
-        self._revision = 0
+        self._version = plans.NO_VERSION
         self._doubted = True
 
     async def catalogue(self, tx: Transaction) -> list[tuple[str, str]]:
         """Give Redis the catalogue in force, if it has another one; returns what to announce."""
-        revision = await plans.current_revision(tx)
-        if revision < self._revision:
-            self._revision = 0  # the ledger was restored from a backup: the number comes again, for another catalogue
-        if revision == await self._store.catalogue_revision() and not self._doubted:
+        found = await plans.in_force(tx)
+        same = found[0] == await self._store.catalogue_revision() and self._told in {None, found}
+        if same and not self._doubted:
+            self._told = found
             return []
         version = await plans.current(tx)
         if version is None:
             return []
-        await self._store.put_catalogue(version.revision, version.document, self._compiled(version))
+        await self._store.put_catalogue(version.revision, version.document, self._compiled(version, found))
         await plans.mark_projected(tx, version.revision)
+        self._told = found
         self._doubted = False
         return [("catalogue", str(version.revision))]
 
-    def _compiled(self, version: PlanVersion) -> bytes:
+    def _compiled(self, version: PlanVersion, found: tuple[int, int]) -> bytes:
         """The same for sidecars of this version, which need not check it again; nothing if it cannot be read."""
         try:
             self._catalogue = parse(version.document, f"revision {version.revision}")
         except CatalogueInvalid:
             return b""
-        self._revision = version.revision
+        self._version = found if found[0] == version.revision else plans.NO_VERSION
         return compiled.encode(self._catalogue, version.document)
 
     async def newcomers(self, tx: Transaction) -> tuple[str, str]:
         """Plans of tenants that were counted before anybody put them: by default, and of requests without identity."""
         try:
-            catalogue = await self._current(tx)
+            catalogue = await self._parsed(tx, await self._in_force(tx))
         except NotFound:
             return "", ""
         return catalogue.default_plan, catalogue.anonymous_plan
@@ -112,11 +114,15 @@ class Projector:
         the next pass. Raises NotFound while there is no catalogue, StoreUnavailable when Redis moved on (the next pass
         starts over).
         """
-        await self._current(tx)
+        in_force = await self._in_force(tx)
+        await self._parsed(tx, in_force)
         announced: list[tuple[str, str]] = []
         while pending := await tx.pending_tenants(TENANTS_PER_ROUND):
             # The catalogue of the very read that found them pending: one applied meanwhile makes them pending again.
-            catalogue = await self._at(tx, pending[0].catalogue)
+            revision = pending[0].catalogue
+            if revision != in_force[0]:
+                in_force = await self._in_force(tx)
+            catalogue = await self._parsed(tx, in_force if in_force[0] == revision else (revision, 0))
             found = [_resolved(catalogue, row) for row in pending]
             resolved = [one for one in found if isinstance(one, Snapshot)]
             published = await self._publish(tx, collected, version, resolved)
@@ -184,18 +190,18 @@ class Projector:
                 older.setdefault(tenant, []).extend((total.scope or name, start_s, total.amount, end_ms))
         return older
 
-    async def _current(self, tx: Transaction) -> Catalogue:
-        """The catalogue in force; NotFound before the first."""
-        revision = await plans.current_revision(tx)
-        if not revision:
+    async def _in_force(self, tx: Transaction) -> tuple[int, int]:
+        """The version in force; NotFound before the first."""
+        found = await plans.in_force(tx)
+        if found == plans.NO_VERSION:
             raise NotFound("no catalogue was applied yet; run `sidecar catalogue apply FILE`")
-        return await self._at(tx, revision)
+        return found
 
-    async def _at(self, tx: Transaction, revision: int) -> Catalogue:
-        """The catalogue of a revision; read again only when it is another one than last time."""
-        if self._catalogue is not None and revision == self._revision:
+    async def _parsed(self, tx: Transaction, found: tuple[int, int]) -> Catalogue:
+        """The catalogue of a version; read again only when it is another one than last time."""
+        if self._catalogue is not None and found == self._version:
             return self._catalogue
-        version = await plans.get(tx, revision)
+        version = await plans.get(tx, found[0])
         try:
             self._catalogue = parse(version.document, f"revision {version.revision}")
         except CatalogueInvalid as error:
@@ -203,7 +209,7 @@ class Projector:
             if self._catalogue is None:
                 raise
             log.warning("the applied catalogue cannot be read", extra=fields(cause=str(error)))
-        self._revision = version.revision
+        self._version = found
         return self._catalogue
 
 

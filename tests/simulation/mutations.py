@@ -249,7 +249,7 @@ MUTATIONS: dict[str, Patch] = {
         waiting_for_the_end_of_an_outage,  # else there is no time for the other shard to be lost
     ),
     "the ledger's number of a catalogue is taken for good": method(
-        Projector, "catalogue", ("if revision < self._revision:", "if False:")
+        Projector, "_parsed", ("found == self._version", "found[0] == self._version[0]")
     ),
     "a stopping worker takes what is granted after its last report": method(
         Synchroniser, "drain", ("exchange.ended = True", "pass")

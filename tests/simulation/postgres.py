@@ -27,6 +27,7 @@ class Postgres:
         self.clock = clock
         self.up = True
         self.life = 0
+        self._written = 0  # catalogues, those of before a restore included
         self.tables = Tables()
         self.unknown: set[str] = set()
         self.locks: dict[int, MemoryTransaction] = {}
@@ -64,7 +65,8 @@ class Postgres:
         row.update(columns, rev=self.next_revision())
 
     def apply_catalogue(self, document: str) -> None:
-        self.tables.plans.append((len(self.tables.plans) + 1, document))
+        self._written += 1
+        self.tables.plans.append((len(self.tables.plans) + 1, document, self._written))
         for row in self.tables.tenants.values():
             row["rev"] = self.next_revision()
 
@@ -301,10 +303,10 @@ class MemoryTransaction(ShardTransaction):
 
     def _plan_versions(self, revision: int, before: int, most: int) -> Iterable[Any]:
         found = [one for one in self._postgres.tables.plans[::-1] if revision in (0, one[0]) and not before]
-        return [(number, document, "{}", "", 0, True) for number, document in found[:most]]
+        return [(number, document, "{}", "", 0, True) for number, document, _ in found[:most]]
 
-    def _current_revision(self) -> Iterable[Any]:
-        return [(len(self._postgres.tables.plans) or None,)]
+    def _catalogue_in_force(self) -> Iterable[Any]:
+        return [(number, written) for number, _, written in self._postgres.tables.plans[-1:]]
 
     def _nothing(self, *_arguments: Any) -> Iterable[Any]:
         return []

@@ -16,7 +16,7 @@ class Tables(msgspec.Struct):
     counters: dict[CounterKey, int] = {}
     folded: dict[WindowOf, dict[str, int]] = {}
     tenants: dict[str, dict[str, Any]] = {}
-    plans: list[tuple[int, str]] = []
+    plans: list[tuple[int, str, int]] = []
     folded_before: int = 0  # hour
     shards: dict[int, list[Any]] = {}
     doubted: dict[int, bool] = {}

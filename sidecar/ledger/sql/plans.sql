@@ -23,6 +23,10 @@ limit $3;
 -- The catalogue revision in force; null before the first.
 select max(revision) from plan_versions;
 
+-- name: catalogue_in_force
+-- The catalogue revision in force, and when it was written (us); none before the first.
+select revision, (extract(epoch from created) * 1000000)::bigint from plan_versions order by revision desc limit 1;
+
 -- name: mark_plan_version_projected
 -- Records that Redis has a catalogue revision, or a newer one.
 update plan_versions set projected = true where revision <= $1 and not projected;
