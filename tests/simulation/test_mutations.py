@@ -42,6 +42,7 @@ FOR_THE_OUTBOX = {
 # Chains of accidents, found as faults of the program among 20,000 seeds.
 FOUND_BY_CHANCE = {
     "a report is overruled by an answer that is recorded after it",
+    "what a sum was explained with is sent again on a report",
     "a worker retires where what it told was lost",
     "revisions of before a restore are given again",
     "a publish of an earlier pass is accepted",

@@ -43,7 +43,7 @@ RECORDED_AGAIN = 0.8
 ROWS = """
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, amount,
     value::text::numeric, identifier, extract(epoch from at)::bigint, extract(epoch from deadline)::bigint, late,
-    adopted, state, attempt, tries, replays, {times}
+    adopted, state, attempt, tries, replays, summed, {times}
 from stripe_outbox order by tenant, metric, period, hour, number
 """
 LANES = "select tenant, metric, failures, claim, {times} from stripe_lanes order by tenant, metric"
@@ -98,6 +98,7 @@ class Both:
             (
                 r.tenant, r.metric, r.period_s, r.hour_s, r.number, r.amount, type(real[0][6])(r.value), r.identifier,
                 r.at_s, r.deadline_s, r.late, r.adopted, r.state, r.attempt, r.tries, r.replays,
+                r.summed,
                 r.first_sent, r.last_sent, r.delivered, r.look_at, r.reported,
             )
             for rows in tables.rows.values()
@@ -188,12 +189,14 @@ class Both:
                     if not row[-1]:
                         continue
                     window = Window(work.tenant, work.metric, row[0], row[1])
-                    key = keys([Row(window, *tuple(row)[2:-3])])
+                    key = keys([Row(window, *tuple(row)[2:-4])])
                     more: dict[str, tuple[Any, ...]] = {
                         "new_attempts": ([identifier(ledger_id, window, row[2], row[5] + 1)], ["none"]),
                         "look_later": (["later"], 1_800),
                         "park_rows": (["parked"],),
                     }
+                    if verdict == "new_attempts":
+                        await outbox.mark_summed(tx, [(work.tenant, work.metric, int(hour_s), int(hour_s) + HOUR_S)])
                     await tx.rows(verdict, *key, *more.get(verdict, ()))
             witness = await tx.value("witness", work.tenant, work.metric, work.now_s - HOUR_S)
             return found, witness

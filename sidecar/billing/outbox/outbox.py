@@ -281,3 +281,12 @@ async def wake(tx: Transaction, lanes: Sequence[tuple[Window, int]]) -> None:
     if lanes:
         names = [[window.tenant for window, _ in lanes], [window.metric for window, _ in lanes]]
         await tx.rows("wake_lanes", *names, [deadline_s for _, deadline_s in lanes])
+
+
+async def mark_summed(tx: Transaction, spans: Sequence[tuple[str, str, int, int]]) -> None:
+    """Note of rows in spans (tenant, metric, from, before; seconds of timestamps) that a sum was explained with them.
+
+    To be called before a row is sent again because the sum lacks it, in the same transaction.
+    """
+    if spans:
+        await tx.rows("mark_summed", *(list(column) for column in zip(*spans, strict=True)))

@@ -1,9 +1,10 @@
 """What Stripe takes back later: events that it answered with success and then refused in an error report.
 
 Guarantees: what certainly never counted is sent again under a new identifier, or set aside with the reason when that
-            cannot help. When the event was sent more than once, nobody knows which of the calls a report is about:
-            then the summaries tell. The same report twice changes nothing, and nothing does an answer of before the
-            report that is recorded after it.
+            cannot help. When the event was sent more than once, nobody knows which of the calls a report is about,
+            and when another row was sent again because a sum was explained with this one, the sum may have been the
+            other one's: then the summaries tell. The same report twice changes nothing, and nothing does an answer of
+            before the report that is recorded after it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ async def rejected(tx: Transaction, key: str, code: str, message: str) -> bool:
     False when no row has that identifier (any more). Conflict while the event is being sent again: what comes of that
     is not known yet, so the report is to be taken again later.
     """
+    await tx.rows("lock_lane_of_row", identifier_of(key))
     row = await tx.row("rows_by_identifier", identifier_of(key))
     if row is None:
         return False
-    tenant, metric, period_s, hour_s, number, attempt, state, tries = row
+    tenant, metric, period_s, hour_s, number, attempt, state, tries, summed = row
     if code == "duplicate_meter_event" or state == "parked":
         return True
     if state == "sending":
@@ -42,7 +44,7 @@ async def rejected(tx: Transaction, key: str, code: str, message: str) -> bool:
     await tx.rows("mark_reported", identifier_of(key))
     window = Window(tenant, metric, period_s, hour_s)
     reason = f"Stripe reported {code}: {message}"
-    if tries > 1:
+    if tries > 1 or summed:
         await tx.rows("doubt_rows", *_columns([(window, number)]), [reason], SETTLE_AFTER_S)
         await outbox.wake(tx, [(window, 0)])
     elif hopeless(code, ""):

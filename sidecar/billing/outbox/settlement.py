@@ -2,7 +2,8 @@
 
 Guarantees: a row is taken as arrived, or as not arrived, only when the sums allow nothing else, some time after its
             last call, and when Stripe already shows what was delivered later. Otherwise it waits, and in the end it is
-            parked with both numbers for a person to decide. Nothing is guessed.
+            parked with both numbers for a person to decide. Nothing is guessed. Rows that a sum was explained with
+            when others were sent again are marked: a report about one of them is left to the sums again.
 Gives up:   digits that a double does not have: sums that differ by less than it can show are ambiguous.
 Source:     https://docs.stripe.com/api/billing/meter-event-summary/list (whole minutes, floats, some delay).
 """
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from sidecar.billing.outbox import lanes
+from sidecar.billing.outbox import lanes, outbox
 from sidecar.billing.outbox.delta import HOUR_S, MINUTE_S, Window, identifier
 from sidecar.billing.outbox.lanes import Work
 from sidecar.billing.outbox.outbox import SETTLE_AFTER_S
@@ -42,6 +43,7 @@ class Known(Struct, frozen=True):
     row: Row
     state: str
     adopted: bool
+    summed: bool
     to_settle: bool
 
     @property
@@ -137,18 +139,21 @@ async def _settle_hour(ledger: Ledger, summaries: Summaries, work: Work, hour_s:
         if not fresh and "absent" in judged:
             judged = ["ambiguous"] * len(judged)
         async with ledger.transaction() as tx:
-            if not await lanes.still_mine(tx, work):
+            if not await lanes.still_mine(tx, work) or await _moved(tx, work, hour_s, items):
                 return found
             pairs = [pair for pair in zip(unknown, judged, strict=True) if pair[0].to_settle]
             told = f"Stripe has {seen:f} from {from_s} to {before_s}, of which {certain:f} were confirmed"
-            await _apply(tx, work, pairs, told)
+            await _apply(tx, work, pairs, (from_s, before_s), told)
         found += [verdict for _, verdict in pairs]
     return found
 
 
 def _spans(known: Sequence[Known], hour_s: int) -> list[tuple[int, int, list[Known]]]:
-    """Minutes with something to settle; the whole hour when something was adopted in it, whose minute nobody knows."""
-    if any(item.adopted for item in known):
+    """Minutes with something to settle; the whole hour when something was adopted or explained in it.
+
+    Nobody knows the minute of what was adopted, nor, after a comparison of hours, which row a minute's sum is of.
+    """
+    if any(item.adopted or item.summed for item in known):
         return [(hour_s, hour_s + HOUR_S, list(known))]
     minutes = sorted({item.row.at_s // MINUTE_S * MINUTE_S for item in known if item.to_settle})
     return [
@@ -172,7 +177,9 @@ async def _shows(summaries: Summaries, work: Work, at_s: int, known: Sequence[Kn
     return seen > certain or equal(seen, certain)
 
 
-async def _apply(tx: Transaction, work: Work, pairs: Sequence[tuple[Known, Verdict]], told: str) -> None:
+async def _apply(
+    tx: Transaction, work: Work, pairs: Sequence[tuple[Known, Verdict]], span: tuple[int, int], told: str
+) -> None:
     ledger_id = str(await tx.value("installation"))
     present = [item.row for item, verdict in pairs if verdict == "present"]
     absent = [item.row for item, verdict in pairs if verdict == "absent"]
@@ -181,6 +188,7 @@ async def _apply(tx: Transaction, work: Work, pairs: Sequence[tuple[Known, Verdi
         await tx.rows("settle_rows", *keys(present))
     if absent:
         names = [identifier(ledger_id, row.window, row.number, row.attempt + 1) for row in absent]
+        await outbox.mark_summed(tx, [(work.tenant, work.metric, *span)])
         await tx.rows("new_attempts", *keys(absent), names, ["nothing had arrived"] * len(absent))
     given_up = [row for row in unclear if work.now_s >= row.first_sent_s + PARK_AFTER_S]
     waiting = [row for row in unclear if row not in given_up]
@@ -203,11 +211,21 @@ async def _apply(tx: Transaction, work: Work, pairs: Sequence[tuple[Known, Verdi
         )
 
 
+async def _moved(tx: Transaction, work: Work, hour_s: int, items: Sequence[Known]) -> bool:
+    """Whether something was told of these rows since they were read, so that the sum means something else."""
+    now = {(item.row.window, item.row.number): item for item in await _known(tx, work, hour_s)}
+    then = {(item.row.window, item.row.number): item for item in items}
+    return any(
+        key not in now or (now[key].row.identifier, now[key].state) != (item.row.identifier, item.state)
+        for key, item in then.items()
+    )
+
+
 async def _known(tx: Transaction, work: Work, hour_s: int) -> list[Known]:
     return [_read(work, row) for row in await tx.rows("rows_of_hour", work.tenant, work.metric, hour_s)]
 
 
 def _read(work: Work, row: Any) -> Known:
     period_s, window_s, *rest = row
-    *told, state, adopted, to_settle = rest
-    return Known(Row(Window(work.tenant, work.metric, period_s, window_s), *told), state, adopted, to_settle)
+    *told, state, adopted, summed, to_settle = rest
+    return Known(Row(Window(work.tenant, work.metric, period_s, window_s), *told), state, adopted, summed, to_settle)

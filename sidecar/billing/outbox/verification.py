@@ -3,6 +3,7 @@
 Guarantees: afterwards the rows of the lane stand for exactly what Stripe has, so that the totals agree once the rest
             is sent. What Stripe has beyond the ledger is taken for windows of the same hour first, then for the oldest
             ones that are not billed; what no window can explain stays with its hour, and reconciliation tells of it.
+            A report about a row that was compared is left to the summaries after that.
 Gives up:   hours beyond the 35 days in which events may lie.
 """
 
@@ -21,6 +22,7 @@ from sidecar.billing.outbox.outbox import Delta
 from sidecar.billing.outbox.settlement import Summaries, equal
 from sidecar.catalogue.period import DAY_S, bounds
 from sidecar.ledger.connection import Ledger
+from sidecar.ledger.transaction import Transaction
 from sidecar.logs import fields
 
 log = logging.getLogger(__name__)
@@ -69,8 +71,7 @@ async def verify(ledger: Ledger, summaries: Summaries, work: Work, scale: int) -
     """Compare a claimed lane with Stripe and adopt what is missing here; how many rows, None: to be tried again."""
     since_s = (work.now_s - AGE_MAX_S) // DAY_S * DAY_S
     async with ledger.transaction() as tx:
-        rows = await tx.rows("delivered_by_hour", work.tenant, work.metric, since_s)
-    ours = {int(hour_s): Decimal(total) for hour_s, total in rows}
+        ours = await _delivered(tx, work, since_s)
     theirs = await _by_hour(summaries, work, since_s, ours)
     units = Decimal(10) ** scale
     beyond: dict[int, int] = {}
@@ -81,7 +82,9 @@ async def verify(ledger: Ledger, summaries: Summaries, work: Work, scale: int) -
     if any(amount < 0 for amount in beyond.values()) and work.now_s < work.restored_s + PATIENCE_S:
         log.warning("Stripe shows less than it confirmed", extra=fields(tenant=work.tenant, metric=work.metric))
         return None
-    return await _write(ledger, work, {hour: amount for hour, amount in beyond.items() if amount > 0}, scale)
+    return await _write(
+        ledger, work, since_s, ours, {hour: amount for hour, amount in beyond.items() if amount > 0}, scale
+    )
 
 
 async def _by_hour(summaries: Summaries, work: Work, since_s: int, ours: Mapping[int, Decimal]) -> dict[int, Decimal]:
@@ -100,10 +103,19 @@ async def _by_hour(summaries: Summaries, work: Work, since_s: int, ours: Mapping
     return found
 
 
-async def _write(ledger: Ledger, work: Work, beyond: Mapping[int, int], scale: int) -> int | None:
+async def _delivered(tx: Transaction, work: Work, since_s: int) -> dict[int, Decimal]:
+    """What was delivered, by the hour of its timestamps."""
+    rows = await tx.rows("delivered_by_hour", work.tenant, work.metric, since_s)
+    return {int(hour_s): Decimal(total) for hour_s, total in rows}
+
+
+async def _write(
+    ledger: Ledger, work: Work, since_s: int, compared: Mapping[int, Decimal], beyond: Mapping[int, int], scale: int
+) -> int | None:
     async with ledger.transaction() as tx:
-        if not await lanes.still_mine(tx, work):
-            return None
+        if not await lanes.still_mine(tx, work) or await _delivered(tx, work, since_s) != compared:
+            return None  # a report may have taken something back meanwhile
+        await outbox.mark_summed(tx, [(work.tenant, work.metric, since_s, work.now_s + DAY_S)])
         rows = await tx.rows("unbilled_windows", work.tenant, work.metric)
         taken, left = adopt(beyond, [Unbilled(*map(int, row)) for row in rows])
         for hour_s, amount in left.items():

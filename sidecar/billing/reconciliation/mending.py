@@ -2,7 +2,8 @@
 
 Guarantees: every repair looks again at the row, in the transaction that changes it and with its lane locked and
             unclaimed, and does nothing when anything moved. What is sent again has a new identifier and was twice seen
-            not to be there, while something delivered later was. Every repair is in the audit log.
+            not to be there, while something delivered later was; a report about what its minute's sum was explained
+            with is left to the summaries after that. Every repair is in the audit log.
 Gives up:   a busy lane: the next comparison finds the same again.
 Source:     https://docs.stripe.com/api/billing/meter-event-adjustment (events can be cancelled for 24 h).
 """
@@ -18,7 +19,7 @@ from msgspec import Struct
 from sidecar.billing.outbox import delta, outbox
 from sidecar.billing.outbox.delta import AGE_SENT_MAX_S, MINUTE_S, Window
 from sidecar.billing.reconciliation.drift import Lane
-from sidecar.billing.reconciliation.pinpoint import Finding, SentRow
+from sidecar.billing.reconciliation.pinpoint import Finding, SentRow, blame
 from sidecar.billing.reconciliation.shown import Shown
 from sidecar.billing.stripe_api import StripeApi, errors
 from sidecar.errors import Conflict, NotFound, StripeRefused
@@ -76,9 +77,14 @@ class Mender:
             return []
         if not await self._shows_later(lane, row) and not (self._asked and row.delivered_s <= now_s - ALONE_AFTER_S):
             return []
+        minute = _minute(row.at_s)
         async with self._ledger.transaction() as tx:
-            if not await _still(tx, row):
-                return []
+            rows = await rows_between(tx, lane, *minute)
+        if Finding(row, "lacking") not in blame(await self._shown.total(lane, *minute), rows).findings:
+            return []
+        async with self._ledger.transaction() as tx:
+            if not await _still(tx, row) or await rows_between(tx, lane, *minute) != rows:
+                return []  # the sum of the minute means something else by now
             await send_again(tx, [row], "Stripe had confirmed it and does not have it")
             return [await self._done(tx, lane, "sent_again", row.amount, row.identifier)]
 
@@ -88,9 +94,9 @@ class Mender:
             at_s = await tx.value("later_delivery", lane.tenant, lane.metric, row.delivered_s, VISIBLE_AFTER_S)
             if at_s is None:
                 return False
-            minute_s = int(at_s) - int(at_s) % MINUTE_S
-            rows = await rows_between(tx, lane, minute_s, minute_s + MINUTE_S)
-        seen = await self._shown.total(lane, minute_s, minute_s + MINUTE_S)
+            minute = _minute(int(at_s))
+            rows = await rows_between(tx, lane, *minute)
+        seen = await self._shown.total(lane, *minute)
         expected = sum(other.amount for other in rows if other.state == "delivered")
         return expected > 0 and seen.amount + seen.blur >= expected
 
@@ -143,6 +149,8 @@ async def rows_between(tx: Transaction, lane: Lane, from_s: int, to_s: int) -> l
 
 async def send_again(tx: Transaction, rows: Sequence[SentRow], reason: str) -> None:
     """Give rows of which nothing arrived a new identifier, and wake their lanes."""
+    minutes = {(row.window.tenant, row.window.metric, *_minute(row.at_s)) for row in rows if row.first_sent_s}
+    await outbox.mark_summed(tx, sorted(minutes))
     ledger_id = str(await tx.value("installation"))
     names = [delta.identifier(ledger_id, row.window, row.number, row.attempt + 1) for row in rows]
     await tx.rows("new_attempts", *_keys(rows), names, [reason] * len(rows))
@@ -185,6 +193,10 @@ async def _still(tx: Transaction, row: SentRow) -> bool:
         return False
     now = await tx.row("rows_by_identifier", row.identifier)
     return now is not None and (now["attempt"], now["state"]) == (row.attempt, row.state)
+
+
+def _minute(at_s: int) -> tuple[int, int]:
+    return at_s - at_s % MINUTE_S, at_s - at_s % MINUTE_S + MINUTE_S
 
 
 def _keys(rows: Sequence[SentRow]) -> tuple[list[str], list[str], list[int], list[int], list[int]]:

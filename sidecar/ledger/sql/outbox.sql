@@ -132,9 +132,15 @@ on conflict (shard) do update set touched_from = excluded.touched_from, decided 
 -- Records that the windows of new customers were looked at.
 update billing_customers set looked = true where tenant = any($1::text[]);
 
+-- name: lock_lane_of_row
+-- Locks the lane of the row with an identifier, as everybody does who changes rows of it.
+select from stripe_outbox as o join stripe_lanes as l on l.tenant = o.tenant and l.metric = o.metric
+where o.identifier = $1 for update of l;
+
 -- name: rows_by_identifier
 -- The row with an identifier, locked.
-select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, attempt, state, tries
+select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, attempt, state, tries,
+    summed
 from stripe_outbox where identifier = $1 for update;
 
 -- name: mark_reported
@@ -145,11 +151,18 @@ update stripe_outbox set reported = ledger_now() where identifier = $1;
 -- Gives rows of which certainly nothing arrived a new identifier, and has them sent again.
 update stripe_outbox as o set identifier = n.identifier, attempt = o.attempt + 1, state = 'waiting', reason = n.reason,
     first_sent = null, last_sent = null, look_at = null, delivered = null, reported = null, replays = 0,
-    tries = 0
+    tries = 0, summed = false
 from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::text[], $7::text[])
     as n (tenant, metric, period_s, hour_s, number, identifier, reason)
 where o.tenant = n.tenant collate "C" and o.metric = n.metric collate "C" and o.period = to_timestamp(n.period_s)
     and o.hour = to_timestamp(n.hour_s) and o.number = n.number;
+
+-- name: mark_summed
+-- Notes of rows that Stripe has or may have, by spans of their timestamps, that sums of those were explained with them.
+update stripe_outbox as o set summed = true
+from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) as s (tenant, metric, from_s, before_s)
+where o.tenant = s.tenant collate "C" and o.metric = s.metric collate "C" and o.at >= to_timestamp(s.from_s)
+    and o.at < to_timestamp(s.before_s) and o.first_sent is not null and not o.summed;
 
 -- name: park_rows
 -- Sets rows aside with the reason.

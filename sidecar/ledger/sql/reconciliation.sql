@@ -186,5 +186,6 @@ select shard, to_timestamp($2::bigint) from tenants where id = $1
 on conflict (shard) do update set touched_from = least(s.touched_from, excluded.touched_from);
 
 -- name: certainly_absent
--- Records of rows that were set aside that they did not arrive.
-update stripe_outbox set first_sent = null where identifier = any($1::text[]) and state = 'parked';
+-- Records of rows that were set aside that they did not arrive; not when another call, or another row, may have for them.
+update stripe_outbox set first_sent = null
+where identifier = any($1::text[]) and state = 'parked' and tries <= 1 and not summed;

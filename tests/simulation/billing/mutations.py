@@ -109,6 +109,9 @@ BILLING: dict[str, Patch] = {
     "a report is overruled by an answer that is recorded after it": method(
         rejection, "rejected", ('await tx.rows("mark_reported", identifier_of(key))', "pass")
     ),
+    "what a sum was explained with is sent again on a report": method(
+        rejection, "rejected", ("if tries > 1 or summed:", "if tries > 1:")
+    ),
     "a restored ledger is trusted": _trusting,
     "nobody vouches for the ledger": replaced(Epochs, "vouches", lambda *_: True),
     "what Redis said days ago vouches for the ledger": replaced(epochs, "VOUCHED_MS", 2**60),

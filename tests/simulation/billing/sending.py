@@ -160,7 +160,8 @@ class Sending(LaneTransaction):
                 told = (row.value, row.identifier, row.attempt, row.tries, row.replays, row.at_s, row.deadline_s)
                 to_settle = row.state == "in_doubt" and ever(row.look_at) <= self._now
                 times = (seconds(row.first_sent), seconds(row.last_sent))
-                yield row.period_s, row.hour_s, row.number, *told, *times, row.state, row.adopted, to_settle
+                about = (row.state, row.adopted, row.summed, to_settle)
+                yield row.period_s, row.hour_s, row.number, *told, *times, *about
 
     def _hours_in_doubt(self, tenant: str, metric: str, most: int) -> Iterable[Any]:
         rows = self._lane_rows((tenant, metric))
@@ -203,6 +204,7 @@ class Sending(LaneTransaction):
                 reported=None,
                 replays=0,
                 tries=0,
+                summed=False,
             )
             self._put(fresh)
             self._server.named(fresh)
@@ -213,12 +215,23 @@ class Sending(LaneTransaction):
             self._put(row, state="parked", reason=columns[5][index], look_at=None, delivered=None)
         return []
 
+    def _mark_summed(self, *columns: list[Any]) -> Iterable[Any]:
+        for tenant, metric, from_s, before_s in zip(*columns, strict=True):
+            for row in list(self._lane_rows((tenant, metric))):
+                if from_s <= row.at_s < before_s and row.first_sent is not None:
+                    self._put(row, summed=True)
+        return []
+
+    def _lock_lane_of_row(self, identifier: str) -> Iterable[Any]:
+        del identifier  # locked by now
+        return []
+
     def _rows_by_identifier(self, identifier: str) -> Iterable[Any]:
         for rows in self._all.rows.values():
             for row in rows.values():
                 if row.identifier == identifier:
                     key = (row.tenant, row.metric, row.period_s, row.hour_s, row.number)
-                    return [(*key, row.attempt, row.state, row.tries)]
+                    return [(*key, row.attempt, row.state, row.tries, row.summed)]
         return []
 
     def _mark_reported(self, identifier: str) -> Iterable[Any]:

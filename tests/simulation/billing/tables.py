@@ -39,6 +39,7 @@ class OutboxRow(Struct, frozen=True):
     delivered: int | None = None
     look_at: int | None = None
     reported: int | None = None
+    summed: bool = False
 
 
 class LaneRow(Struct, frozen=True):

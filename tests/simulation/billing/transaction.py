@@ -22,12 +22,13 @@ TRIES_MAX = 400  # of a lock, some ms apart: then it is a deadlock
 _OF_ROWS = {
     "begin_sending", "doubt_rows", "explain_rows", "move_rows", "write_off_rows", "settle_rows", "new_attempts",
     "park_rows", "look_later", "wake_lanes", "wake_unverified_lanes", "lock_lanes", "record_fates", "write_deltas",
-    "minutes_taken",
+    "minutes_taken", "mark_summed",
 }  # fmt: skip
 _READS = {"hours_in_doubt", "rows_of_hour", "witness", "delivered_by_hour", "next_number", "unbilled_windows"}
 _OF_LANE = {"lane_verified", "rest_lane"} | _READS
 _OF_SHARD = {"forget_undelivered", "rest_lanes", "distrust_customers"}
-_OF_LANES = _OF_ROWS | _OF_LANE | _OF_SHARD | {"release_lanes", "undecided_windows", "rows_by_identifier"}
+_OF_ROW = {"lock_lane_of_row", "rows_by_identifier"}
+_OF_LANES = _OF_ROWS | _OF_LANE | _OF_SHARD | _OF_ROW | {"release_lanes", "undecided_windows"}
 
 
 class LaneTransaction(MemoryTransaction):
@@ -73,7 +74,7 @@ class LaneTransaction(MemoryTransaction):
             return set(self._lanes_of(arguments[0], arguments[1])), True
         if name == "undecided_windows":
             return set(self._lanes_of(arguments[0], "")), False
-        every = self._all.rows.items()  # rows_by_identifier
+        every = self._all.rows.items()  # of a row
         return {lane for lane, rows in every for row in rows.values() if row.identifier == arguments[0]}, True
 
     async def _have(self, lanes: Sequence[Lane], *, keeps: bool) -> None:
