@@ -243,6 +243,33 @@ async def test_a_catalogue_whose_number_was_given_before_the_restore_takes_the_p
     assert {limit.period for limit in found.limits} == {"day"}
 
 
+async def test_a_flusher_that_did_not_notice_a_restore_goes_by_the_catalogue_that_has_the_lost_ones_number(
+    place: Installation,
+) -> None:
+    """Another one noticed, and vouched for the ledger again; what this one has parsed is of the lost ledger."""
+    await place.catalogue()
+    await place.tenant("t", "plus")
+    first, second = place.flusher(), place.flusher()
+    await first.flush()
+    await second.flush()
+    other = CATALOGUE.replace("period: month", "period: day")
+    async with place.ledger.transaction() as tx:
+        await tx._connection.execute(
+            "update plan_versions set document = $1, created = created + interval '1 hour'", other
+        )
+        await tx._connection.execute("update tenants set rev = nextval('revisions')")
+    await second.project()
+    found = snapshots.decode((await place.store.lookup("t")).document)
+    assert {limit.period for limit in found.limits} == {"day"}
+    stored = await place.store.catalogue()
+    assert stored is not None
+    assert stored.text == other
+    await place.tenant("u", "plus")
+    await first.project()
+    found = snapshots.decode((await place.store.lookup("u")).document)
+    assert {limit.period for limit in found.limits} == {"day"}
+
+
 async def test_what_another_server_got_is_projected_to_this_one(place: Installation) -> None:
     """In a split brain the mark in the ledger may speak of the old primary; an idle shard is looked at, too."""
     await place.catalogue()
