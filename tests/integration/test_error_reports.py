@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator
-from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from sidecar.billing.outbox import fate, lanes, rejection
 from sidecar.billing.outbox.delta import Window
-from sidecar.billing.outbox.error_reports import ErrorReports
-from sidecar.billing.outbox.lanes import Release, Work
+from sidecar.billing.outbox.lanes import Release
 from sidecar.billing.outbox.row import Row
-from sidecar.billing.outbox.settlement import Summaries
 from sidecar.billing.reconciliation import mending
-from sidecar.billing.reconciliation.reconciler import Reconciler
-from sidecar.billing.reconciliation.shown import Shown
-from sidecar.clock import Clock
 from sidecar.embedded.stripe import stream
 from sidecar.embedded.stripe.events import Told
 from sidecar.errors import Conflict, NotFound
 from sidecar.ledger import audit
-from sidecar.ledger.distrust import distrust
-from tests.servers.forwarding import DAY_S, HOUR_S, Forwarding, forwarding
+from tests.servers.forwarding import HOUR_S, Forwarding, forwarding
+from tests.servers.reports import handle, refused_later, told
 from tests.servers.stripe import Stripe
 
 NO_METER = "v1.billing.meter.no_meter_found"
@@ -35,28 +28,6 @@ async def place(database: str, stripe: Stripe) -> AsyncIterator[Forwarding]:
     async with forwarding(database, stripe) as opened:
         await opened.tenants(["a"])
         yield opened
-
-
-def told(place: Forwarding) -> list[dict[str, Any]]:
-    """The error reports so far."""
-    found: list[dict[str, Any]] = place.stripe.state("thin_events")["thin_events"]
-    return found
-
-
-async def handle(place: Forwarding) -> None:
-    """Deal with every report, as the inbox does when the webhook comes."""
-    reports = ErrorReports(place.ledger, place.api())
-    for event in told(place):
-        await reports.handle(event["id"], event["type"], (event["related_object"] or {}).get("id", ""))
-
-
-async def refused_later(place: Forwarding, code: str) -> None:
-    """Have an event taken, and reported as refused."""
-    place.stripe.faults({"kind": "async_error", "code": code, "path": "/v1/billing/meter_events", "count": 1})
-    await place.count("a", 7)
-    await place.forwarder().flush()
-    assert await place.states() == {"delivered": 1}
-    assert place.at_stripe() == {}
 
 
 async def test_what_can_be_mended_is_sent_again_under_another_identifier(place: Forwarding) -> None:
@@ -86,115 +57,6 @@ async def test_the_same_report_twice_changes_nothing(place: Forwarding) -> None:
         await place.advance(HOUR_S)
         await place.forwarder().flush()
     assert (await place.rows())[0]["identifier"] == row["identifier"]
-    await place.agree()
-
-
-async def another_of_its_minute(place: Forwarding) -> None:
-    """Have another row decided for the minute of the one there is, as in the first minute of an hour."""
-    await place.count("a", 7)
-    found = place.forwarder().outbox
-    for shard in await found.due(now=True):
-        await found.decide(shard)
-    await place.sql("update stripe_outbox set at = (select at from stripe_outbox where number = 1)")
-
-
-async def two_of_a_minute(place: Forwarding) -> None:
-    """Two rows of one minute and amount: the first was taken and will be reported, the second counts, unanswered."""
-    await refused_later(place, "meter_event_customer_not_found")
-    await another_of_its_minute(place)
-    place.stripe.faults({"kind": "cut_after", "path": "/v1/billing/meter_events", "count": 1})
-    await place.forwarder().pump()
-    place.stripe.faults()
-    assert await place.states() == {"delivered": 1, "waiting": 1}
-    assert place.at_stripe() == {("a", "api_calls"): 7}
-    await place.advance(30 * HOUR_S)
-
-
-async def test_a_report_about_what_a_sum_was_explained_with_is_left_to_the_sums(place: Forwarding) -> None:
-    await two_of_a_minute(place)
-    for _ in range(2):
-        await place.forwarder().flush()
-    # The sum is taken for the first row, which was answered; the second one was sent again.
-    assert [(row["state"], row["attempt"]) for row in await place.rows()] == [("delivered", 1), ("delivered", 2)]
-    await place.agree()
-    for _ in range(2):
-        await handle(place)
-        assert await place.states() == {"in_doubt": 1, "delivered": 1}
-        await place.advance(HOUR_S)
-        await place.forwarder().flush()
-        assert [(row["state"], row["attempt"]) for row in await place.rows()] == [("delivered", 1), ("delivered", 2)]
-        await place.agree()
-
-
-async def test_a_report_that_comes_while_the_sums_are_asked_for_is_seen(place: Forwarding) -> None:
-    await two_of_a_minute(place)
-
-    class Reported(Summaries):
-        async def total(self, work: Work, from_s: int, before_s: int) -> Decimal:
-            found = await super().total(work, from_s, before_s)
-            await handle(place)
-            return found
-
-    forwarder = place.forwarder()
-    forwarder._summaries = Reported(place.api())
-    await forwarder.flush(timeout_s=3)
-    forwarder._summaries = Summaries(place.api())
-    for _ in range(3):
-        await place.advance(HOUR_S)
-        await forwarder.flush()
-    assert [(row["state"], row["attempt"]) for row in await place.rows()] == [("delivered", 2), ("delivered", 1)]
-    await place.agree()
-
-
-async def test_a_report_about_what_a_comparison_was_explained_with_is_left_to_the_sums(place: Forwarding) -> None:
-    """The daily comparison finds that one of two equal rows is missing, and sends the one again that is not."""
-    await place.to((place.now_s // DAY_S + 1) * DAY_S + 12 * HOUR_S + 300)
-    await place.count("a", 7)
-    await place.forwarder().flush()
-    await another_of_its_minute(place)
-    code = "meter_event_customer_not_found"
-    place.stripe.faults({"kind": "async_error", "code": code, "path": "/v1/billing/meter_events", "count": 1})
-    await place.forwarder().pump()
-    await place.advance(HOUR_S)
-    await place.count("a", 9)
-    await place.forwarder().flush()
-    await place.advance(HOUR_S)
-    api = place.api()
-    shown = Shown(api, calls_per_s=100_000, pause_s=0)
-    report = await Reconciler(place.ledger, api, Clock(), shown=shown, pause_s=0).run(repair=True)
-    assert [(repair.kind, repair.amount) for repair in report.repairs] == [("sent_again", 7)]
-    await place.forwarder().flush()
-    assert [row["attempt"] for row in await place.rows()] == [2, 1, 1]
-    await place.agree()
-    await handle(place)
-    assert (await place.rows())[1]["state"] == "in_doubt"
-    await place.advance(HOUR_S)
-    await place.forwarder().flush()
-    await place.agree()
-
-
-async def test_a_report_about_what_a_restored_ledger_was_compared_with_is_left_to_the_sums(place: Forwarding) -> None:
-    """The hour agrees with Stripe by chance: what the restored ledger forgot is as much as what will be reported."""
-    await refused_later(place, "meter_event_customer_not_found")
-    await place.back_up()
-    await place.count("a", 7)
-    await place.forwarder().flush()
-    assert place.at_stripe() == {("a", "api_calls"): 7}
-    await place.restore()
-    async with place.ledger.shard(zlib.crc32(b"a") % 16) as tx:
-        assert tx is not None
-        await distrust(tx, tenant="a")
-    await place.count_again()
-    for _ in range(3):
-        await place.advance(HOUR_S)
-        await place.forwarder().flush()
-    assert await place.states() == {"delivered": 2}
-    await place.agree()
-    await handle(place)
-    assert await place.states() == {"in_doubt": 1, "delivered": 1}
-    await place.advance(HOUR_S)
-    await place.forwarder().flush()
-    assert await place.states() == {"delivered": 2}
     await place.agree()
 
 

@@ -189,7 +189,7 @@ class Both:
                     if not row[-1]:
                         continue
                     window = Window(work.tenant, work.metric, row[0], row[1])
-                    key = keys([Row(window, *tuple(row)[2:-4])])
+                    key = keys([Row(window, *tuple(row)[2:-6])])
                     more: dict[str, tuple[Any, ...]] = {
                         "new_attempts": ([identifier(ledger_id, window, row[2], row[5] + 1)], ["none"]),
                         "look_later": (["later"], 1_800),

@@ -26,6 +26,7 @@ from sidecar.billing.reconciliation.pinpoint import Minute, SentRow, blame
 
 DAY_S = 86_400
 TODAY = 20_000 * DAY_S
+NOW = TODAY + 7_200
 DAY = Span("day", TODAY, TODAY, TODAY + DAY_S)
 PERIOD = Span("period", 0, TODAY - 10 * DAY_S, TODAY + DAY_S)
 
@@ -170,35 +171,47 @@ def test_days_begin_when_billing_began_and_periods_reach_back() -> None:
 
 
 def sent(amount: int, state: str = "delivered", *, number: int = 1, attempt: int = 1, adopted: bool = False) -> SentRow:
-    return SentRow(Window("a", "m", 0, TODAY), number, amount, f"id{number}", attempt, state, adopted, TODAY, 1, 1)
+    return SentRow(
+        Window("a", "m", 0, TODAY), number, amount, f"id{number}", attempt, state, adopted, False, TODAY, 1, 1
+    )
 
 
 def test_the_row_that_stripe_lacks_is_told_from_those_it_has() -> None:
-    found = blame(Seen(7), [sent(7), sent(5, number=2)])
+    found = blame(Seen(7), [sent(7), sent(5, number=2)], NOW)
     assert [(finding.blame, finding.row.number) for finding in found.findings] == [("lacking", 2)]
     assert sum(finding.amount for finding in found.findings) == -5
 
 
 def test_rows_of_equal_amounts_stand_for_each_other() -> None:
-    found = blame(Seen(5), [sent(5), sent(5, number=2)])
+    found = blame(Seen(5), [sent(5), sent(5, number=2)], NOW)
     assert [finding.blame for finding in found.findings] == ["lacking"]
     assert found.unknown == 0
 
 
 def test_sums_that_allow_several_answers_name_nobody() -> None:
-    assert blame(Seen(3), [sent(3), sent(2, number=2), sent(1, number=3)]) == Minute(unknown=-3)
-    assert blame(Seen(1), [sent(7)]) == Minute(unknown=-6)
-    assert blame(Seen(0), [sent(7, adopted=True)]) == Minute(unknown=-7)
+    assert blame(Seen(3), [sent(3), sent(2, number=2), sent(1, number=3)], NOW) == Minute(unknown=-3)
+    assert blame(Seen(1), [sent(7)], NOW) == Minute(unknown=-6)
+    assert blame(Seen(0), [sent(7, adopted=True)], NOW) == Minute(unknown=-7)
 
 
 def test_what_is_too_much_is_an_earlier_attempt_or_a_parked_row_or_somebody_elses() -> None:
-    assert [f.blame for f in blame(Seen(14), [sent(7, attempt=2)]).findings] == ["doubled"]
-    assert [f.blame for f in blame(Seen(12), [sent(7), sent(5, "parked", number=2)]).findings] == ["arrived"]
-    assert blame(Seen(14), [sent(7)]) == Minute(foreign=7)
-    assert blame(Seen(12), [sent(5, "parked"), sent(5, number=2, attempt=2), sent(2, number=3)]).unknown == 5
+    assert [f.blame for f in blame(Seen(14), [sent(7, attempt=2)], NOW).findings] == ["doubled"]
+    assert [f.blame for f in blame(Seen(12), [sent(7), sent(5, "parked", number=2)], NOW).findings] == ["arrived"]
+    assert blame(Seen(14), [sent(7)], NOW) == Minute(foreign=7)
+    assert blame(Seen(12), [sent(5, "parked"), sent(5, number=2, attempt=2), sent(2, number=3)], NOW).unknown == 5
+
+
+def test_what_need_not_show_yet_is_blamed_for_nothing_and_nobody_is_for_it() -> None:
+    new = structs.replace(sent(7, number=2), delivered_s=NOW - 60)
+    assert blame(Seen(7), [sent(7), new], NOW) == Minute()
+    found = blame(Seen(7), [sent(7), new, sent(2, number=3)], NOW)
+    assert found == Minute(unknown=-9), "either of the seven, and the two"
+    found = blame(Seen(5), [sent(5), new, sent(2, number=3)], NOW)
+    assert [(finding.blame, finding.row.number) for finding in found.findings] == [("lacking", 3)]
+    assert blame(Seen(8), [new], NOW) == Minute(foreign=1)
 
 
 def test_a_minute_with_rows_in_doubt_is_left_to_settling() -> None:
-    assert blame(Seen(12), [sent(7), sent(5, "in_doubt", number=2)]) == Minute()
-    assert blame(Seen(7), [sent(7), sent(5, "in_doubt", number=2)]) == Minute()
-    assert blame(Seen(6), [sent(7), sent(5, "in_doubt", number=2)]) == Minute(unknown=-1)
+    assert blame(Seen(12), [sent(7), sent(5, "in_doubt", number=2)], NOW) == Minute()
+    assert blame(Seen(7), [sent(7), sent(5, "in_doubt", number=2)], NOW) == Minute()
+    assert blame(Seen(6), [sent(7), sent(5, "in_doubt", number=2)], NOW) == Minute(unknown=-1)

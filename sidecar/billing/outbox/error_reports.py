@@ -101,6 +101,8 @@ class ErrorReports:
     async def _act(self, tx: Transaction, data: Data, meter: str) -> Outcome:
         named: list[str] = []
         ours = unnamed = 0
+        told = [sample.request.identifier for error in data.reason.error_types for sample in error.sample_errors]
+        await tx.rows("lock_lanes_of_rows", [identifier_of(key) for key in told])
         for error in data.reason.error_types:
             samples = {sample.request.identifier: sample.error_message for sample in error.sample_errors}
             hits = 0
@@ -125,11 +127,11 @@ class ErrorReports:
             if not known:
                 return 0  # somebody else's meter
             metrics = [row["metric"] for row in known]
+        sent = (metrics, _seconds(data.validation_start) - MARGIN_S, _seconds(data.validation_end) + MARGIN_S)
+        await tx.rows("lock_lanes_sent", *sent)
         rows = await tx.rows(
             "doubt_deliveries",
-            metrics,
-            _seconds(data.validation_start) - MARGIN_S,
-            _seconds(data.validation_end) + MARGIN_S,
+            *sent,
             named,
             "Stripe reported errors of its meter at that time, without naming them",
             SETTLE_AFTER_S,

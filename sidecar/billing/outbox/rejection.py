@@ -32,7 +32,7 @@ async def rejected(tx: Transaction, key: str, code: str, message: str) -> bool:
     False when no row has that identifier (any more). Conflict while the event is being sent again: what comes of that
     is not known yet, so the report is to be taken again later.
     """
-    await tx.rows("lock_lane_of_row", identifier_of(key))
+    await tx.rows("lock_lanes_of_rows", [identifier_of(key)])
     row = await tx.row("rows_by_identifier", identifier_of(key))
     if row is None:
         return False

@@ -38,12 +38,14 @@ Verdict = Literal["present", "absent", "ambiguous"]
 
 
 class Known(Struct, frozen=True):
-    """A row that Stripe has or may have."""
+    """A row that Stripe has or may have. ``doubted_s``: when it was first sent, or a report told of it after that."""
 
     row: Row
     state: str
     adopted: bool
     summed: bool
+    delivered_s: int
+    doubted_s: int
     to_settle: bool
 
     @property
@@ -136,7 +138,7 @@ async def _settle_hour(ledger: Ledger, summaries: Summaries, work: Work, hour_s:
         unknown = [item for item in items if item.state != "delivered"]
         seen = await summaries.total(work, from_s, before_s)
         judged = verdicts(seen, certain, [item.value for item in unknown], [not item.to_settle for item in unknown])
-        if not fresh and "absent" in judged:
+        if not (fresh and _all_show(work, items)) and "absent" in judged:
             judged = ["ambiguous"] * len(judged)
         async with ledger.transaction() as tx:
             if not await lanes.still_mine(tx, work) or await _moved(tx, work, hour_s, items):
@@ -177,21 +179,27 @@ async def _shows(summaries: Summaries, work: Work, at_s: int, known: Sequence[Kn
     return seen > certain or equal(seen, certain)
 
 
+def _all_show(work: Work, items: Sequence[Known]) -> bool:
+    """Whether all that was delivered of a span shows in its sum by now: it must not be what the sum has of others."""
+    visible_s = work.now_s - SETTLE_AFTER_S
+    return all(item.delivered_s <= visible_s for item in items if item.state == "delivered" and not item.adopted)
+
+
 async def _apply(
     tx: Transaction, work: Work, pairs: Sequence[tuple[Known, Verdict]], span: tuple[int, int], told: str
 ) -> None:
     ledger_id = str(await tx.value("installation"))
     present = [item.row for item, verdict in pairs if verdict == "present"]
     absent = [item.row for item, verdict in pairs if verdict == "absent"]
-    unclear = [item.row for item, verdict in pairs if verdict == "ambiguous"]
+    unclear = [item for item, verdict in pairs if verdict == "ambiguous"]
     if present:
         await tx.rows("settle_rows", *keys(present))
     if absent:
         names = [identifier(ledger_id, row.window, row.number, row.attempt + 1) for row in absent]
         await outbox.mark_summed(tx, [(work.tenant, work.metric, *span)])
         await tx.rows("new_attempts", *keys(absent), names, ["nothing had arrived"] * len(absent))
-    given_up = [row for row in unclear if work.now_s >= row.first_sent_s + PARK_AFTER_S]
-    waiting = [row for row in unclear if row not in given_up]
+    given_up = [item.row for item in unclear if work.now_s >= item.doubted_s + PARK_AFTER_S]
+    waiting = [item.row for item in unclear if item.row not in given_up]
     if given_up:
         await tx.rows("park_rows", *keys(given_up), [told] * len(given_up))
     if waiting:
@@ -227,5 +235,6 @@ async def _known(tx: Transaction, work: Work, hour_s: int) -> list[Known]:
 
 def _read(work: Work, row: Any) -> Known:
     period_s, window_s, *rest = row
-    *told, state, adopted, summed, to_settle = rest
-    return Known(Row(Window(work.tenant, work.metric, period_s, window_s), *told), state, adopted, summed, to_settle)
+    *told, state, adopted, summed, delivered_s, doubted_s, to_settle = rest
+    sent = Row(Window(work.tenant, work.metric, period_s, window_s), *told)
+    return Known(sent, state, adopted, summed, delivered_s, doubted_s, to_settle)

@@ -2,7 +2,7 @@
 
 Guarantees: every repair looks again at the row, in the transaction that changes it and with its lane locked and
             unclaimed, and does nothing when anything moved. What is sent again has a new identifier and was twice seen
-            not to be there, while something delivered later was; a report about what its minute's sum was explained
+            not to be there, while something delivered later was; a report about what its hour's sum was explained
             with is left to the summaries after that. Every repair is in the audit log.
 Gives up:   a busy lane: the next comparison finds the same again.
 Source:     https://docs.stripe.com/api/billing/meter-event-adjustment (events can be cancelled for 24 h).
@@ -17,9 +17,10 @@ from typing import Literal
 from msgspec import Struct
 
 from sidecar.billing.outbox import delta, outbox
-from sidecar.billing.outbox.delta import AGE_SENT_MAX_S, MINUTE_S, Window
+from sidecar.billing.outbox.delta import AGE_SENT_MAX_S, HOUR_S, MINUTE_S, Window
+from sidecar.billing.reconciliation import pinpoint
 from sidecar.billing.reconciliation.drift import Lane
-from sidecar.billing.reconciliation.pinpoint import Finding, SentRow, blame
+from sidecar.billing.reconciliation.pinpoint import VISIBLE_AFTER_S, Finding, SentRow
 from sidecar.billing.reconciliation.shown import Shown
 from sidecar.billing.stripe_api import StripeApi, errors
 from sidecar.errors import Conflict, NotFound, StripeRefused
@@ -30,7 +31,6 @@ from sidecar.logs import fields
 
 log = logging.getLogger(__name__)
 
-VISIBLE_AFTER_S = 1_800  # what was confirmed longer ago must show in summaries
 ALONE_AFTER_S = 86_400  # the same for a lane in which nothing was delivered since
 CANCEL_MAX_S = 86_400  # Stripe cancels no older events
 RETRIES_MAX = 10_000  # at once
@@ -77,14 +77,16 @@ class Mender:
             return []
         if not await self._shows_later(lane, row) and not (self._asked and row.delivered_s <= now_s - ALONE_AFTER_S):
             return []
-        minute = _minute(row.at_s)
         async with self._ledger.transaction() as tx:
-            rows = await rows_between(tx, lane, *minute)
-        if Finding(row, "lacking") not in blame(await self._shown.total(lane, *minute), rows).findings:
+            hour = await rows_between(tx, lane, *_hour(row.at_s))
+        from_s, to_s = pinpoint.span(hour, row.at_s)
+        inside = [other for other in hour if from_s <= other.at_s < to_s]
+        shown = await self._shown.total(lane, from_s, to_s)
+        if Finding(row, "lacking") not in pinpoint.blame(shown, inside, now_s).findings:
             return []
         async with self._ledger.transaction() as tx:
-            if not await _still(tx, row) or await rows_between(tx, lane, *minute) != rows:
-                return []  # the sum of the minute means something else by now
+            if not await _still(tx, row) or await rows_between(tx, lane, *_hour(row.at_s)) != hour:
+                return []  # the sum means something else by now
             await send_again(tx, [row], "Stripe had confirmed it and does not have it")
             return [await self._done(tx, lane, "sent_again", row.amount, row.identifier)]
 
@@ -94,9 +96,9 @@ class Mender:
             at_s = await tx.value("later_delivery", lane.tenant, lane.metric, row.delivered_s, VISIBLE_AFTER_S)
             if at_s is None:
                 return False
-            minute = _minute(int(at_s))
-            rows = await rows_between(tx, lane, *minute)
-        seen = await self._shown.total(lane, *minute)
+            minute_s = int(at_s) - int(at_s) % MINUTE_S
+            rows = await rows_between(tx, lane, minute_s, minute_s + MINUTE_S)
+        seen = await self._shown.total(lane, minute_s, minute_s + MINUTE_S)
         expected = sum(other.amount for other in rows if other.state == "delivered")
         return expected > 0 and seen.amount + seen.blur >= expected
 
@@ -148,9 +150,9 @@ async def rows_between(tx: Transaction, lane: Lane, from_s: int, to_s: int) -> l
 
 
 async def send_again(tx: Transaction, rows: Sequence[SentRow], reason: str) -> None:
-    """Give rows of which nothing arrived a new identifier, and wake their lanes."""
-    minutes = {(row.window.tenant, row.window.metric, *_minute(row.at_s)) for row in rows if row.first_sent_s}
-    await outbox.mark_summed(tx, sorted(minutes))
+    """Give rows of which nothing arrived a new identifier, and wake their lanes, which are locked."""
+    hours = {(row.window.tenant, row.window.metric, *_hour(row.at_s)) for row in rows if row.first_sent_s}
+    await outbox.mark_summed(tx, sorted(hours))
     ledger_id = str(await tx.value("installation"))
     names = [delta.identifier(ledger_id, row.window, row.number, row.attempt + 1) for row in rows]
     await tx.rows("new_attempts", *_keys(rows), names, [reason] * len(rows))
@@ -162,6 +164,7 @@ async def retry(tx: Transaction, identifier: str, *, actor: str, sure: bool = Fa
 
     ``sure``: the operator knows that it did not arrive, which of some rows nobody here does.
     """
+    await tx.rows("lock_lanes_of_rows", [identifier])
     found = await tx.row("parked_row", identifier)
     if found is None:
         raise NotFound(f"no row is set aside under {identifier}; see `sidecar stripe parked`")
@@ -178,6 +181,7 @@ async def retry(tx: Transaction, identifier: str, *, actor: str, sure: bool = Fa
 
 async def retry_all(tx: Transaction, tenant: str, *, actor: str, sure: bool = False) -> int:
     """Send everything that was set aside again, of one tenant when given; how many. What may have arrived stays."""
+    await tx.rows("lock_parked_lanes", tenant)
     rows = [SentRow(Window(*row[:4]), *row[4:]) for row in await tx.rows("retriable_rows", tenant, sure, RETRIES_MAX)]
     if rows:
         await send_again(tx, rows, "sent again by an operator")
@@ -195,8 +199,8 @@ async def _still(tx: Transaction, row: SentRow) -> bool:
     return now is not None and (now["attempt"], now["state"]) == (row.attempt, row.state)
 
 
-def _minute(at_s: int) -> tuple[int, int]:
-    return at_s - at_s % MINUTE_S, at_s - at_s % MINUTE_S + MINUTE_S
+def _hour(at_s: int) -> tuple[int, int]:
+    return at_s - at_s % HOUR_S, at_s - at_s % HOUR_S + HOUR_S
 
 
 def _keys(rows: Sequence[SentRow]) -> tuple[list[str], list[str], list[int], list[int], list[int]]:

@@ -1,7 +1,8 @@
 """Which rows of the outbox a difference between them and Stripe comes from. Pure, minute by minute.
 
 Guarantees: a row is blamed only when the sums of its minute allow nothing else; rows of equal amounts stand for each
-            other. What cannot be told apart is said to be so.
+            other, but not for one that need not show yet. What cannot be told apart is said to be so. Where a sum was
+            explained with rows before, their whole hour is looked at, as nobody knows which of them it was.
 Gives up:   minutes with more than ``ROWS_MAX`` rows, and rows that were adopted, of which only the hour is known.
 """
 
@@ -12,14 +13,15 @@ from typing import Literal
 
 from msgspec import Struct
 
-from sidecar.billing.outbox.delta import Window
+from sidecar.billing.outbox.delta import HOUR_S, MINUTE_S, Window
 from sidecar.billing.reconciliation.drift import Seen
 
 ROWS_MAX = 10
 CERTAIN = "delivered"
+VISIBLE_AFTER_S = 1_800  # what was confirmed longer ago must show in summaries
 OPEN = ("sending", "in_doubt")
 
-Blame = Literal["lacking", "arrived", "doubled"]
+Blame = Literal["lacking", "arrived", "doubled", "recent"]
 
 
 class SentRow(Struct, frozen=True):
@@ -32,6 +34,7 @@ class SentRow(Struct, frozen=True):
     attempt: int
     state: str
     adopted: bool
+    summed: bool
     at_s: int
     first_sent_s: int
     delivered_s: int
@@ -46,7 +49,7 @@ class Finding(Struct, frozen=True):
     """A row, and what is wrong with it.
 
     ``lacking``: Stripe does not have it though it was confirmed. ``arrived``: Stripe has it though it was set aside.
-    ``doubled``: Stripe has an earlier attempt of it as well.
+    ``doubled``: Stripe has an earlier attempt of it as well. ``recent``: nothing is, it need not show yet.
     """
 
     row: SentRow
@@ -55,7 +58,7 @@ class Finding(Struct, frozen=True):
     @property
     def amount(self) -> int:
         """By how much it makes Stripe differ from the rows."""
-        return -self.row.amount if self.blame == "lacking" else self.row.amount
+        return -self.row.amount if self.blame in ("lacking", "recent") else self.row.amount
 
 
 class Minute(Struct, frozen=True):
@@ -66,18 +69,25 @@ class Minute(Struct, frozen=True):
     foreign: int = 0
 
 
-def blame(shown: Seen, rows: Sequence[SentRow]) -> Minute:
-    """Tell what the difference between a minute's sum and its rows comes from."""
+def span(rows: Sequence[SentRow], at_s: int) -> tuple[int, int]:
+    """What is looked at as a whole: the minute of a timestamp, or its hour; ``rows`` are those of the hour."""
+    unit_s = HOUR_S if any(row.summed or row.adopted for row in rows) else MINUTE_S
+    return at_s - at_s % unit_s, at_s - at_s % unit_s + unit_s
+
+
+def blame(shown: Seen, rows: Sequence[SentRow], now_s: int) -> Minute:
+    """Tell what the difference between a span's sum and its rows comes from."""
     certain = [row for row in rows if row.state == CERTAIN]
+    recent = [row for row in certain if row.delivered_s > now_s - VISIBLE_AFTER_S]
     difference = shown.amount - sum(row.amount for row in certain)
     undecided = sum(row.amount for row in rows if row.open)
-    if abs(difference) <= shown.blur or 0 <= difference <= undecided:
+    if abs(difference) <= shown.blur or -sum(row.amount for row in recent) <= difference <= undecided:
         return Minute()
     if undecided or any(row.adopted for row in rows):
         return Minute(unknown=difference)
-    suspects: list[Finding] = []
+    suspects = [Finding(row, "recent") for row in recent if difference < 0 or row.attempt == 1]
     if difference < 0:
-        suspects += [Finding(row, "lacking") for row in certain]
+        suspects += [Finding(row, "lacking") for row in certain if row not in recent]
     else:
         suspects += [Finding(row, "arrived") for row in rows if row.state == "parked"]
         suspects += [Finding(row, "doubled") for row in certain if row.attempt > 1]
@@ -85,7 +95,7 @@ def blame(shown: Seen, rows: Sequence[SentRow]) -> Minute:
         return Minute(unknown=difference)
     fitting = _fitting(difference, suspects)
     if len(fitting) == 1:
-        return Minute(findings=tuple(fitting[0]))
+        return Minute(findings=tuple(finding for finding in fitting[0] if finding.blame != "recent"))
     if fitting or difference < 0:
         return Minute(unknown=difference)
     return Minute(foreign=difference)

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Struct, structs
 
 from sidecar.billing import objects
-from sidecar.billing.outbox.delta import AGE_MAX_S, HOUR_S, MINUTE_S
+from sidecar.billing.outbox.delta import AGE_MAX_S, HOUR_S
 from sidecar.billing.outbox.outbox import Scales
-from sidecar.billing.reconciliation import drift, mending
+from sidecar.billing.reconciliation import drift, mending, pinpoint
 from sidecar.billing.reconciliation.drift import (
     IN_DOUBT,
     MINUTE_UNKNOWN,
@@ -30,8 +30,8 @@ from sidecar.billing.reconciliation.drift import (
     Span,
     Windows,
 )
-from sidecar.billing.reconciliation.mending import VISIBLE_AFTER_S, Mender, Repair
-from sidecar.billing.reconciliation.pinpoint import Finding, SentRow, blame
+from sidecar.billing.reconciliation.mending import Mender, Repair
+from sidecar.billing.reconciliation.pinpoint import VISIBLE_AFTER_S, Finding, Minute, SentRow
 from sidecar.billing.reconciliation.shown import Shown
 from sidecar.catalogue.period import DAY_S
 from sidecar.errors import StripeRefused
@@ -122,7 +122,7 @@ class Comparison:
 
     async def _lane(self, customer: Customer, lane: Lane, since_s: int) -> tuple[list[Line], list[Repair]]:
         lane, lines, sure = await self._look(customer, lane, since_s)
-        lines, findings = await self._pinpointed(lane, lines)
+        lines, findings = await self._pinpointed(lane, lines, customer.now_s)
         if self._mender is None or not sure:
             return lines, []
         repairs = []
@@ -133,7 +133,7 @@ class Comparison:
             repairs += await self._mender.mend(lane, finding, objects.event_name(lane.metric), customer.now_s)
         if repairs:
             lane, lines, _ = await self._look(customer, await self._again(customer, lane, since_s), since_s)
-            lines, _ = await self._pinpointed(lane, lines)
+            lines, _ = await self._pinpointed(lane, lines, customer.now_s)
         return lines, repairs
 
     async def _look(self, customer: Customer, lane: Lane, since_s: int) -> tuple[Lane, list[Line], bool]:
@@ -173,7 +173,7 @@ class Comparison:
             lines.append(drift.compare(lane, span, seen))
         return lines
 
-    async def _pinpointed(self, lane: Lane, lines: Sequence[Line]) -> tuple[list[Line], list[Finding]]:
+    async def _pinpointed(self, lane: Lane, lines: Sequence[Line], now_s: int) -> tuple[list[Line], list[Finding]]:
         """Say of every day's difference which rows it comes from, as far as the sums of minutes tell."""
         findings: list[Finding] = []
         told = []
@@ -182,7 +182,7 @@ class Comparison:
             if line.span != "day" or not drift.unaccounted(lane, span, line):
                 told.append(line)
                 continue
-            found, unknown = await self._day(lane, span)
+            found, unknown = await self._day(lane, span, now_s)
             findings += found
             arrived = sum(finding.amount for finding in found if finding.blame == "arrived")
             moved = {MINUTE_UNKNOWN: unknown, PARKED: arrived, UNEXPLAINED: -unknown - arrived}
@@ -190,7 +190,7 @@ class Comparison:
             told.append(structs.replace(line, explained={kind: amount for kind, amount in sums.items() if amount}))
         return told, findings
 
-    async def _day(self, lane: Lane, span: Span) -> tuple[list[Finding], int]:
+    async def _day(self, lane: Lane, span: Span, now_s: int) -> tuple[list[Finding], int]:
         async with self._ledger.transaction() as tx:
             rows = await mending.rows_between(tx, lane, span.from_s, span.to_s)
         hours = await self._shown.grouped(lane, "hour", span.number, span.to_s)
@@ -201,13 +201,13 @@ class Comparison:
         unknown = 0
         for hour_s, inside in by_hour.items():
             shown = hours.get(hour_s, Seen())
-            whole = blame(shown, inside)
+            whole = pinpoint.blame(shown, inside, now_s)
             if any(row.adopted for row in inside):
                 unknown += whole.unknown
-            elif whole != type(whole)() and inside:
-                for minute_s in sorted({row.at_s - row.at_s % MINUTE_S for row in inside}):
-                    here = [row for row in inside if row.at_s - row.at_s % MINUTE_S == minute_s]
-                    minute = blame(await self._shown.total(lane, minute_s, minute_s + MINUTE_S), here)
+            elif whole != Minute() and inside:
+                for from_s, to_s in sorted({pinpoint.span(inside, row.at_s) for row in inside}):
+                    here = [row for row in inside if from_s <= row.at_s < to_s]
+                    minute = pinpoint.blame(await self._shown.total(lane, from_s, to_s), here, now_s)
                     findings += minute.findings
                     unknown += minute.unknown
         return findings, unknown

@@ -142,7 +142,9 @@ where l.tenant = f.tenant collate "C" and l.metric = f.metric collate "C" and l.
 select extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, value::text, identifier, attempt, tries,
     replays, extract(epoch from at)::bigint, extract(epoch from deadline)::bigint,
     coalesce(extract(epoch from first_sent)::bigint, 0), coalesce(extract(epoch from last_sent)::bigint, 0),
-    state, adopted, summed, (state = 'in_doubt' and look_at <= ledger_now()) as to_settle
+    state, adopted, summed, coalesce(extract(epoch from delivered)::bigint, 0),
+    coalesce(extract(epoch from greatest(first_sent, reported))::bigint, 0),
+    (state = 'in_doubt' and look_at <= ledger_now()) as to_settle
 from stripe_outbox
 where tenant = $1 and metric = $2 and at >= to_timestamp($3::bigint) and at < to_timestamp($3::bigint + 3600)
     and (state in ('delivered', 'sending', 'in_doubt') or first_sent is not null)

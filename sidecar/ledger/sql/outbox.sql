@@ -132,10 +132,11 @@ on conflict (shard) do update set touched_from = excluded.touched_from, decided 
 -- Records that the windows of new customers were looked at.
 update billing_customers set looked = true where tenant = any($1::text[]);
 
--- name: lock_lane_of_row
--- Locks the lane of the row with an identifier, as everybody does who changes rows of it.
-select from stripe_outbox as o join stripe_lanes as l on l.tenant = o.tenant and l.metric = o.metric
-where o.identifier = $1 for update of l;
+-- name: lock_lanes_of_rows
+-- Locks the lanes of rows by identifiers, before anything of these rows is changed, in the order in which everybody does.
+select from stripe_lanes as l
+where (l.tenant, l.metric) in (select o.tenant, o.metric from stripe_outbox as o where o.identifier = any($1::text[]))
+order by l.tenant, l.metric for update of l;
 
 -- name: rows_by_identifier
 -- The row with an identifier, locked.
@@ -206,6 +207,13 @@ update installation set ledger_id = gen_random_uuid() returning ledger_id;
 -- Drops rows that were not delivered, of a shard or of one tenant: they are decided anew after a comparison with Stripe.
 delete from stripe_outbox as o using tenants as t
 where t.id = o.tenant and o.state <> 'delivered' and (t.shard = $1 or t.id = $2);
+
+-- name: forget_undelivered_of_lane
+-- Drops rows of a lane that were not delivered: they are decided anew now that it is compared with Stripe.
+with gone as (
+    delete from stripe_outbox where tenant = $1 and metric = $2 and state <> 'delivered' returning tenant
+)
+update billing_customers set looked = false where tenant in (select tenant from gone);
 
 -- name: distrust_customers
 -- Has the customers of a shard, or one, compared with Stripe before anything new is sent for them.

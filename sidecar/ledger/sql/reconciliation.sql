@@ -107,7 +107,7 @@ order by 1, 2, 3, 4, 5, 6, 7;
 -- name: rows_between
 -- Rows of a lane by timestamp, with what tells whether Stripe has them.
 select extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, amount, identifier, attempt, state,
-    adopted, extract(epoch from at)::bigint, coalesce(extract(epoch from first_sent)::bigint, 0),
+    adopted, summed, extract(epoch from at)::bigint, coalesce(extract(epoch from first_sent)::bigint, 0),
     coalesce(extract(epoch from delivered)::bigint, 0)
 from stripe_outbox
 where tenant = $1 and metric = $2 and at >= to_timestamp($3::bigint) and at < to_timestamp($4::bigint)
@@ -147,6 +147,15 @@ from stripe_drift as d cross join lateral jsonb_each_text(d.explained) as e
 where d.span = 'day'
 group by 1;
 
+-- name: lock_lanes_sent
+-- Locks the lanes to which something was sent, of some metrics (or of all), within a time: as for doubt_deliveries.
+select from stripe_lanes as l
+where (l.tenant, l.metric) in (
+    select o.tenant, o.metric from stripe_outbox as o
+    where o.state in ('delivered', 'sending') and not o.adopted and ($1::text[] is null or o.metric = any($1::text[]))
+        and o.last_sent >= to_timestamp($2::bigint) and o.last_sent <= to_timestamp($3::bigint))
+order by l.tenant, l.metric for update of l;
+
 -- name: doubt_deliveries
 -- Leaves what was sent to some meters (or to all) within a time to the summaries, since some of it did not count.
 -- What is still called sending may have its answer already.
@@ -160,14 +169,21 @@ returning o.tenant, o.metric, extract(epoch from o.deadline)::bigint;
 -- name: parked_row
 -- A row that was set aside, locked, and why it was.
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, amount, identifier,
-    attempt, state, adopted, extract(epoch from at)::bigint, coalesce(extract(epoch from first_sent)::bigint, 0),
+    attempt, state, adopted, summed, extract(epoch from at)::bigint, coalesce(extract(epoch from first_sent)::bigint, 0),
     coalesce(extract(epoch from delivered)::bigint, 0), reason
 from stripe_outbox where identifier = $1 and state = 'parked' for update;
+
+-- name: lock_parked_lanes
+-- Locks lanes with rows that were set aside, of one tenant when given.
+select from stripe_lanes as l
+where (l.tenant, l.metric) in (
+    select o.tenant, o.metric from stripe_outbox as o where o.state = 'parked' and ($1 = '' or o.tenant = $1))
+order by l.tenant, l.metric for update of l;
 
 -- name: retriable_rows
 -- Rows that were set aside, locked, of one tenant when given; those that may have arrived only when the caller is sure.
 select tenant, metric, extract(epoch from period)::bigint, extract(epoch from hour)::bigint, number, amount, identifier,
-    attempt, state, adopted, extract(epoch from at)::bigint, coalesce(extract(epoch from first_sent)::bigint, 0),
+    attempt, state, adopted, summed, extract(epoch from at)::bigint, coalesce(extract(epoch from first_sent)::bigint, 0),
     coalesce(extract(epoch from delivered)::bigint, 0)
 from stripe_outbox
 where state = 'parked' and ($1 = '' or tenant = $1) and (first_sent is null or $2)

@@ -180,6 +180,13 @@ class Deciding(LaneTransaction):
                 self._drop(rows, key)
         return []
 
+    def _forget_undelivered_of_lane(self, tenant: str, metric: str) -> Iterable[Any]:
+        rows = self._all.rows.get((tenant, metric), {})
+        for key in [key for key, row in rows.items() if row.state != "delivered"]:
+            self._drop(rows, key)
+            self._set(self._all.customers, tenant, replace(self._all.customers[tenant], looked=False))
+        return []
+
     def _distrust_customers(self, shard: int, tenant: str) -> Iterable[Any]:
         for name, one in list(self._all.customers.items()):
             if name == tenant or crc32(name.encode()) % self.shards == shard:

@@ -160,7 +160,8 @@ class Sending(LaneTransaction):
                 told = (row.value, row.identifier, row.attempt, row.tries, row.replays, row.at_s, row.deadline_s)
                 to_settle = row.state == "in_doubt" and ever(row.look_at) <= self._now
                 times = (seconds(row.first_sent), seconds(row.last_sent))
-                about = (row.state, row.adopted, row.summed, to_settle)
+                doubted_s = max(seconds(row.first_sent), seconds(row.reported))
+                about = (row.state, row.adopted, row.summed, seconds(row.delivered), doubted_s, to_settle)
                 yield row.period_s, row.hour_s, row.number, *told, *times, *about
 
     def _hours_in_doubt(self, tenant: str, metric: str, most: int) -> Iterable[Any]:
@@ -222,8 +223,8 @@ class Sending(LaneTransaction):
                     self._put(row, summed=True)
         return []
 
-    def _lock_lane_of_row(self, identifier: str) -> Iterable[Any]:
-        del identifier  # locked by now
+    def _lock_lanes_of_rows(self, identifiers: list[str]) -> Iterable[Any]:
+        del identifiers  # locked by now
         return []
 
     def _rows_by_identifier(self, identifier: str) -> Iterable[Any]:

@@ -25,9 +25,9 @@ _OF_ROWS = {
     "minutes_taken", "mark_summed",
 }  # fmt: skip
 _READS = {"hours_in_doubt", "rows_of_hour", "witness", "delivered_by_hour", "next_number", "unbilled_windows"}
-_OF_LANE = {"lane_verified", "rest_lane"} | _READS
+_OF_LANE = {"lane_verified", "rest_lane", "forget_undelivered_of_lane"} | _READS
 _OF_SHARD = {"forget_undelivered", "rest_lanes", "distrust_customers"}
-_OF_ROW = {"lock_lane_of_row", "rows_by_identifier"}
+_OF_ROW = {"lock_lanes_of_rows", "rows_by_identifier"}
 _OF_LANES = _OF_ROWS | _OF_LANE | _OF_SHARD | _OF_ROW | {"release_lanes", "undecided_windows"}
 
 
@@ -74,8 +74,9 @@ class LaneTransaction(MemoryTransaction):
             return set(self._lanes_of(arguments[0], arguments[1])), True
         if name == "undecided_windows":
             return set(self._lanes_of(arguments[0], "")), False
-        every = self._all.rows.items()  # of a row
-        return {lane for lane, rows in every for row in rows.values() if row.identifier == arguments[0]}, True
+        names = arguments[0] if name == "lock_lanes_of_rows" else [arguments[0]]
+        every = self._all.rows.items()
+        return {lane for lane, rows in every for row in rows.values() if row.identifier in names}, True
 
     async def _have(self, lanes: Sequence[Lane], *, keeps: bool) -> None:
         locks = self._server.lane_locks
