@@ -85,6 +85,18 @@ async def restored(place: Forwarding) -> None:
     await place.count_again()
 
 
+async def foreign(place: Forwarding) -> None:
+    """Have the day differ by what nobody here sent."""
+    await place.api().v1.billing.meter_events.create_async(
+        {
+            "event_name": "quota_api_calls",
+            "identifier": "foreign",
+            "payload": {"stripe_customer_id": place.customers["a"], "value": "3"},
+            "timestamp": place.now_s - 2 * HOUR_S,
+        }
+    )
+
+
 async def hours_pass(place: Forwarding, hours: int) -> None:
     """Let forwarding go on for some hours."""
     for _ in range(hours):
@@ -275,6 +287,42 @@ async def test_the_daily_comparison_looks_at_the_whole_hour_where_a_sum_was_expl
     assert await compared(place) == [("sent_again", 2)]
     await place.forwarder().flush()
     await place.agree()
+
+
+async def test_rows_that_an_hour_lacks_are_all_sent_again(place: Forwarding) -> None:
+    await to_noon(place)
+    for amount in (1, 2, 3, 4, 4):
+        await place.count("a", amount)
+        kind = {"kind": "async_error", "code": CODE, "path": "/v1/billing/meter_events", "count": 1}
+        place.stripe.faults(*([kind] if amount > 2 else []))
+        await place.forwarder().flush()
+        await place.advance(180)
+    place.stripe.faults()
+    await place.advance(HOUR_S)
+    await place.count("a", 9)
+    await hours_pass(place, 2)
+    assert sorted(await compared(place)) == [("sent_again", 3), ("sent_again", 4), ("sent_again", 4)]
+    await place.forwarder().flush()
+    await place.agree()
+
+
+async def test_a_parked_row_is_not_taken_for_arrived_by_what_was_sent_meanwhile(place: Forwarding) -> None:
+    await to_noon(place)
+    await refused_later(place, "meter_event_invalid_value")
+    await handle(place)
+    assert await place.states() == {"parked": 1}
+    await place.sql("update stripe_outbox set first_sent = last_sent")
+    await another_of_its_minute(place)
+
+    class Sent(LateShown):
+        async def grouped(self, lane: Lane, by: Literal["hour", "day"], from_s: int, to_s: int) -> dict[int, Seen]:
+            if by == "hour":
+                await place.forwarder().pump()
+            return await Shown.grouped(self, lane, by, from_s, to_s)
+
+    await foreign(place)
+    assert await compared(place, Sent(place.api(), calls_per_s=100_000, pause_s=0)) == []
+    assert await place.states() == {"parked": 1, "delivered": 1}
 
 
 async def test_the_daily_comparison_blames_no_row_for_one_that_need_not_show_yet(place: Forwarding) -> None:

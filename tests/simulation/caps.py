@@ -50,11 +50,12 @@ def check_caps_usable(world: World) -> None:
                 continue
             limit_id = rule.name if rule.scope == "tenant" else f"{rule.name}:u1"
             for at_s in (now_s, now_s - 1, now_s - USED_UP_S):  # a period may have ended meanwhile
-                start = bounds(rule.period, at_s)[0]
+                start, end = bounds(rule.period, at_s)
                 if is_small(rule):
-                    full = full or world.oracle.minutes.used_up((owner.tenant, limit_id, start), rule.stop)
+                    key = owner.tenant, limit_id, start
+                    full = full or world.oracle.minutes.used_up(key, rule.stop, end * 1000)
                     continue
-                if bounds(rule.period, at_s)[1] <= _first_direct_s(world, owner.tenant):
+                if end <= _first_direct_s(world, owner.tenant):
                     full = True  # over by Redis' clock when its state was lost: it cannot know what was used
                 total = world.oracle.total(owner.tenant, rule, limit_id, start)
                 lost = _lost(world, owner.tenant, rule, limit_id, start)

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.enforcement.limit_period import FIRST_LEASE_UNITS
+
 if TYPE_CHECKING:
     from sidecar.catalogue.snapshot import LimitRule
     from sidecar.enforcement.limit_period import LimitPeriod
@@ -197,11 +199,26 @@ class Minutes:
 
     # When all has come to rest.
 
-    def used_up(self, key: LimitKey, stop: int) -> bool:
-        """Whether a cap was used to its last unit, but for what is set aside for nobody until the period ends."""
+    def used_up(self, key: LimitKey, stop: int, end_ms: int) -> bool:
+        """Whether a cap was used to its last unit, but for what is set aside for nobody until its period ends."""
         found = self.now(key)
-        aside = sum(units for _, units in self._leases(key, found, spoken_of=False)) if found is not None else 0
+        if found is None:
+            aside = 0
+        else:
+            aside = sum(units for _, units in self._leases(key, found, spoken_of=False))
+            aside += sum(self._of_a_second(key, found, end_ms))
         return sum(self.own[key].values()) + aside >= stop
+
+    def _of_a_second(self, key: LimitKey, found: Kept, end_ms: int) -> Iterator[int]:
+        """What little was left of a second of this name that began with this minute and is over by its writer's clock.
+
+        Nothing is said of it: a plan brought the minute's limit, which is kept under the same key, after it had ended.
+        """
+        wall_ms = {one.core.writer: one.clock.wall_ms() for one in self.workers() if one.process.alive}
+        for writer, units in self._leases(key, found, spoken_of=True):
+            said_ms = self._ends[key].get(writer, end_ms)
+            if said_ms < end_ms and said_ms <= wall_ms[writer] and units <= FIRST_LEASE_UNITS:
+                yield units
 
     def held(self, wall_s: int) -> Iterator[str]:
         """Leases in periods that are not over, for whoever still has to give them back."""

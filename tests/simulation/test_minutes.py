@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from tests.simulation.minutes import KEPT_MS, Held, Message, Minutes, kept
+from tests.simulation.minutes import KEPT_MS, Held, Message, Minutes, kept, read
 from tests.simulation.redis import MemoryRedis
 
 NOW_MS = 1_000_000
@@ -97,3 +100,26 @@ def test_what_is_kept_at_the_end_is_what_was_spent(book: Book, counted: int, fou
     book.now = lambda _key: about
     book.check_kept({"w"}, lost_state=False)
     assert book.violations == found
+
+
+@pytest.mark.parametrize(
+    ("said_ms", "wall_ms", "units", "used_up"),
+    [
+        (START_S * 1000 + 1000, START_S * 1000 + 1000, 3, True),
+        (START_S * 1000 + 1000, START_S * 1000 + 999, 3, False),  # it may still be spent
+        (END_MS, START_S * 1000 + 1000, 3, False),  # its writer speaks of the minute
+        (START_S * 1000 + 1000, START_S * 1000 + 1000, 21, False),  # so much is given back when the second ends
+    ],
+)
+def test_what_little_was_left_of_a_second_is_set_aside_for_nobody_in_the_minute_that_began_with_it(
+    book: Book, said_ms: int, wall_ms: int, units: int, *, used_up: bool
+) -> None:
+    server = keeping("g1", c=5, l=units)
+    assert looked(book, server, "g1") == []
+    book._ends[KEY]["w"] = said_ms
+    book.now = lambda _key: read(server, NAME, b"g1")
+    clock = SimpleNamespace(latest_ms=0, wall_ms=lambda: wall_ms)
+    worker: Any = SimpleNamespace(core=SimpleNamespace(writer="w"), process=SimpleNamespace(alive=True), clock=clock)
+    book.workers = lambda: [worker]
+    assert book.used_up(KEY, 5 + units, END_MS) is used_up
+    assert not book.used_up(KEY, 5 + units + 1, END_MS)

@@ -209,6 +209,9 @@ def test_what_need_not_show_yet_is_blamed_for_nothing_and_nobody_is_for_it() -> 
     found = blame(Seen(5), [sent(5), new, sent(2, number=3)], NOW)
     assert [(finding.blame, finding.row.number) for finding in found.findings] == [("lacking", 3)]
     assert blame(Seen(8), [new], NOW) == Minute(foreign=1)
+    again = structs.replace(new, attempt=2)
+    parked = [sent(9, "parked", number=3), sent(2, "parked", number=4)]
+    assert blame(Seen(9), [again, *parked], NOW) == Minute(unknown=2), "the nine, or the seven and the two"
 
 
 def test_a_minute_with_rows_in_doubt_is_left_to_settling() -> None:

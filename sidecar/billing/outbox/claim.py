@@ -21,6 +21,8 @@ from sidecar.logs import fields
 
 log = logging.getLogger(__name__)
 
+CALLS = {"settle": 1, "verify": 10}  # of Stripe's summaries: an hour or a few; 35 days
+
 
 class ForwarderTerms(Struct, frozen=True):
     """Settings of the forwarder."""
@@ -53,7 +55,7 @@ async def claim(
     others = [(work, step) for work, step in steps if step.kind in ("verify", "settle")]
     await _at_once(tx, token, steps, terms)
     await lanes.begin(tx, [row for _, row in sends])
-    calls = -(-len(sends) // per_call) + len(others)
+    calls = -(-len(sends) // per_call) + sum(CALLS[step.kind] for _, step in others)
     return Batch(sends, others, await lanes.reserve(tx, calls, terms.calls_per_s) if calls else Pace(0, 0, 1000))
 
 

@@ -98,7 +98,7 @@ def verdicts(
     """
     count = len(unknown)
     if count > UNKNOWN_MAX:
-        return ["ambiguous"] * count
+        return [_alike(seen, certain, unknown)] * count
     fitting = []
     for mask in range(2**count):
         chosen = [value for index, value in enumerate(unknown) if mask >> index & 1]
@@ -113,6 +113,15 @@ def verdicts(
         "ambiguous" if value in open_ and {(value, "present"), (value, "absent")} <= told else verdict
         for value, verdict in zip(unknown, found, strict=True)
     ]
+
+
+def _alike(seen: Decimal, certain: Decimal, unknown: Sequence[Decimal]) -> Verdict:
+    """The same for more values than there is time to try: all of them or none, which no other sum can come to."""
+    whole = certain + sum(unknown, Decimal(0))
+    least = min(unknown)
+    if equal(whole, whole - least) or equal(certain, certain + least):
+        return "ambiguous"  # a double does not tell
+    return "present" if equal(seen, whole) else "absent" if equal(seen, certain) else "ambiguous"
 
 
 async def settle(ledger: Ledger, summaries: Summaries, work: Work) -> list[Verdict]:

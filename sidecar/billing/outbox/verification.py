@@ -96,7 +96,8 @@ async def _by_hour(summaries: Summaries, work: Work, since_s: int, ours: Mapping
     before_s = work.now_s // DAY_S * DAY_S + DAY_S
     days = await summaries.spans(work, "day", since_s, before_s)
     found = dict.fromkeys(ours, Decimal(0))
-    wanted = sorted(days.keys() | {hour_s - hour_s % DAY_S for hour_s in ours})
+    used = days.keys() | {hour_s - hour_s % DAY_S for hour_s in ours}
+    wanted = sorted(day_s for day_s in used if day_s < before_s)
     while wanted:
         end_s = min(wanted[0] + HOURS_AT_ONCE * HOUR_S, before_s)
         found |= await summaries.spans(work, "hour", wanted[0], end_s)

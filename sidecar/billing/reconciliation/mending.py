@@ -69,7 +69,7 @@ class Mender:
         if finding.blame == "lacking":
             return await self._send_again(lane, finding.row, now_s)
         if finding.blame == "arrived":
-            return await self._settle(lane, finding.row)
+            return await self._settle(lane, finding.row, now_s)
         return await self._cancel(lane, finding.row, event_name, now_s) if self._asked else []
 
     async def _send_again(self, lane: Lane, row: SentRow, now_s: int) -> list[Repair]:
@@ -77,18 +77,26 @@ class Mender:
             return []
         if not await self._shows_later(lane, row) and not (self._asked and row.delivered_s <= now_s - ALONE_AFTER_S):
             return []
-        async with self._ledger.transaction() as tx:
-            hour = await rows_between(tx, lane, *_hour(row.at_s))
-        from_s, to_s = pinpoint.span(hour, row.at_s)
-        inside = [other for other in hour if from_s <= other.at_s < to_s]
-        shown = await self._shown.total(lane, from_s, to_s)
-        if Finding(row, "lacking") not in pinpoint.blame(shown, inside, now_s).findings:
+        hour = await self._seen(lane, Finding(row, "lacking"), now_s)
+        if hour is None:
             return []
         async with self._ledger.transaction() as tx:
-            if not await _still(tx, row) or await rows_between(tx, lane, *_hour(row.at_s)) != hour:
-                return []  # the sum means something else by now
-            await send_again(tx, [row], "Stripe had confirmed it and does not have it")
+            if not await _still(tx, row, lane, hour):
+                return []
+            await send_again(
+                tx, [row], "Stripe had confirmed it and does not have it", span=pinpoint.span(hour, row.at_s)
+            )
             return [await self._done(tx, lane, "sent_again", row.amount, row.identifier)]
+
+    async def _seen(self, lane: Lane, finding: Finding, now_s: int) -> list[SentRow] | None:
+        """The rows of the hour, if their sum still says what was found."""
+        at_s = finding.row.at_s
+        async with self._ledger.transaction() as tx:
+            hour = await rows_between(tx, lane, *_hour(at_s))
+        from_s, to_s = pinpoint.span(hour, at_s)
+        inside = [row for row in hour if from_s <= row.at_s < to_s]
+        shown = await self._shown.total(lane, from_s, to_s)
+        return hour if finding in pinpoint.blame(shown, inside, now_s).findings else None
 
     async def _shows_later(self, lane: Lane, row: SentRow) -> bool:
         """Whether Stripe shows something that was delivered after the row."""
@@ -102,9 +110,12 @@ class Mender:
         expected = sum(other.amount for other in rows if other.state == "delivered")
         return expected > 0 and seen.amount + seen.blur >= expected
 
-    async def _settle(self, lane: Lane, row: SentRow) -> list[Repair]:
+    async def _settle(self, lane: Lane, row: SentRow, now_s: int) -> list[Repair]:
+        hour = await self._seen(lane, Finding(row, "arrived"), now_s)
+        if hour is None:
+            return []
         async with self._ledger.transaction() as tx:
-            if not await _still(tx, row):
+            if not await _still(tx, row, lane, hour):
                 return []
             await tx.rows("parked_row_arrived", row.identifier)
             return [await self._done(tx, lane, "settled", row.amount, row.identifier)]
@@ -149,10 +160,15 @@ async def rows_between(tx: Transaction, lane: Lane, from_s: int, to_s: int) -> l
     return [SentRow(Window(lane.tenant, lane.metric, row[0], row[1]), *row[2:]) for row in found]
 
 
-async def send_again(tx: Transaction, rows: Sequence[SentRow], reason: str) -> None:
-    """Give rows of which nothing arrived a new identifier, and wake their lanes, which are locked."""
-    hours = {(row.window.tenant, row.window.metric, *_hour(row.at_s)) for row in rows if row.first_sent_s}
-    await outbox.mark_summed(tx, sorted(hours))
+async def send_again(
+    tx: Transaction, rows: Sequence[SentRow], reason: str, *, span: tuple[int, int] | None = None
+) -> None:
+    """Give rows of which nothing arrived a new identifier, and wake their lanes, which are locked.
+
+    ``span``: what was summed up to find that out; the whole hour of each if nobody knows.
+    """
+    summed = {(row.window.tenant, row.window.metric, *(span or _hour(row.at_s))) for row in rows if row.first_sent_s}
+    await outbox.mark_summed(tx, sorted(summed))
     ledger_id = str(await tx.value("installation"))
     names = [delta.identifier(ledger_id, row.window, row.number, row.attempt + 1) for row in rows]
     await tx.rows("new_attempts", *_keys(rows), names, [reason] * len(rows))
@@ -190,13 +206,15 @@ async def retry_all(tx: Transaction, tenant: str, *, actor: str, sure: bool = Fa
     return len(rows)
 
 
-async def _still(tx: Transaction, row: SentRow) -> bool:
-    """Lock the row's lane, and tell whether nobody works on it and the row is as it was seen."""
+async def _still(tx: Transaction, row: SentRow, lane: Lane | None = None, hour: Sequence[SentRow] = ()) -> bool:
+    """Lock the row's lane; whether nobody works on it and the row, and its hour if given, is as it was seen."""
     free = await tx.value("lock_free_lane", row.window.tenant, row.window.metric)
     if free is False:
         return False
     now = await tx.row("rows_by_identifier", row.identifier)
-    return now is not None and (now["attempt"], now["state"]) == (row.attempt, row.state)
+    if now is None or (now["attempt"], now["state"]) != (row.attempt, row.state):
+        return False
+    return lane is None or await rows_between(tx, lane, *_hour(row.at_s)) == hour
 
 
 def _hour(at_s: int) -> tuple[int, int]:

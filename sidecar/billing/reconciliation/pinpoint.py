@@ -85,7 +85,7 @@ def blame(shown: Seen, rows: Sequence[SentRow], now_s: int) -> Minute:
         return Minute()
     if undecided or any(row.adopted for row in rows):
         return Minute(unknown=difference)
-    suspects = [Finding(row, "recent") for row in recent if difference < 0 or row.attempt == 1]
+    suspects = [Finding(row, "recent") for row in recent]
     if difference < 0:
         suspects += [Finding(row, "lacking") for row in certain if row not in recent]
     else:
