@@ -89,7 +89,7 @@ class Oracle:
             if not state.period.leased or not units:
                 continue
             key = (owner.tenant, state.id, state.period.start_s)
-            checked.add((owner.tenant, state.rule.name))
+            checked.add((owner.tenant, state.rule.name, _shape(state.rule)))
             if state.period.small:
                 self.minutes.spent(writer, key, state.period, units, wall_ms // 1000, leased=state not in unleased)
             if state in unleased:
@@ -102,7 +102,7 @@ class Oracle:
             snapshot = self.snapshots.get(owner.tenant)
             for rule in snapshot.limits if snapshot is not None else ():
                 by_windows = rule.metric == series and rule.scope == "tenant" and not is_small(rule)
-                if by_windows and (owner.tenant, rule.name) not in checked:
+                if by_windows and (owner.tenant, rule.name, _shape(rule)) not in checked:
                     start = bounds(rule.period, wall_ms // 1000)[0]
                     self.slack[owner.tenant, rule.name, start] += units
 
