@@ -26,9 +26,10 @@ FLUSHER_ONLY = named(
     """
     answer_flush claim_lanes count_lost_leases decided doubt_other_shards drop_drift drop_folded_partitions
     drop_tenant_limits end_reconciliation ensure_partitions fail_reconciliation fold_counters fold_delivered
-    forget_undelivered free_reconciliation lane_verified look_again mark_plan_version_projected merge_counters
-    move_rows raise_epoch record_fates release_lanes renew_ledger reserve_pace rest_lanes set_generation slow_pace
-    take_flush take_reconciliation trust_shard unfold_windows write_deltas write_drift write_tenant_limits
+    forget_undelivered forget_undelivered_of_lane free_reconciliation lane_verified look_again
+    mark_plan_version_projected merge_counters move_rows raise_epoch record_fates release_lanes renew_ledger
+    reserve_pace rest_lanes set_generation slow_pace take_flush take_reconciliation trust_shard unfold_windows
+    write_deltas write_drift write_tenant_limits
     """
 )
 # What people and Stripe's webhooks change is no business of the flusher's.
