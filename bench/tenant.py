@@ -32,7 +32,7 @@ from sidecar.catalogue.load import parse
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.resolve import resolve
 from sidecar.catalogue.routes import RouteTable
-from sidecar.clock import Clock
+from sidecar.clock import MS_NS, Clock
 from sidecar.enforcement.account import Account
 from sidecar.enforcement.decision import Identity
 from sidecar.enforcement.directory import Directory
@@ -86,6 +86,9 @@ class Place(Clock):
 
     def monotonic_ms(self) -> int:
         return self.now_ms + 0
+
+    def monotonic_ns(self) -> int:
+        return self.monotonic_ms() * MS_NS
 
     def wall_ms(self) -> int:
         return NOON_S * 1000 + self.now_ms

@@ -10,11 +10,13 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 OFFSET_BYTES = 8
+MS_NS = 1_000_000
 
 # CLOCK_MONOTONIC stands still while a machine is suspended, so a lease would seem fresh after hours of sleep
 # although Redis took it back long ago. CLOCK_BOOTTIME counts the sleep (elsewhere than Linux there is none).
@@ -42,7 +44,7 @@ class Clock:
 
     def wall_ms(self) -> int:
         """Unix time, moved by the offset."""
-        return time.time_ns() // 1_000_000 + self._offset_ms[0]
+        return time.time_ns() // MS_NS + self._offset_ms[0]
 
     def wall_s(self) -> int:
         """Unix time in whole seconds."""
@@ -50,7 +52,12 @@ class Clock:
 
     def monotonic_ms(self) -> int:
         """Time that only grows and also counts while the machine is suspended."""
-        return time.clock_gettime_ns(_BOOTTIME) // 1_000_000
+        return time.clock_gettime_ns(_BOOTTIME) // MS_NS
+
+    @property
+    def monotonic_ns(self) -> Callable[[], int]:
+        """What reads the same time in nanoseconds, without a step of Python's: for whoever does so for each request."""
+        return partial(time.clock_gettime_ns, _BOOTTIME)
 
     def advance(self, ms: int) -> int:
         """Move the wall clock of every process that shares the file; returns the offset now in force."""

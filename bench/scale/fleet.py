@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.catalogue.load import parse
 from sidecar.catalogue.resolve import resolve
-from sidecar.clock import Clock
+from sidecar.clock import MS_NS, Clock
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.synchroniser import PARTS
@@ -66,6 +66,10 @@ class SteppedClock(Clock):
 
     def monotonic_ms(self) -> int:
         return self.moved_ms + self._run_ms()
+
+    @property
+    def monotonic_ns(self) -> Callable[[], int]:
+        return lambda: self.monotonic_ms() * MS_NS
 
     @contextmanager
     def running(self) -> Iterator[None]:

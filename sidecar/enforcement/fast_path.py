@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidecar.clock import MS_NS
 from sidecar.enforcement import verdict
 from sidecar.enforcement.limit_period import UNBOUNDED
 from sidecar.enforcement.repeats import Kept, suffix
@@ -37,6 +38,16 @@ if TYPE_CHECKING:
 SECOND_MS = 1_000
 REST_PARTS = 64
 NEVER = -1
+CALM_MAX = (1 << 30) - 1  # the largest number of one digit, as Python holds them: those it compares in one step
+
+
+class Second:
+    """One second of the wall clock, as long as that clock neither leaves it nor steps back to it."""
+
+    __slots__ = ("wall_s",)
+
+    def __init__(self, wall_s: int) -> None:
+        self.wall_s = wall_s
 
 
 class Allowance:
@@ -64,9 +75,9 @@ class Allowance:
 class Known:
     """What is known of a check that the short way decides.
 
-    What the last close look found out holds from ``since_ms`` to ``until_ms`` (wall) in the account's ``turn``: the
-    allowance, and what is left of the tightest limit but for its ``pending``. Where leases pay for all of it, it holds
-    before ``paid_until_ms`` (monotonic). Where an outage policy let something through, it holds instead before
+    What the last close look found out holds in that ``second``, in which no charge ends, and in the account's ``turn``:
+    the allowance, and what is left of the tightest limit but for its ``pending``. Where leases pay for all of it, it
+    holds before ``paid_until_ms`` (monotonic). Where an outage policy let something through, it holds instead before
     ``outage_until_ms``, as long as Redis is away and leases are renewed no further than to ``lapse_ms``.
     """
 
@@ -78,12 +89,11 @@ class Known:
         "outage_until_ms",
         "paid_until_ms",
         "rest",
-        "since_ms",
+        "second",
         "standing",
         "suffix",
         "tightest",
         "turn",
-        "until_ms",
     )
 
     def __init__(self, account: Account, charge: Charge, standing: int, route: str) -> None:
@@ -95,24 +105,22 @@ class Known:
         self.tightest: LimitState | None = None
         self.rest = 0
         self.turn = NEVER
-        self.since_ms = self.until_ms = 0
+        self.second: Second | None = None
         self.paid_until_ms = self.outage_until_ms = self.lapse_ms = NEVER
 
-    def note(self, mark: int, wall_ms: int, lasts_ms: int) -> None:
+    def note(self, mark: int, second: Second, lasts_ms: int) -> None:
         """Take note of what a close look came to; ``lasts_ms``: until when (monotonic) leases are worth the same."""
         account, charge, allowance = self.account, self.charge, self.allowance
         tightest = self.tightest = _tightest(charge)
         if mark != allowance.mark or tightest is not allowance.state:
             allowance = self.allowance = Allowance(account, mark, tightest)
-        wall_s = wall_ms // SECOND_MS
         if tightest is not None and tightest.period.quota is not None:
             self.rest = tightest.period.quota - tightest.used + tightest.pending
-            allowance.reset_s = max(0, tightest.period.end_s - wall_s)
+            allowance.reset_s = max(0, tightest.period.end_s - second.wall_s)
         self.turn = account.turn
         self.paid_until_ms, self.outage_until_ms = (NEVER, lasts_ms) if mark == DEGRADED else (lasts_ms, NEVER)
         self.lapse_ms = account.exchange.valid_until_ms
-        self.since_ms = max(charge.since_ms, wall_s * SECOND_MS)
-        self.until_ms = min(charge.until_ms, (wall_s + 1) * SECOND_MS)
+        self.second = second
 
 
 class Check:
@@ -146,8 +154,10 @@ class FastPath:
         self._clock = clock
         self._counters = counters
         self._repeats = repeats
-        self._monotonic_ms = clock.monotonic_ms
-        self._now_ms = self._wall_now_ms = NEVER  # the wall clock is read once a millisecond
+        self._monotonic_ns = clock.monotonic_ns
+        self._now_ms = self._wall_now_ms = NEVER  # both are worked out once a millisecond
+        self._next_ms_ns = 0
+        self._second = Second(NEVER)
 
     def prepare(self, check: Check, account: Account, charge: Charge) -> None:
         """Remember what a check came to, if the short way can decide it from now on."""
@@ -166,11 +176,11 @@ class FastPath:
         if known is None:
             return None
         account = known.account
-        now_ms = self._monotonic_ms()
-        if now_ms != self._now_ms:
-            self._now_ms = now_ms
-            self._wall_now_ms = self._clock.wall_ms()
-        wall_ms = self._wall_now_ms
+        monotonic_ns = self._monotonic_ns  # called as an attribute it would be looked for as a method first
+        now_ns = monotonic_ns()
+        if now_ns >= self._next_ms_ns:
+            self._take_time(now_ns)
+        now_ms = self._now_ms
         key = check.key
         if key is not None and self._keys.tenant_of(key)[1] != account.tenant:
             return None
@@ -179,17 +189,16 @@ class FastPath:
         if repeat and (repeats.waiting or repeats.is_repeat(repeat, now_ms)):
             return None
         charge = known.charge
-        spends = charge.spends
         calm = (
-            known.turn == account.turn
-            and known.since_ms <= wall_ms < known.until_ms
+            known.second is self._second
+            and known.turn == account.turn
             and (now_ms < known.paid_until_ms or self._goes_on(known, now_ms))
         )
-        for state, units in spends:
+        for state, units in charge.spends:
             pending = state.pending = state.pending + units
             if pending > state.calm:
                 calm = False
-        if not calm and not self._look_again(check, known, now_ms, wall_ms):
+        if not calm and not self._look_again(check, known, now_ms):
             return None
 
         for window, units in charge.windows or ():
@@ -208,17 +217,26 @@ class FastPath:
             repeats.remember(repeat, kept, now_ms)
         return allowance
 
+    def _take_time(self, now_ns: int) -> None:
+        """Read the wall clock in a new millisecond of the monotonic one."""
+        self._now_ms = now_ns // MS_NS
+        self._next_ms_ns = (self._now_ms + 1) * MS_NS
+        self._wall_now_ms = self._clock.wall_ms()
+        wall_s = self._wall_now_ms // SECOND_MS
+        if wall_s != self._second.wall_s:
+            self._second = Second(wall_s)
+
     def _goes_on(self, known: Known, now_ms: int) -> bool:
         """Whether an outage policy let it through when it was looked at, and goes on to do so."""
         exchange = known.account.exchange
         lapsing = now_ms < known.outage_until_ms and exchange.valid_until_ms == known.lapse_ms
         return lapsing and self._away(exchange, now_ms)
 
-    def _look_again(self, check: Check, known: Known, now_ms: int, wall_ms: int) -> bool:
+    def _look_again(self, check: Check, known: Known, now_ms: int) -> bool:
         """Take back what was spent ahead of a close look, and spend it if that allows it, maybe of other periods."""
         for state, units in known.charge.spends:
             state.pending -= units
-        if not self._look(check, known, now_ms, wall_ms):
+        if not self._look(check, known, now_ms, self._wall_now_ms):
             return False
         for state, units in known.charge.spends:
             state.pending += units
@@ -258,24 +276,25 @@ class FastPath:
             if state.pending + units > state.calm or state.lease.uncovered != leaseless:
                 self._calm(account, state, units, wall_ms, uncovered=leaseless)
                 account.turn += 1  # for other checks that spend from it
-        known.note(mark, wall_ms, lasts_ms)
+        known.note(mark, self._second, lasts_ms)
         return True
 
     def _calm(self, account: Account, state: LimitState, units: int, wall_ms: int, *, uncovered: bool) -> None:
         """Work out for how many units, these included, a limit changes nothing but its numbers."""
         state.take_in()
         period, used = state.period, state.used
-        calm = UNBOUNDED
+        calm = CALM_MAX
         if uncovered:
             state.own_lease().uncovered = True
-            calm = verdict.outage_room(state)  # and a part of the quota, below, which ends before the limit does
+            # And a part of the quota, below, which ends before the limit does.
+            calm = min(calm, verdict.outage_room(state))
         elif period.leased:
             lease, left = state.lease, state.left
             if not lease.renewing and left - units < lease.renew_at:
                 lease = state.own_lease()
                 lease.renewing = True
                 self._synchroniser.request(account.exchange)
-            calm = left if lease.renewing else left - lease.renew_at
+            calm = min(calm, left if lease.renewing else left - lease.renew_at)
         if used + units < period.near_at:
             calm = min(calm, period.near_at - 1 - used)
         elif used + units <= period.free_until:

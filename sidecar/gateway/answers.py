@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct
 
@@ -42,7 +43,7 @@ Key = tuple[str, str, str, str, int | None, int]
 
 
 class Templates(Struct, frozen=True):
-    """Formats of (remaining, reset, request id) for one tenant and limit; both take all three."""
+    """Formats of (remaining, reset) for one tenant and limit, and of a request id behind both."""
 
     features: tuple[tuple[str, str], ...]
     with_id: bytes
@@ -63,16 +64,21 @@ class AnswerWriter:
             return self._denied(decision, request_id, nginx=nginx)
         limit = decision.limit or _UNLIMITED
         known = self._template(decision, limit)
-        return (known.with_id if request_id else known.without_id) % (limit.remaining, limit.reset_s, request_id)
+        if request_id:
+            return known.with_id % (limit.remaining, limit.reset_s, request_id)
+        return known.without_id % (limit.remaining, limit.reset_s)
 
     def write_known(self, allowance: Allowance, request_id: bytes) -> bytes:
         """The answer to an allowance of the fast path, which keeps its template until mark or limit change."""
-        known = allowance.template
+        known: Any = allowance.template
         if known is None:
             decision = allowance.decision(allowance.remaining, allowance.reset_s)
             known = allowance.template = self._template(decision, decision.limit or _UNLIMITED)
-        template = known.with_id if request_id else known.without_id  # type: ignore[attr-defined]
-        return template % (allowance.remaining, allowance.reset_s, request_id)  # type: ignore[no-any-return]
+        if request_id:
+            answer: bytes = known.with_id % (allowance.remaining, allowance.reset_s, request_id)
+        else:
+            answer = known.without_id % (allowance.remaining, allowance.reset_s)
+        return answer
 
     def _template(self, decision: Decision, limit: LimitView) -> Templates:
         features = decision.features
@@ -135,7 +141,7 @@ def last(answer: bytes) -> bytes:
 
 
 _UNLIMITED = LimitView("", None, 0, 0, 0, 0)
-# Takes an argument and prints nothing of it, so that every template takes the same three.
+# Takes an argument and prints nothing of it, so that every template takes the same two.
 _NOTHING = "%.0r"
 
 
@@ -153,7 +159,7 @@ def _allowed_templates(decision: Decision, limit: LimitView) -> Templates:
     )
     numbers = f"{_NOTHING}{_NOTHING}" if limit.quota is None else _ratelimit(limit, limit.quota)
     template = "".join(lines).replace("%", "%%") + numbers
-    with_id, without_id = f"{template}x-request-id: %b\r\n\r\n", f"{template}{_NOTHING}\r\n"
+    with_id, without_id = f"{template}x-request-id: %b\r\n\r\n", f"{template}\r\n"
     return Templates(decision.features, with_id.encode(), without_id.encode())
 
 

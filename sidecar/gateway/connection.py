@@ -118,10 +118,7 @@ class Connection(asyncio.Protocol):
         del self._parser  # it refers back to this object
 
     def data_received(self, data: bytes) -> None:
-        if self._open or len(data) > READ_BYTES_MAX or self._refusing:
-            self._read_on(memoryview(data))
-            return
-        if not self._queue and not self._last:
+        if self._task is None and not (self._open or self._refusing or self._last):
             answer = self._gate.recall(data, trusted=self._trusted)
             if answer is not None:
                 self.since_ms = self._listener.now_ms
@@ -130,6 +127,9 @@ class Connection(asyncio.Protocol):
                 else:
                     self._send(answer, keep=True)
                 return
+        if self._open or self._refusing or len(data) > READ_BYTES_MAX:
+            self._read_on(memoryview(data))
+            return
         self._whole = data
         self._open = True
         self._message_bytes = len(data)

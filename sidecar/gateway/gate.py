@@ -135,7 +135,8 @@ class Gate:
             if route is None:
                 return None
             check = head.checks.get(id(route)) or head.check(route)
-            allowance = self._allow_known(check, request_id)
+            allow = self._allow_known  # called as an attribute it would be looked for as a method first
+            allowance = allow(check, request_id)
             if allowance is not None:
                 head.decisions["allowed"] += 1
                 answer = self._answers.write_known(allowance, request_id)
@@ -250,7 +251,7 @@ class Gate:
             if method not in METHODS or not path.startswith(b"/envoy/"):
                 return None
             path = path[6:]
-        if path.translate(None, PATH):
+        if path.translate(PATH) != path:
             return None
         return self._route(target + head.scope, method, head.host, path)
 
@@ -260,7 +261,7 @@ class Gate:
             raise StoreUnavailable
         route = self._policy.routes.match(method.decode("latin-1"), host.decode("latin-1"), path.decode("latin-1"))
         # Only what the parser reads in one state, since ``recall`` takes what it finds here for well-formed.
-        if len(place) <= ROUTE_BYTES_MAX and method in METHODS and not path.translate(None, PATH):
+        if len(place) <= ROUTE_BYTES_MAX and method in METHODS and path.translate(PATH) == path:
             remember(self._routes, place, route, ROUTES_MAX)
         return route
 

@@ -32,10 +32,20 @@ SEEN_MAX = 32_768
 CHECKS_MAX = 32
 CUTS_MAX = 16
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+
+
+def alphabet(characters: bytes) -> bytes:
+    """A table by which ``translate`` leaves as it is what has no other characters, and nothing else."""
+    return bytes(code if code in characters else not code for code in range(256))
+
+
+_ALNUM = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 # No blank, no "?" and no "#": what the parser reads in one state, in a path as in a value.
-PATH = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@/%"
-QUERY = PATH + b"?"
-_VISIBLE = bytes(range(0x20, 0x7F))
+_PATH = _ALNUM + b"-._~!$&'()*+,;=:@/%"
+PATH = alphabet(_PATH)
+QUERY = alphabet(_PATH + b"?")
+_ID = alphabet(_ALNUM + b"-")
+_VISIBLE = alphabet(bytes(range(0x20, 0x7F)))
 _VERSION = b" HTTP/1.1"
 _END = b"\r\n\r\n"
 _LOWER = b"\r\nx-request-id: "  # as Envoy writes it
@@ -120,6 +130,8 @@ class Heads:
         The target has its method before it, unless a header describes both. That the one is among METHODS, and all
         characters of the other among PATH, is left to the caller, who may know them.
         """
+        if len(data) > HEAD_BYTES_MAX:
+            return None
         line, _, block = data.partition(_VERSION)
         request_id = b""
         targets = _NO_TARGETS
@@ -128,7 +140,7 @@ class Heads:
             front, found, rest = block.partition(_LOWER)
             if found:
                 request_id, _, rear = rest.partition(b"\r")
-                if not request_id.replace(b"-", b"").isalnum() or len(request_id) > REQUEST_ID_BYTES_MAX:
+                if request_id.translate(_ID) != request_id or not 0 < len(request_id) <= REQUEST_ID_BYTES_MAX:
                     return None
         else:
             parts = self._parts(block)
@@ -136,14 +148,14 @@ class Heads:
                 return None
             front, rear, request_id, targets = parts
         head = self._known.get((front, rear))
-        if head is None or len(data) > HEAD_BYTES_MAX:
+        if head is None:
             return None
         if head.line:
             if line != head.line:
                 return None
             line = targets.get(head.dialect.uri, b"")
         target, _, query = line.partition(b"?")
-        if query and query.translate(None, QUERY):
+        if query and query.translate(QUERY) != query:
             return None
         return head, target, request_id
 
@@ -184,7 +196,7 @@ class Heads:
         if not found:
             front, found, rest = block.partition(_TITLE)
         request_id, end, rear = rest.partition(b"\r")
-        if found and not (request_id.replace(b"-", b"").isalnum() and len(request_id) <= REQUEST_ID_BYTES_MAX):
+        if found and (request_id.translate(_ID) != request_id or not 0 < len(request_id) <= REQUEST_ID_BYTES_MAX):
             return None
         targets = _NO_TARGETS
         rear = end + rear
@@ -196,7 +208,7 @@ class Heads:
                 if not found:
                     continue
             value, end, after = rest.partition(b"\r")
-            if not value or value.strip(b" ") != value or value.translate(None, _VISIBLE):
+            if not value or value.strip(b" ") != value or value.translate(_VISIBLE) != value:
                 return None
             if uri:
                 targets = {**targets, uri: value}

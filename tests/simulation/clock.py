@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sidecar.clock import Clock
+from collections.abc import Callable
+
+from sidecar.clock import MS_NS, Clock
 from tests.simulation.scheduler import VirtualLoop
 
 MONOTONIC_START_MS = 10_000_000
@@ -35,3 +37,7 @@ class MachineClock(Clock):
 
     def monotonic_ms(self) -> int:
         return MONOTONIC_START_MS + self._loop.elapsed_ms
+
+    @property
+    def monotonic_ns(self) -> Callable[[], int]:
+        return lambda: (MONOTONIC_START_MS + self._loop.elapsed_ms) * MS_NS

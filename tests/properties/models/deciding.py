@@ -10,6 +10,7 @@ from sidecar.catalogue.model import Catalogue, RouteRule
 from sidecar.catalogue.policy import Policy
 from sidecar.catalogue.routes import RouteTable
 from sidecar.catalogue.snapshot import Snapshot
+from sidecar.clock import MS_NS
 from sidecar.enforcement.decision import Decision, Identity
 from sidecar.enforcement.directory import Directory
 from sidecar.enforcement.enforcer import Enforcer, Shortage
@@ -56,6 +57,9 @@ class World:
 
     def monotonic_ms(self) -> int:
         return self.mono_ms
+
+    def monotonic_ns(self) -> int:
+        return self.monotonic_ms() * MS_NS
 
     def request(self, exchange: ShardExchange) -> None:
         self.requested += 1
