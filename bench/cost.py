@@ -5,7 +5,6 @@
 * ``calls_per_1000_tail``: the same over a long tail of tenants by Zipf's law (one in 50 is 20 in 1,000);
 * ``failed``, ``failed_tail``: how many of these calls Redis did not answer in time. They are made again, so where there
   are any, the machine is busy and the numbers above say little;
-* ``start_mib``: resident memory of a worker that is ready and has answered nothing yet;
 * ``bytes_per_key``: how much it grows with each active tenant (which has one metric and three limits) of the last
   ``keys``: of the second half, or of those that come when the memos of heads, identities and templates are full. With
   fewer than 66,000 tenants the marks of heads seen once, some ten bytes each, are in the number;
@@ -78,7 +77,6 @@ def counted(dev: SidecarDev, rate: int, seconds: float, names: list[str], *, zip
 def measure(dev: SidecarDev, tenants: int, rate: int, seconds: float) -> dict[str, dict[str, Any]]:
     """Parts of the results: ``redis`` and ``memory``."""
     pid = place.worker(dev)
-    start = place.memory_kib(pid)
     names = place.tenants(dev, tenants)
     open_loop.warm(dev.authz_port, names[:HOT])
     hot = counted(dev, rate, seconds, names[:HOT], zipf=False)
@@ -107,8 +105,6 @@ def measure(dev: SidecarDev, tenants: int, rate: int, seconds: float) -> dict[st
             "tenants_tail": tenants,
         },
         "memory": {
-            "start_mib": round(start["Rss"] / 1024, 1),
-            "start_anonymous_mib": round(start["Anonymous"] / 1024, 1),
             "bytes_per_key": round(per_key),
             "memos_mib": round((grown[1] - grown[0]) / 1024 - per_key * (first - HOT) / 2**20, 1),
             "keys": tenants - first,
@@ -136,7 +132,6 @@ def text(found: dict[str, dict[str, Any]]) -> str:
             f"{redis['calls_per_1000' + name]} calls of Redis per 1,000 at {redis[rate]:,}/s over {over}: {made}"
         )
     lines += [
-        f"{memory['start_mib']} MiB resident at start ({memory['start_anonymous_mib']} MiB of it its own)",
         f"{memory['bytes_per_key']} bytes per active tenant and metric ({memory['keys']:,}, with full memos)",
         f"{memory['memos_mib']} MiB of memos, which are bounded",
         f"{memory['idle_percent']} % of a core while nobody asks",

@@ -15,7 +15,7 @@ shared may need half as much CPU again for everything, for seconds at a time, an
 of it. Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the
 constant answer's server for 20 ms in every second instead: a measure of tails has to show that.
 
-    python bench/latency.py [--seconds 7.5] [--tenants 10000] [--rate 0] [--stall] [--json]
+    python bench/latency.py [--seconds 10] [--tenants 10000] [--rate 0] [--stall] [--json]
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SAMPLES = 2_000
 STALL_S = 0.02
 STALLED_RATE = 40_000
 SCRAPE_S = 0.5
-RELOAD_AT_S = 0.5
-SETTLE_S = 1.0
-RATE_S = 0.7
-TURNS = 3
-QUIET = 0.5  # of a turn, as long as the busy part
+RELOAD_AT_S = 0.3
+SETTLE_S = 0.7
+RATE_S = 0.5
+TURNS = 5
+QUIET = 0.35  # of a turn, as long as the busy part
 COUNTED = ("requests", "refused", "lost")
 
 
@@ -172,7 +172,7 @@ def text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=7.5, help="of the busy turns together")
+    parser.add_argument("--seconds", type=float, default=10, help="of the busy turns together")
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=0, help="requests/s [default: half of what wrk reaches]")
     parser.add_argument("--stall", action="store_true", help="instead, show that a stalled server is seen")

@@ -51,6 +51,7 @@ COMMANDS = {
     ("nginx", ""): "gateways",
     ("redis", ""): "cost",
     ("memory", ""): "cost",
+    ("memory", "start_mib"): "start",
 }
 
 

@@ -3,7 +3,8 @@
 * ``ready_ms``: with an empty state directory;
 * ``ready_journal_ms``: with the journal of a killed worker that has a million cells, all of which have to be reported;
 * ``import_ms``: of that, the imports of a worker alone, by a process that does nothing else;
-* ``cpu_ms``: CPU time of supervisor and worker until then, which other programs on the machine hardly change.
+* ``cpu_ms``: CPU time of supervisor and worker until then, which other programs on the machine hardly change;
+* ``memory.start_mib``: resident memory of the worker then, which has answered nothing yet.
 
 The median of several starts beside a running installation, whose Redis it asks.
 
@@ -41,11 +42,12 @@ def killed_journal(state: Path, cells: int) -> None:
     journal.close(delete=False)
 
 
-def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, Any]:
-    """Milliseconds, medians."""
+def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, dict[str, Any]]:
+    """Parts of the results: ``start`` and ``memory``; medians."""
     ready: list[float] = []
     imports: list[float] = []
     cpu: list[float] = []
+    memory: list[dict[str, int]] = []
     for _ in range(rounds):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import sidecar.children, sidecar.worker"], check=True)
@@ -54,6 +56,7 @@ def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, Any]:
             made = place.Serving(dev.at.redis, directory / "state")
             ready.append(made.start())
             cpu.append((place.cpu_us(made.pid) + place.cpu_us(made.worker)) / 1_000)
+            memory.append(place.memory_kib(made.worker))
             made.stop()
     with place.folder() as directory:
         made = place.Serving(dev.at.redis, directory / "state")
@@ -61,25 +64,34 @@ def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, Any]:
         ready_journal = made.start()
         made.kill()
     return {
-        "ready_ms": round(statistics.median(ready)),
-        "ready_journal_ms": round(ready_journal),
-        "import_ms": round(statistics.median(imports)),
-        "cpu_ms": round(statistics.median(cpu)),
-        "cells": cells,
+        "start": {
+            "ready_ms": round(statistics.median(ready)),
+            "ready_journal_ms": round(ready_journal),
+            "import_ms": round(statistics.median(imports)),
+            "cpu_ms": round(statistics.median(cpu)),
+            "cells": cells,
+        },
+        "memory": {
+            "start_mib": round(statistics.median(one["Rss"] for one in memory) / 1024, 1),
+            "start_anonymous_mib": round(statistics.median(one["Anonymous"] for one in memory) / 1024, 1),
+        },
     }
 
 
-def publish(found: dict[str, Any]) -> None:
+def publish(found: dict[str, dict[str, Any]]) -> None:
     """Keep the numbers."""
-    report.publish("start", found)
+    for part, numbers in found.items():
+        report.publish(part, numbers)
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: dict[str, dict[str, Any]]) -> str:
     """The same for people."""
+    start, memory = found["start"], found["memory"]
     return (
-        f"ready after {found['ready_ms']} ms and {found['cpu_ms']} ms of CPU,"
-        f" {found['import_ms']} ms for a worker's imports alone\n"
-        f"ready after {found['ready_journal_ms']} ms with a killed worker's journal of {found['cells']:,} cells"
+        f"ready after {start['ready_ms']} ms and {start['cpu_ms']} ms of CPU,"
+        f" {start['import_ms']} ms for a worker's imports alone\n"
+        f"ready after {start['ready_journal_ms']} ms with a killed worker's journal of {start['cells']:,} cells\n"
+        f"{memory['start_mib']} MiB resident then ({memory['start_anonymous_mib']} MiB of it its own)"
     )
 
 

@@ -22,7 +22,7 @@ THINK_MS = (5, 15)
 # wrk ends thinking on whole milliseconds, and all who do ask at once. Two threads, whose milliseconds begin apart, send
 # half of that at a time: a control's p99 is 180 us with two and 350 us with one.
 THREADS = 2
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 PRIORITY = 2
 SCRIPT = """
 local asked, number = {%s}, 0
