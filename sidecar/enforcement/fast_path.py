@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 SECOND_MS = 1_000
 REST_PARTS = 64
 NEVER = -1
-CALM_MAX = (1 << 30) - 1  # the largest number of one digit, as Python holds them: those it compares in one step
+# The largest number of one digit, as Python holds them: those it compares in one step. What costs more base units than
+# that is looked at closely each time.
+CALM_MAX = (1 << 30) - 1
 
 
 class Second:

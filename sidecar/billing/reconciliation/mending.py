@@ -20,7 +20,7 @@ from sidecar.billing.outbox import delta, outbox
 from sidecar.billing.outbox.delta import AGE_SENT_MAX_S, HOUR_S, MINUTE_S, Window
 from sidecar.billing.reconciliation import pinpoint
 from sidecar.billing.reconciliation.drift import Lane
-from sidecar.billing.reconciliation.pinpoint import VISIBLE_AFTER_S, Finding, SentRow
+from sidecar.billing.reconciliation.pinpoint import Finding, SentRow
 from sidecar.billing.reconciliation.shown import Shown
 from sidecar.billing.stripe_api import StripeApi, errors
 from sidecar.errors import Conflict, NotFound, StripeRefused
@@ -73,7 +73,7 @@ class Mender:
         return await self._cancel(lane, finding.row, event_name, now_s) if self._asked else []
 
     async def _send_again(self, lane: Lane, row: SentRow, now_s: int) -> list[Repair]:
-        if row.adopted or row.at_s <= now_s - AGE_SENT_MAX_S or row.delivered_s > now_s - VISIBLE_AFTER_S:
+        if row.adopted or row.at_s <= now_s - AGE_SENT_MAX_S or row.delivered_s > now_s - outbox.SETTLE_AFTER_S:
             return []
         if not await self._shows_later(lane, row) and not (self._asked and row.delivered_s <= now_s - ALONE_AFTER_S):
             return []
@@ -101,7 +101,7 @@ class Mender:
     async def _shows_later(self, lane: Lane, row: SentRow) -> bool:
         """Whether Stripe shows something that was delivered after the row."""
         async with self._ledger.transaction() as tx:
-            at_s = await tx.value("later_delivery", lane.tenant, lane.metric, row.delivered_s, VISIBLE_AFTER_S)
+            at_s = await tx.value("later_delivery", lane.tenant, lane.metric, row.delivered_s, outbox.SETTLE_AFTER_S)
             if at_s is None:
                 return False
             minute_s = int(at_s) - int(at_s) % MINUTE_S

@@ -14,11 +14,11 @@ from typing import Literal
 from msgspec import Struct
 
 from sidecar.billing.outbox.delta import HOUR_S, MINUTE_S, Window
+from sidecar.billing.outbox.outbox import SETTLE_AFTER_S
 from sidecar.billing.reconciliation.drift import Seen
 
 ROWS_MAX = 10
 CERTAIN = "delivered"
-VISIBLE_AFTER_S = 1_800  # what was confirmed longer ago must show in summaries
 OPEN = ("sending", "in_doubt")
 
 Blame = Literal["lacking", "arrived", "doubled", "recent"]
@@ -78,7 +78,7 @@ def span(rows: Sequence[SentRow], at_s: int) -> tuple[int, int]:
 def blame(shown: Seen, rows: Sequence[SentRow], now_s: int) -> Minute:
     """Tell what the difference between a span's sum and its rows comes from."""
     certain = [row for row in rows if row.state == CERTAIN]
-    recent = [row for row in certain if row.delivered_s > now_s - VISIBLE_AFTER_S]
+    recent = [row for row in certain if row.delivered_s > now_s - SETTLE_AFTER_S]
     difference = shown.amount - sum(row.amount for row in certain)
     undecided = sum(row.amount for row in rows if row.open)
     if abs(difference) <= shown.blur or -sum(row.amount for row in recent) <= difference <= undecided:

@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 
 from sidecar.billing import objects
 from sidecar.billing.outbox.delta import AGE_MAX_S, HOUR_S
-from sidecar.billing.outbox.outbox import Scales
+from sidecar.billing.outbox.outbox import SETTLE_AFTER_S, Scales
 from sidecar.billing.reconciliation import drift, mending, pinpoint
 from sidecar.billing.reconciliation.drift import (
     IN_DOUBT,
@@ -31,7 +31,7 @@ from sidecar.billing.reconciliation.drift import (
     Windows,
 )
 from sidecar.billing.reconciliation.mending import Mender, Repair
-from sidecar.billing.reconciliation.pinpoint import VISIBLE_AFTER_S, Finding, Minute, SentRow
+from sidecar.billing.reconciliation.pinpoint import Finding, Minute, SentRow
 from sidecar.billing.reconciliation.shown import Shown
 from sidecar.catalogue.period import DAY_S
 from sidecar.errors import StripeRefused
@@ -234,7 +234,7 @@ class Comparison:
                 [from_s for _, from_s in meters.values()],
                 first_s - first_s % HOUR_S,
                 list(starts),
-                VISIBLE_AFTER_S,
+                SETTLE_AFTER_S,
             )
         return [
             Lane(
