@@ -23,8 +23,8 @@ from tests.servers.sidecar_dev import SidecarDev
 SHORT: dict[Any, tuple[Any, ...]] = {
     decision: (0.4, 9, 32),
     cost: (10_000, 10_000, 4),
-    gateways: (0.2, 11, 32),
-    latency: (10, 10_000, 0),
+    gateways: (0.2, 10, 32),
+    latency: (9, 10_000, 0),
     start: (3, 1_000_000),
 }
 FULL: dict[Any, tuple[Any, ...]] = {

@@ -15,7 +15,7 @@ shared may need half as much CPU again for everything, for seconds at a time, an
 of it. Where more than one request in a hundred was refused or lost there are no numbers. ``--stall`` stops the
 constant answer's server for 20 ms in every second instead: a measure of tails has to show that.
 
-    python bench/latency.py [--seconds 10] [--tenants 10000] [--rate 0] [--stall] [--json]
+    python bench/latency.py [--seconds 9] [--tenants 10000] [--rate 0] [--stall] [--json]
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="of the busy turns together")
+    parser.add_argument("--seconds", type=float, default=9, help="of the busy turns together")
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=0, help="requests/s [default: half of what wrk reaches]")
     parser.add_argument("--stall", action="store_true", help="instead, show that a stalled server is seen")

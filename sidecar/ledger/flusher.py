@@ -243,7 +243,7 @@ class Flusher:
             known = restored or collected.generation == state.generation
             reclaimed = (collected.generation, collected.reclaimed)
             if known and reclaimed != self._reclaimed[shard]:
-                await tx.rows("count_lost_leases", shard, collected.reclaimed)
+                await tx.rows("count_lost_leases", shard, *reclaimed)
         if known:
             self._reclaimed[shard] = reclaimed
         self._epochs.seen[shard] = epoch

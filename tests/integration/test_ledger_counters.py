@@ -178,6 +178,21 @@ async def test_the_epoch_only_grows_and_the_generation_is_kept_beside_it(ledger:
         assert await tx.state() == ShardState(12, "g2")
 
 
+async def test_what_two_servers_tell_of_lost_leases_in_turns_counts_once(ledger: Ledger) -> None:
+    """In a split brain two flushers pass over a shard, each at its own server."""
+
+    async def told(generation: str, units: int) -> int:
+        async with ledger.shard(6) as tx:
+            assert tx is not None
+            await tx.rows("count_lost_leases", 6, generation, units)
+            return next(int(row[4]) for row in await tx.rows("shard_states") if row[0] == 6)
+
+    looks = [("g1", 31), ("g2", 0), ("g1", 31), ("g2", 0), ("g2", 4), ("g1", 33), ("g2", 4), ("g2", 9)]
+    assert [await told(*look) for look in looks] == [31, 31, 31, 31, 35, 37, 37, 42]
+    # A wiped one begins anew; a copy has told of what it has before.
+    assert [await told(*look) for look in [("g3", 0), ("g3", 5), ("g4", 5), ("g4", 6)]] == [42, 47, 47, 48]
+
+
 async def test_totals_of_many_spans_come_in_one_round_trip(ledger: Ledger) -> None:
     tenant, other = next(names), next(names)
     await merge(

@@ -186,7 +186,7 @@ class MemoryTransaction(ShardTransaction):
         self._set(self._postgres.tables.shards, shard, [epoch, generation])
         return []
 
-    def _count_lost_leases(self, _shard: int, _units: int) -> Iterable[Any]:
+    def _count_lost_leases(self, _shard: int, _generation: str, _units: int) -> Iterable[Any]:
         return []
 
     def _introduce_tenants(self, names: list[str], _plan: str, _shard: int) -> Iterable[Any]:

@@ -60,8 +60,14 @@ insert into shards (shard, generation) values ($1, $2)
 on conflict (shard) do update set generation = excluded.generation, updated = now();
 
 -- name: count_lost_leases
--- Adds what Redis has taken back since the last look; a copy of Redis that is older has told of it before.
-insert into shards as s (shard, lease_units_told, lease_units_lost) values ($1, $2, $2)
+-- Adds what Redis has taken back since the last look at this generation; a copy of Redis that is older has told of it before.
+-- Of two servers that tell in turns each is known by its generation.
+insert into shards as s (shard, lease_units_told_in, lease_units_told, lease_units_lost) values ($1, $2, $3, $3)
 on conflict (shard) do update set
-    lease_units_lost = s.lease_units_lost + greatest(0, excluded.lease_units_told - s.lease_units_told),
-    lease_units_told = excluded.lease_units_told;
+    lease_units_lost = s.lease_units_lost + greatest(0, excluded.lease_units_told - case
+        when s.lease_units_told_before_in = $2 then s.lease_units_told_before else s.lease_units_told end),
+    lease_units_told = excluded.lease_units_told,
+    lease_units_told_in = $2,
+    lease_units_told_before = case when s.lease_units_told_in = $2 then s.lease_units_told_before else s.lease_units_told end,
+    lease_units_told_before_in = case
+        when s.lease_units_told_in = $2 then s.lease_units_told_before_in else s.lease_units_told_in end;
