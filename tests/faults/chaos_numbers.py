@@ -11,6 +11,7 @@ import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from sidecar.embedded import EmbeddedRedis
 from sidecar.store.keys import Keyspace
 from tests.faults.chaos_place import FLUSHERS, Client, Place
 
@@ -22,7 +23,8 @@ _UNITS_LOST = re.compile(r"^sidecar_lease_units_lost_total (\S+)$", re.MULTILINE
 class TakenBack:
     """Watches how many lease units Redis takes back from silent writers, by shard, over wipes and failovers.
 
-    ``unread``: those that the ledger did not have yet when Redis lost them, by shard.
+    In a split brain the old primary, which serves somebody still, takes back some as well. ``unread``: those that the
+    ledger did not have yet when Redis lost them, by shard.
     """
 
     def __init__(self, place: Place, tell: Callable[[str], None]) -> None:
@@ -31,34 +33,49 @@ class TakenBack:
         self._asking: set[asyncio.Task[None]] = set()
         self._tell = tell
         self._place = place
-        self._last = [0] * KEYS.shards
+        self._latest = [0] * KEYS.shards  # what a primary told last
+        self._told: dict[int, list[int]] = {}  # what each server told last while it was one, by port
 
     async def run(self) -> None:
+        pair = self._place.redis
+        await asyncio.gather(self._watch(lambda: pair.primary), self._watch(lambda: pair.standby))
+
+    async def _watch(self, which: Callable[[], EmbeddedRedis]) -> None:
         while True:
+            server = which()
             try:
-                async with redis.asyncio.Redis.from_url(self._place.redis.primary.url, socket_timeout=5) as client:
-                    await self._watch(client, self._place.redis.primary.port)
+                async with redis.asyncio.Redis.from_url(server.url, socket_timeout=5) as client:
+                    while which() is server:
+                        await self._look(client, server)
+                        await asyncio.sleep(POLL_S)
             except (RedisError, OSError, TimeoutError):
                 await asyncio.sleep(POLL_S)
 
-    async def _watch(self, client: redis.asyncio.Redis, port: int) -> None:
-        while self._place.redis.primary.port == port:
-            pipe = client.pipeline(transaction=False)
-            for shard in range(KEYS.shards):
-                pipe.hget(KEYS.epoch(shard), "reclaimed")
-            found = [int(value or 0) for value in await pipe.execute()]
-            # A smaller number is that of an older copy, or of none: it tells of nothing new.
-            for shard, (now, last) in enumerate(zip(found, self._last, strict=True)):
-                if now != last:
-                    self._tell(f"  shard {shard}: {last} -> {now} units taken back")
-                self.by_shard[shard] += max(0, now - last)
-            lost = [shard for shard in range(KEYS.shards) if found[shard] < self._last[shard]]
-            self._last = found
-            if lost:
-                asking = asyncio.create_task(self._ask_ledger(lost))
-                self._asking.add(asking)
-                asking.add_done_callback(self._asking.discard)
-            await asyncio.sleep(POLL_S)
+    async def _look(self, client: redis.asyncio.Redis, server: EmbeddedRedis) -> None:
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command("ROLE")
+        for shard in range(KEYS.shards):
+            pipe.hget(KEYS.epoch(shard), "reclaimed")
+        role, *values = await pipe.execute()
+        if role[0] != b"master":
+            self._told.pop(server.port, None)  # it tells what its primary does
+            return
+        found = [int(value or 0) for value in values]
+        before = self._told.get(server.port, self._latest)
+        self._told[server.port] = found
+        # A smaller number is that of an older copy, or of none: it tells of nothing new.
+        for shard, (now, last) in enumerate(zip(found, before, strict=True)):
+            if now != last:
+                self._tell(f"  shard {shard}: {last} -> {now} units taken back")
+            self.by_shard[shard] += max(0, now - last)
+        if server is not self._place.redis.primary:
+            return
+        self._latest = found
+        lost = [shard for shard in range(KEYS.shards) if found[shard] < before[shard]]
+        if lost:
+            asking = asyncio.create_task(self._ask_ledger(lost))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
 
     async def _ask_ledger(self, shards: list[int]) -> None:
         """Note how far it is behind for good: what comes later it reads later."""
