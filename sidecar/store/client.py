@@ -256,7 +256,7 @@ class Store:
     async def glance(self, shard: int) -> Glance:
         """The marks of a shard, without a script."""
         found = await self._command(
-            "HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark", "epoch", "reclaimed"
+            "HMGET", self.keys.epoch(shard), "gen", "state", "version", "watermark", "epoch", "lost"
         )
         return Glance(found[0] or b"", found[1] or b"", *[int(value or 0) for value in found[2:]])
 

@@ -42,6 +42,9 @@ class Keyspace:
     def epoch(self, shard: int) -> str:
         return self._tags[shard] + "epoch"
 
+    def reclaimed(self, shard: int) -> str:
+        return self._tags[shard] + "reclaimed"
+
     def dirty(self, shard: int) -> str:
         return self._tags[shard] + "dirty"
 

@@ -102,7 +102,10 @@ class DirtyWindow(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Collected(Struct, frozen=True, array_like=True):
-    """What a ledger pass starts from. ``number``: later passes over a shard have higher ones; 0 for a mere look."""
+    """What a ledger pass starts from. ``number``: later passes over a shard have higher ones; 0 for a mere look.
+
+    ``reclaimed`` alternates a generation and the lease units that were taken back from silent writers in it.
+    """
 
     generation: str
     state: str
@@ -110,7 +113,7 @@ class Collected(Struct, frozen=True, array_like=True):
     first_direct_hour: int
     real_ms: int
     epoch: int
-    reclaimed: int
+    reclaimed: list[str | int]
     version: int
     silent: list[str]
     windows: list[DirtyWindow]
@@ -147,7 +150,7 @@ class Glance(Struct, frozen=True):
     version: int
     watermark: int
     epoch: int
-    reclaimed: int
+    lost: int
 
     @property
     def clean(self) -> bool:

@@ -78,7 +78,7 @@ async def run(
             ledger=await in_ledger(place),
             stripe=await at_stripe(place),
             taken_back=taken_back.by_shard,
-            unread=taken_back.unread,
+            unread=await taken_back.unread(),
             lost=await lost_in_ledger(place),
             units_lost=await units_lost(place),
             control=traffic.control,

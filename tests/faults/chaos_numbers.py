@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError
 
@@ -23,18 +23,29 @@ _UNITS_LOST = re.compile(r"^sidecar_lease_units_lost_total (\S+)$", re.MULTILINE
 class TakenBack:
     """Watches how many lease units Redis takes back from silent writers, by shard, over wipes and failovers.
 
-    In a split brain the old primary, which serves somebody still, takes back some as well. ``unread``: those that the
-    ledger did not have yet when Redis lost them, by shard.
+    In a split brain the old primary, which serves somebody still, takes back some as well; each counts its own by
+    generation.
     """
 
     def __init__(self, place: Place, tell: Callable[[str], None]) -> None:
-        self.by_shard = [0] * KEYS.shards
-        self.unread = [0] * KEYS.shards
-        self._asking: set[asyncio.Task[None]] = set()
         self._tell = tell
         self._place = place
-        self._latest = [0] * KEYS.shards  # what a primary told last
-        self._told: dict[int, list[int]] = {}  # what each server told last while it was one, by port
+        self._most: list[dict[str, int]] = [{} for _ in range(KEYS.shards)]  # by generation
+
+    @property
+    def by_shard(self) -> list[int]:
+        return [sum(units.values()) for units in self._most]
+
+    async def unread(self) -> list[int]:
+        """Those that no flusher had read when Redis lost them, by shard: neither it nor the ledger has them now."""
+        rows = await self._place.sql("select shard, generation, units from lost_leases")
+        ledger = {(int(shard), str(generation)): int(units) for shard, generation, units in rows}
+        async with redis.asyncio.Redis.from_url(self._place.redis.primary.url, socket_timeout=5) as client:
+            kept = [_units(await client.hgetall(KEYS.reclaimed(shard))) for shard in range(KEYS.shards)]
+        return [
+            sum(max(0, n - max(kept[shard].get(name, 0), ledger.get((shard, name), 0))) for name, n in most.items())
+            for shard, most in enumerate(self._most)
+        ]
 
     async def run(self) -> None:
         pair = self._place.redis
@@ -46,48 +57,25 @@ class TakenBack:
             try:
                 async with redis.asyncio.Redis.from_url(server.url, socket_timeout=5) as client:
                     while which() is server:
-                        await self._look(client, server)
+                        await self._look(client)
                         await asyncio.sleep(POLL_S)
             except (RedisError, OSError, TimeoutError):
                 await asyncio.sleep(POLL_S)
 
-    async def _look(self, client: redis.asyncio.Redis, server: EmbeddedRedis) -> None:
+    async def _look(self, client: redis.asyncio.Redis) -> None:
         pipe = client.pipeline(transaction=False)
-        pipe.execute_command("ROLE")
         for shard in range(KEYS.shards):
-            pipe.hget(KEYS.epoch(shard), "reclaimed")
-        role, *values = await pipe.execute()
-        if role[0] != b"master":
-            self._told.pop(server.port, None)  # it tells what its primary does
-            return
-        found = [int(value or 0) for value in values]
-        before = self._told.get(server.port, self._latest)
-        self._told[server.port] = found
-        # A smaller number is that of an older copy, or of none: it tells of nothing new.
-        for shard, (now, last) in enumerate(zip(found, before, strict=True)):
-            if now != last:
-                self._tell(f"  shard {shard}: {last} -> {now} units taken back")
-            self.by_shard[shard] += max(0, now - last)
-        if server is not self._place.redis.primary:
-            return
-        self._latest = found
-        lost = [shard for shard in range(KEYS.shards) if found[shard] < before[shard]]
-        if lost:
-            asking = asyncio.create_task(self._ask_ledger(lost))
-            self._asking.add(asking)
-            asking.add_done_callback(self._asking.discard)
+            pipe.hgetall(KEYS.reclaimed(shard))
+        for shard, (most, found) in enumerate(zip(self._most, await pipe.execute(), strict=True)):
+            for name, units in _units(found).items():
+                if units > most.get(name, 0):
+                    self._tell(f"  shard {shard}: {most.get(name, 0)} -> {units} units taken back in {name}")
+                    most[name] = units
 
-    async def _ask_ledger(self, shards: list[int]) -> None:
-        """Note how far it is behind for good: what comes later it reads later."""
-        while True:
-            try:
-                counted = dict(await self._place.sql("select shard, lease_units_lost from shards"))
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                await asyncio.sleep(POLL_S)
-                continue
-            for shard in shards:
-                self.unread[shard] = self.by_shard[shard] - counted.get(shard, 0)
-            return
+
+def _units(found: Mapping[Any, Any]) -> dict[str, int]:
+    """Units by generation."""
+    return {name.decode(): int(units) for name, units in found.items()}
 
 
 async def in_ledger(place: Place) -> dict[str, int]:
@@ -113,7 +101,7 @@ def checked(place: Place, clients: Sequence[Client]) -> dict[str, int]:
 
 async def lost_in_ledger(place: Place) -> list[int]:
     """What the ledger has of lost leases, in units by shard."""
-    found = dict(await place.sql("select shard, lease_units_lost from shards"))
+    found = dict(await place.sql("select shard, sum(units)::bigint from lost_leases group by shard"))
     return [int(found.get(shard, 0)) for shard in range(KEYS.shards)]
 
 

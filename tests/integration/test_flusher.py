@@ -362,8 +362,11 @@ async def test_units_taken_back_in_an_idle_shard_are_in_the_ledger_with_the_next
     await flusher.pass_all()
     assert flusher._store.calls["collect"] == looks
     async with redis.asyncio.Redis.from_url(redis_server.url) as client:
-        await client.hincrby(place.keys.epoch(shard), "reclaimed", 5)
+        generation = await client.hget(place.keys.epoch(shard), "gen")
+        assert generation is not None
+        await client.hincrby(place.keys.epoch(shard), "lost", 5)
+        await client.hincrby(place.keys.reclaimed(shard), generation, 5)
     await flusher.pass_all()
     async with place.ledger.transaction() as tx:
-        [row] = await tx._connection.fetch("select lease_units_lost from shards where shard = $1", shard)
+        [row] = await tx._connection.fetch("select units from lost_leases where shard = $1", shard)
     assert row[0] == 5

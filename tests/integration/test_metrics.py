@@ -176,16 +176,21 @@ async def test_a_lease_that_is_lost_with_its_worker_is_counted_once_for_all_flus
         assert lost > 0
         shard = inside.keys.shard_of("acme")
         async with redis.asyncio.Redis.from_url(redis_server.url) as client:
-            assert lost == int(await client.hget(inside.keys.epoch(shard), "reclaimed") or 0)
+            assert lost == int(await client.hget(inside.keys.epoch(shard), "lost") or 0)
             another = inside.flusher(reclaim_after_ms=1_000)
             assert another._counters.reading(0)["sidecar_lease_units_lost_total"] == {}
             await another.flush()
             assert await units_lost(another) == lost
             # An older copy of this Redis, which has told of some of them before, and then loses more.
-            await client.hset(inside.keys.epoch(shard), mapping={"reclaimed": lost - 1, "replid": "another"})
+            former = await client.hget(inside.keys.epoch(shard), "gen")
+            await client.hset(inside.keys.reclaimed(shard), former, lost - 1)
+            await client.hset(inside.keys.epoch(shard), mapping={"lost": lost - 1, "replid": "another"})
             await flusher.flush()
             assert await units_lost(flusher) == lost
-            await client.hincrby(inside.keys.epoch(shard), "reclaimed", 5)
+            generation = await client.hget(inside.keys.epoch(shard), "gen")
+            assert generation is not None
+            assert generation != former
+            await client.hincrby(inside.keys.reclaimed(shard), generation, 5)
             await another.flush()
             await flusher.flush()
         assert await units_lost(flusher) == await units_lost(another) == lost + 5

@@ -30,7 +30,26 @@ def test_a_writer_taken_for_lost_gives_its_lease_back_and_is_counted(redis: Redi
     redis.wait(RECLAIM_MS)
     redis.retire("w1", lost=True)
     assert redis.limit["held"] == "0"
-    assert redis.collect()[6] == 30
+    assert redis.collect()[6] == [redis.generation, 30]
+
+
+@pytest.mark.parametrize(("days", "generations"), [(39, 2), (41, 1)])
+def test_lost_units_of_a_former_generation_are_told_for_forty_days(redis: Redis, days: int, generations: int) -> None:
+    redis.lease("w1", 0, 30)
+    redis.wait(RECLAIM_MS)
+    redis.retire("w1", lost=True)
+    redis.now_ms += days * 86_400_000
+    # Redis knows of fewer passes: it lost updates, and begins another generation.
+    assert redis.collect(epoch=10)[6][1:] == [30]
+    redis.publish(1, LIMIT)
+    redis.call("open", [redis.space.writers(0)], redis.generation, 1, RECLAIM_MS, "full", [])
+    today_s = redis.now_ms // 86_400_000 * 86_400
+    redis.sync("w2", [], [["calls", "calls", today_s, (today_s + 86_400) * 1000, False, 0, 0, 20, 0]])
+    redis.wait(RECLAIM_MS)
+    redis.retire("w2", lost=True)
+    told = redis.collect()[6]
+    assert told[-2:] == [redis.generation, 20]
+    assert len(told) == 2 * generations
 
 
 def test_a_writer_is_not_retired_in_another_generation_than_was_told_of_its_windows(redis: Redis) -> None:

@@ -126,6 +126,7 @@ def check(world: World) -> None:
     if not _in_ledger(world):
         _until(world, FLUSHED_MS, lambda: _in_ledger(world))
     check_ledger(world)
+    check_lost_leases(world)
     check_redis(world)
     world.oracle.minutes.check_kept({worker.core.writer for worker in ending}, lost_state=world.lost_state > 0)
     check_alive(world)
@@ -243,6 +244,13 @@ def check_metric(world: World) -> None:
         if units > oracle.reclaimed_from[writer, key] + oracle.unleased[key]:
             about = f"{writer} vanished with {units} of {key}, {oracle.reclaimed_from[writer, key]} were taken back"
             oracle.violated("metric", about)
+
+
+def check_lost_leases(world: World) -> None:
+    """The ledger has each unit that a server took back once; what one lost with its state nobody may have read."""
+    told, taken = sum(world.postgres.tables.lost_leases.values()), sum(world.oracle.reclaimed.values())
+    if told > taken or (told < taken and not world.lost_state):
+        world.oracle.violated("metric", f"the ledger has {told} units of lost leases, {taken} were taken back")
 
 
 def _over(world: World, key: bytes) -> bool:

@@ -186,7 +186,11 @@ class MemoryTransaction(ShardTransaction):
         self._set(self._postgres.tables.shards, shard, [epoch, generation])
         return []
 
-    def _count_lost_leases(self, _shard: int, _generation: str, _units: int) -> Iterable[Any]:
+    def _count_lost_leases(self, shard: int, generations: list[str], units: list[int]) -> Iterable[Any]:
+        lost = self._postgres.tables.lost_leases
+        for generation, told in zip(generations, units, strict=True):
+            if told > lost.get((shard, generation), 0):
+                self._set(lost, (shard, generation), told)
         return []
 
     def _introduce_tenants(self, names: list[str], _plan: str, _shard: int) -> Iterable[Any]:

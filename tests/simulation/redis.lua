@@ -229,7 +229,7 @@ function commands.HINCRBY(key, field, units)
   if known == nil then found.o[#found.o + 1] = field end
   local value = (tonumber(known) or 0) + tonumber(units)
   found.v[field] = format('%.0f', value)
-  if field == 'reclaimed' then heard(freed_key, freed_field, tonumber(units)) end
+  if field == 'lost' then heard(freed_key, freed_field, tonumber(units)) end
   return value
 end
 

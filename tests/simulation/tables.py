@@ -20,6 +20,7 @@ class Tables(msgspec.Struct):
     folded_before: int = 0  # hour
     shards: dict[int, list[Any]] = {}
     doubted: dict[int, bool] = {}
+    lost_leases: dict[tuple[int, str], int] = {}
     revision: int = 0
 
     def copy(self) -> Tables:
@@ -33,6 +34,7 @@ class Tables(msgspec.Struct):
             self.folded_before,
             shards,
             dict(self.doubted),
+            dict(self.lost_leases),
             self.revision,
         )
 

@@ -28,7 +28,9 @@ select epoch, generation, doubted, floor(extract(epoch from folded_before) / 360
 
 -- name: shard_states
 -- How far each shard is, whether it is to be compared, and what was lost of its leases.
-select shard, epoch, generation, doubted, lease_units_lost from shards;
+select shard, epoch, generation, doubted, lease_units_lost + coalesce(
+    (select sum(units)::bigint from lost_leases as l where l.shard = s.shard), 0)
+from shards as s;
 
 -- name: take_doubts
 -- Waits for who else has just found this ledger older than Redis, until the transaction ends.
@@ -60,14 +62,7 @@ insert into shards (shard, generation) values ($1, $2)
 on conflict (shard) do update set generation = excluded.generation, updated = now();
 
 -- name: count_lost_leases
--- Adds what Redis has taken back since the last look at this generation; a copy of Redis that is older has told of it before.
--- Of two servers that tell in turns each is known by its generation.
-insert into shards as s (shard, lease_units_told_in, lease_units_told, lease_units_lost) values ($1, $2, $3, $3)
-on conflict (shard) do update set
-    lease_units_lost = s.lease_units_lost + greatest(0, excluded.lease_units_told - case
-        when s.lease_units_told_before_in = $2 then s.lease_units_told_before else s.lease_units_told end),
-    lease_units_told = excluded.lease_units_told,
-    lease_units_told_in = $2,
-    lease_units_told_before = case when s.lease_units_told_in = $2 then s.lease_units_told_before else s.lease_units_told end,
-    lease_units_told_before_in = case
-        when s.lease_units_told_in = $2 then s.lease_units_told_before_in else s.lease_units_told_in end;
+-- Notes how many lease units Redis took back in generations of a shard. An older copy tells of fewer.
+insert into lost_leases as l (shard, generation, units)
+select $1, told.generation, told.units from unnest($2::text[], $3::bigint[]) as told (generation, units)
+on conflict (shard, generation) do update set units = excluded.units where excluded.units > l.units;

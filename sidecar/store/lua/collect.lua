@@ -7,11 +7,14 @@
 -- `publish` knows what is late. It is a time, so that it goes on though the epoch's hash alone was lost; 0 for a look.
 -- Returns msgpack {generation, state, base, first direct hour, real_ms, epoch, reclaimed, version, silent writers, windows, dirty,
 --   number}
+--   reclaimed {generation, units, ...}
 --   window {tenant, series, period, hour, version, {writer, cumulative, ...}}
+
+local RECLAIMED_KEPT_MS = 40 * DAY_MS
 
 load_generation()
 local ledger_epoch, most, reclaim_after = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local marks = redis.call('HMGET', epoch_key, 'intent', 'epoch', 'reclaimed', 'version', 'pass')
+local marks = redis.call('HMGET', epoch_key, 'intent', 'epoch', 'version', 'pass')
 local intent, epoch = tonumber(marks[1]) or 0, tonumber(marks[2]) or 0
 
 if ledger_epoch > intent then
@@ -22,7 +25,7 @@ end
 local announced = math.max(ledger_epoch, epoch) + 1
 local number = 0
 if most > 0 then
-  number = math.max((tonumber(marks[5]) or 0) + 1, real)
+  number = math.max((tonumber(marks[4]) or 0) + 1, real)
   redis.call('HSET', epoch_key, 'intent', integer(math.max(announced, intent)), 'pass', integer(number))
 end
 
@@ -47,7 +50,18 @@ for index, entry in ipairs(entries) do
   windows[index] = { tenant, series, tonumber(period), tonumber(hour), version, values }
 end
 
+-- The ledger has those of former generations long before they are dropped; a generation's name ends with when it began.
+local reclaimed = redis.call('HGETALL', tag .. 'reclaimed')
+for position = 1, #reclaimed, 2 do
+  local name = reclaimed[position]
+  reclaimed[position + 1] = tonumber(reclaimed[position + 1])
+  local begun_us = tonumber(string.match(name, '%d+$')) or 0
+  if begun_us / 1000 < server_ms - RECLAIMED_KEPT_MS and name ~= generation.gen then
+    redis.call('HDEL', tag .. 'reclaimed', name)
+  end
+end
+
 local silent = silent_writers(KEYS[3], reclaim_after, 16)
 return cmsgpack.pack({ generation.gen, generation.state, generation.base, first_direct_hour(), real, epoch,
-  tonumber(marks[3]) or 0, tonumber(marks[4]) or 0, silent, windows, redis.call('ZCARD', KEYS[2]),
+  reclaimed, tonumber(marks[3]) or 0, silent, windows, redis.call('ZCARD', KEYS[2]),
   number })

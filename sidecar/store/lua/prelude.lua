@@ -3,7 +3,8 @@
 -- KEYS[1] is always {tag}epoch, a hash:
 --   gen, replid, state (held | open), since, open_at (ms), base (hour): the generation (docs/protocol.md)
 --   version: counts window changes     watermark: all changes up to it are in the ledger
---   epoch, intent: ledger passes done / announced     reclaimed: lease units taken back from silent writers
+--   epoch, intent: ledger passes done / announced     lost: lease units taken back from silent writers;
+--   {tag}reclaimed has them by generation
 --   direct: the first hour whose windows move `spent` as they arrive
 --   seen: the server's time at the last call; skew: how far its jumps have taken it from steady time
 -- ARGV[1] is always msgpack {tag, clock offset in ms, call id}; the offset is 0 outside `sidecar dev`.
@@ -101,6 +102,13 @@ end
 -- Never lower than it was in this generation: what lay below may have been trimmed, even if the clock was wrong then.
 local function first_direct_hour()
   return generation.direct
+end
+
+-- Units that a silent writer still held are lent again. By generation, which no two servers share: who reads both sides of
+-- a split brain, or an older copy, knows each unit from every other.
+local function count_reclaimed(units)
+  redis.call('HINCRBY', epoch_key, 'lost', integer(units))
+  redis.call('HINCRBY', tag .. 'reclaimed', generation.gen, integer(units))
 end
 
 -- First second of the UTC month that contains the given second (days_from_civil, proleptic Gregorian).

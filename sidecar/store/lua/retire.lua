@@ -27,7 +27,7 @@ for _, key in ipairs(redis.call('SPOP', held_key, most)) do
     if units > 0 then
       set_lease(kept, 0)
       write_limit(kept, lease_field, held_key)
-      if lost then redis.call('HINCRBY', epoch_key, 'reclaimed', integer(units)) end
+      if lost then count_reclaimed(units) end
     end
   end
 end

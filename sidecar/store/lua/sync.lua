@@ -108,7 +108,7 @@ local function reclaim_silent(kept)
       redis.call('HINCRBY', kept[KEY], 'n', -1)
       redis.call('HDEL', kept[KEY], 'l:' .. other)
       redis.call('SREM', tag .. 'held:' .. other, kept[KEY])
-      redis.call('HINCRBY', epoch_key, 'reclaimed', integer(units))
+      count_reclaimed(units)
     end
   end
 end

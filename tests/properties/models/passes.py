@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from sidecar.catalogue.period import bounds
@@ -9,6 +10,7 @@ from tests.properties.models.shard import (
     DAY_MS,
     HOUR_MS,
     HOURS_DIRECT,
+    LONG_MS,
     LONGEST_MS,
     NO_END_MS,
     Limit,
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 def collect(shard: Shard, ledger_epoch: int, most: int, reclaim_after: int) -> list[Any]:
     keys = shard.keys
     intent, epoch = keys.number(shard.epoch, "intent"), keys.number(shard.epoch, "epoch")
-    version, reclaimed = keys.number(shard.epoch, "version"), keys.number(shard.epoch, "reclaimed")
+    version = keys.number(shard.epoch, "version")
+    told = keys.hashes.get(shard.tag + "reclaimed", {})
+    reclaimed = [(name, int(units)) for name, units in told.items()]
     if ledger_epoch > intent:
         if keys.get(shard.epoch, "state") == "open":
             shard.start_generation()
@@ -42,11 +46,14 @@ def collect(shard: Shard, ledger_epoch: int, most: int, reclaim_after: int) -> l
         found = int(values.pop("v", 0))
         counts = {writer: int(value) for writer, value in values.items()}
         windows.append([tenant, series, int(period), int(hour), found, counts])
+    for name in [name for name in told if int(name.rpartition("-")[2]) < (shard.clock - LONG_MS) * 1_000]:
+        if name != shard.generation:
+            del told[name]
     state, base = keys.get(shard.epoch, "state"), keys.number(shard.epoch, "base")
     silent, dirty = shard.silent(reclaim_after, 16), len(keys.ranked.get(shard.tag + "dirty", {}))
     return [
-        shard.generation, state, base, shard.direct, shard.real, epoch, reclaimed, version, silent, windows, dirty,
-        number,
+        shard.generation, state, base, shard.direct, shard.real, epoch, list(chain(*reclaimed)), version, silent,
+        windows, dirty, number,
     ]  # fmt: skip
 
 

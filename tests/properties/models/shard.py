@@ -278,7 +278,8 @@ class Shard:
     def reclaim(self, key: str, writer: str) -> None:
         if units := self.keys.number(key, f"l:{writer}"):
             self.set_lease(key, writer, 0)
-            self.keys.grow(self.epoch, "reclaimed", units)
+            self.keys.grow(self.epoch, "lost", units)
+            self.keys.grow(self.tag + "reclaimed", self.generation, units)
 
     def retire(self, writer: str, most: int, reclaim_after: int, popped: set[str], generation: str = "") -> int:
         """``popped``: which keys Redis took from the set; it may take any ``most`` of them."""

@@ -1,4 +1,4 @@
-"""Lease units that each of two data sets of Redis told of."""
+"""Lease units lost, by the generation in which Redis took them back."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ down_revision: str | None = max(
 
 
 def upgrade() -> None:
-    run("0018_told_by_generation.sql")
+    run("0018_lost_by_generation.sql")
