@@ -41,7 +41,7 @@ SCRAPE_S = 0.5
 RELOAD_AT_S = 0.3
 SETTLE_S = 0.7
 RATE_S = 0.5
-TURNS = 5
+TURNS = 4
 QUIET = 0.35  # of a turn, as long as the busy part
 COUNTED = ("requests", "refused", "lost")
 

@@ -211,8 +211,9 @@ class Fleet:
                 await self._wait(waiting, path)
                 self.watch.doing(f"calls of writer {first} and those after it")
                 for core in some:
-                    for exchange in core.synchroniser.due(part):
-                        core.synchroniser.start(exchange)
+                    synchroniser = core.synchroniser
+                    for exchange in synchroniser.due(part) + (synchroniser.unheard() if part == 0 else []):
+                        synchroniser.start(exchange)
                 await asyncio.gather(*(core.synchroniser.close() for core in some))
 
     def _decided(self, core: Core, tenant: str, path: str) -> bool:

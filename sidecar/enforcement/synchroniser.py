@@ -32,6 +32,8 @@ APART_S = 0.005
 WATERMARK_POLL_MS = 5_000
 # How soon a shard of which leases are at rest hears that somebody calls for them.
 RESTING_POLL_MS = 2_000
+LISTEN_MS = 1_000
+LISTENING = 4  # shards at once: an idle process pays most for waking up
 HOUR_MS = 3_600_000
 # With a connection a shard for each, a thousand workers would be more than Redis takes (docs/scale.md).
 PARTS = 4
@@ -81,7 +83,7 @@ class Synchroniser:
         return waiter
 
     async def run(self) -> None:
-        """Sync changed shards every interval, and idle ones now and then for the ledger's watermark."""
+        """Sync changed shards every interval."""
         interval_s = self._interval_ms / 1000
         pause_s = part_s = interval_s / PARTS
         decided = self._counters.snapshot_hits
@@ -102,7 +104,7 @@ class Synchroniser:
                     self.start(exchange)
 
     def due(self, part: int, *, busy: bool = False) -> list[ShardExchange]:
-        """Shards to be synced now, of one of PARTS parts: all at once would take a connection for each of them."""
+        """Changed shards to be synced now, of one of PARTS parts: all at once would take a connection for each."""
         now_ms = self._clock.monotonic_ms()
         hour = self._clock.wall_s() // 3600
         # Half an interval less, since a tick may come a little early.
@@ -111,10 +113,31 @@ class Synchroniser:
         for exchange in self._parts[part]:
             exchange.hour = hour
             exchange.spaced = busy and exchange.ample
-            since_ms = now_ms - self._last_ms[exchange.shard]
-            pressing = exchange.pressing and (not exchange.spaced or since_ms >= spaced_ms)
+            if exchange.pressing and (not exchange.spaced or now_ms - self._last_ms[exchange.shard] >= spaced_ms):
+                found.append(exchange)
+        return found
+
+    async def listen(self) -> None:
+        """Sync unchanged shards now and then, for the ledger's watermark and for who calls for leases at rest.
+
+        A few begin together, and the next ones when Redis has answered: more would wait for a connection.
+        """
+        while True:
+            await asyncio.sleep(LISTEN_MS / 1000)
+            unheard = self.unheard()
+            for first in range(0, len(unheard), LISTENING):
+                some = unheard[first : first + LISTENING]
+                for exchange in some:
+                    self.start(exchange)
+                await asyncio.wait([self._tasks[exchange.shard] for exchange in some])
+
+    def unheard(self) -> list[ShardExchange]:
+        """Shards that have nothing to tell and were not synced for long; a look may come a little early."""
+        now_ms = self._clock.monotonic_ms() + LISTEN_MS // 2
+        found = []
+        for exchange in self._exchanges:
             poll_ms = RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS
-            if pressing or (exchange.busy and since_ms >= poll_ms):
+            if exchange.busy and not exchange.pressing and now_ms - self._last_ms[exchange.shard] >= poll_ms:
                 found.append(exchange)
         return found
 
