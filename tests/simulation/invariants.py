@@ -247,10 +247,21 @@ def check_metric(world: World) -> None:
 
 
 def check_lost_leases(world: World) -> None:
-    """The ledger has each unit that a server took back once; what one lost with its state nobody may have read."""
-    told, taken = sum(world.postgres.tables.lost_leases.values()), sum(world.oracle.reclaimed.values())
-    if told > taken or (told < taken and not world.lost_state):
-        world.oracle.violated("metric", f"the ledger has {told} units of lost leases, {taken} were taken back")
+    """The ledger has no unit of lost leases that was not taken back, and each that Redis has or did not lose unread."""
+    ledger = world.postgres.tables.lost_leases
+    tags = {world.keys.tag(shard): shard for shard in range(SHARDS)}
+    taken = {(tags[tag], name): units for (tag, name), units in world.oracle.reclaimed_in.items()}
+    kept = {
+        (shard, name.decode()): int(units)
+        for tag, shard in tags.items()
+        for found in world.redis.hashes(f"{tag}reclaimed").values()
+        for name, units in found.items()
+    }
+    for key in taken.keys() | ledger.keys():
+        units, least = ledger.get(key, 0), (kept if world.lost_state else taken).get(key, 0)
+        if not least <= units <= taken.get(key, 0):
+            about = f"the ledger has {units} units of shard {key[0]} in {key[1]}: {taken.get(key, 0)} were taken back"
+            world.oracle.violated("metric", f"{about}, Redis has {kept.get(key, 0)}")
 
 
 def _over(world: World, key: bytes) -> bool:

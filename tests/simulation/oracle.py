@@ -50,6 +50,7 @@ class Oracle:
         self.slack: dict[LimitKey, int] = defaultdict(int)
         self.reclaimed: dict[LimitKey, int] = defaultdict(int)
         self.reclaimed_from: dict[tuple[str, LimitKey], int] = defaultdict(int)
+        self.reclaimed_in: dict[tuple[str, str], int] = defaultdict(int)  # by shard's tag and generation
         self.vanished_units: dict[tuple[str, LimitKey], int] = defaultdict(int)
         self.retiring: set[str] = set()  # writers whose own retirement a server has carried out
         self.snapshots: dict[str, Snapshot] = {}
@@ -187,6 +188,8 @@ class Oracle:
         """A script took back what was left in the field of a lease."""
         tenant, limit_id, start = parts(key)
         generation = server.command(b"HGET", (key, "g"))
+        tag = key.decode().partition("limit:")[0]
+        self.reclaimed_in[tag, server.command(b"HGET", (tag + "epoch", "gen")).decode()] += units
         self._reclaim(server, (tenant, limit_id, int(start)), generation, field[2:].decode(), units)
 
     def _reclaim(self, server: MemoryRedis, key: LimitKey, generation: bytes, writer: str, units: int) -> None:

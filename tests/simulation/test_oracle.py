@@ -61,11 +61,14 @@ def test_whom_an_old_primary_heard_is_silent_for_the_new_one() -> None:
 def test_who_was_heard_by_the_server_that_takes_its_lease_back_is_no_exception() -> None:
     oracle, old, new = judging(), server("old"), server("new")
     oracle.accepted(old, TAG, "w", "g1", 1)
+    for one, generation in ((old, "g1"), (new, "g2")):
+        one.command(b"HSET", (f"{TAG}epoch", "gen", generation))
     lease = f"{TAG}limit:acme:calls:{DAY_S}".encode()
     oracle.taken_back(old, lease, b"l:w", 5)
     assert oracle.slack[KEY] == 0
     oracle.taken_back(new, lease, b"l:w", 5)
     assert oracle.slack[KEY] == 5
+    assert oracle.reclaimed_in == {(TAG, "g1"): 5, (TAG, "g2"): 5}
 
 
 def test_what_nobody_was_told_of_is_excepted_from_a_limit_that_begins_under_the_name_of_another() -> None:
