@@ -34,6 +34,7 @@ WATERMARK_POLL_MS = 5_000
 RESTING_POLL_MS = 2_000
 LISTEN_MS = 1_000
 LISTENING = 4  # shards at once: an idle process pays most for waking up
+ANSWERED_S = 0.2  # a shard of which somebody is short is synced on and on
 HOUR_MS = 3_600_000
 # With a connection a shard for each, a thousand workers would be more than Redis takes (docs/scale.md).
 PARTS = 4
@@ -129,7 +130,7 @@ class Synchroniser:
                 some = unheard[first : first + LISTENING]
                 for exchange in some:
                     self.start(exchange)
-                await asyncio.wait([self._tasks[exchange.shard] for exchange in some])
+                await asyncio.wait([self._tasks[exchange.shard] for exchange in some], timeout=ANSWERED_S)
 
     def unheard(self) -> list[ShardExchange]:
         """Shards that have nothing to tell and were not synced for long; a look may come a little early."""
