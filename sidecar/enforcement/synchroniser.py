@@ -114,7 +114,8 @@ class Synchroniser:
         for exchange in self._parts[part]:
             exchange.hour = hour
             exchange.spaced = busy and exchange.ample
-            if exchange.pressing and (not exchange.spaced or now_ms - self._last_ms[exchange.shard] >= spaced_ms):
+            pause_ms = min(spaced_ms, _poll_ms(exchange)) if exchange.spaced else 0
+            if exchange.pressing and now_ms - self._last_ms[exchange.shard] >= pause_ms:
                 found.append(exchange)
         return found
 
@@ -123,22 +124,25 @@ class Synchroniser:
 
         A few begin together, and the next ones when Redis has answered: more would wait for a connection.
         """
+        pause_ms = LISTEN_MS
         while True:
-            await asyncio.sleep(LISTEN_MS / 1000)
+            await asyncio.sleep(pause_ms / 1000)
+            began_ms = self._clock.monotonic_ms()
             unheard = self.unheard()
             for first in range(0, len(unheard), LISTENING):
                 some = unheard[first : first + LISTENING]
                 for exchange in some:
                     self.start(exchange)
                 await asyncio.wait([self._tasks[exchange.shard] for exchange in some], timeout=ANSWERED_S)
+            pause_ms = max(LISTEN_MS // 4, LISTEN_MS - (self._clock.monotonic_ms() - began_ms))
 
     def unheard(self) -> list[ShardExchange]:
         """Shards that have nothing to tell and were not synced for long; a look may come a little early."""
         now_ms = self._clock.monotonic_ms() + LISTEN_MS // 2
         found = []
         for exchange in self._exchanges:
-            poll_ms = RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS
-            if exchange.busy and not exchange.pressing and now_ms - self._last_ms[exchange.shard] >= poll_ms:
+            quiet = exchange.busy and not exchange.pressing
+            if quiet and now_ms - self._last_ms[exchange.shard] >= _poll_ms(exchange):
                 found.append(exchange)
         return found
 
@@ -230,3 +234,7 @@ class Synchroniser:
         for account, document in stale:
             self._renew(account, document)
         return True
+
+
+def _poll_ms(exchange: ShardExchange) -> int:
+    return RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS

@@ -50,15 +50,18 @@ for index, entry in ipairs(entries) do
   windows[index] = { tenant, series, tonumber(period), tonumber(hour), version, values }
 end
 
--- The ledger has those of former generations long before they are dropped; a generation's name ends with when it began.
+-- A generation ended at the latest when the next one here began; the ledger has what was told of for so long since then.
+-- The name of one ends with when it began.
 local reclaimed = redis.call('HGETALL', tag .. 'reclaimed')
+local kept_us, begun_us, last_us = (server_ms - RECLAIMED_KEPT_MS) * 1000, {}, 0
 for position = 1, #reclaimed, 2 do
-  local name = reclaimed[position]
+  local us = tonumber(string.match(reclaimed[position], '%d+$')) or 0
   reclaimed[position + 1] = tonumber(reclaimed[position + 1])
-  local begun_us = tonumber(string.match(name, '%d+$')) or 0
-  if begun_us / 1000 < server_ms - RECLAIMED_KEPT_MS and name ~= generation.gen then
-    redis.call('HDEL', tag .. 'reclaimed', name)
-  end
+  begun_us[reclaimed[position]] = us
+  if us < kept_us and us > last_us then last_us = us end
+end
+for name, us in pairs(begun_us) do
+  if us < last_us then redis.call('HDEL', tag .. 'reclaimed', name) end
 end
 
 local silent = silent_writers(KEYS[3], reclaim_after, 16)

@@ -46,9 +46,10 @@ def collect(shard: Shard, ledger_epoch: int, most: int, reclaim_after: int) -> l
         found = int(values.pop("v", 0))
         counts = {writer: int(value) for writer, value in values.items()}
         windows.append([tenant, series, int(period), int(hour), found, counts])
-    for name in [name for name in told if int(name.rpartition("-")[2]) < (shard.clock - LONG_MS) * 1_000]:
-        if name != shard.generation:
-            del told[name]
+    begun_us = {name: int(name.rpartition("-")[2]) for name in told}
+    last_us = max((us for us in begun_us.values() if us < (shard.clock - LONG_MS) * 1_000), default=0)
+    for name in [name for name, us in begun_us.items() if us < last_us]:
+        del told[name]
     state, base = keys.get(shard.epoch, "state"), keys.number(shard.epoch, "base")
     silent, dirty = shard.silent(reclaim_after, 16), len(keys.ranked.get(shard.tag + "dirty", {}))
     return [
