@@ -19,7 +19,7 @@ from sidecar.catalogue.resolve import resolve
 from sidecar.clock import MS_NS, Clock
 from sidecar.enforcement.core import Core
 from sidecar.enforcement.decision import Decision, Identity
-from sidecar.enforcement.synchroniser import LISTEN_MS, PARTS
+from sidecar.enforcement.synchroniser import PARTS
 from sidecar.settings import Settings
 from sidecar.store import snapshots
 from sidecar.store.client import Store
@@ -200,7 +200,6 @@ class Fleet:
         """Every writer decides what comes in one step of the clock, and syncs a part of its shards."""
         for part in range(PARTS):
             self.clock.moved_ms += STEP_MS
-            listening = self.clock.moved_ms % LISTEN_MS < STEP_MS
             for first in range(0, len(self.cores), WRITERS_AT_ONCE):
                 some = self.cores[first : first + WRITERS_AT_ONCE]
                 waiting: list[tuple[Core, str]] = []
@@ -212,9 +211,8 @@ class Fleet:
                 await self._wait(waiting, path)
                 self.watch.doing(f"calls of writer {first} and those after it")
                 for core in some:
-                    synchroniser = core.synchroniser
-                    for exchange in synchroniser.due(part) + (synchroniser.unheard() if listening else []):
-                        synchroniser.start(exchange)
+                    for exchange in core.synchroniser.due(part):
+                        core.synchroniser.start(exchange)
                 await asyncio.gather(*(core.synchroniser.close() for core in some))
 
     def _decided(self, core: Core, tenant: str, path: str) -> bool:

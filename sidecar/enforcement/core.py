@@ -98,10 +98,7 @@ class Core:
     async def start(self) -> None:
         """Wait for a catalogue, then run the loops."""
         await self.changes.first_policy()
-        synchroniser = self.synchroniser
-        loops = (
-            self.directory.run, synchroniser.run, synchroniser.listen, self.changes.run, self._adoption.run, self._watch
-        )  # fmt: skip
+        loops = (self.directory.run, self.synchroniser.run, self.changes.run, self._adoption.run, self._watch)
         self._tasks = [asyncio.create_task(self._for_good(loop), name=loop.__qualname__) for loop in loops]
 
     async def flush(self) -> None:

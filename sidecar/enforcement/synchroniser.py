@@ -29,12 +29,11 @@ REFRESH_PAUSE_S = 0.02
 TENANTS_AT_ONCE = 5  # of a message or its answer: a tenth of a millisecond or two; then decisions come between
 # Messages that are composed beside each other hold up decisions together. So shards begin one after the other.
 APART_S = 0.005
+# Those that have nothing to tell begin a few at once, as rarely: an idle process pays most for waking up.
+TOGETHER = 4
 WATERMARK_POLL_MS = 5_000
 # How soon a shard of which leases are at rest hears that somebody calls for them.
 RESTING_POLL_MS = 2_000
-LISTEN_MS = 1_000
-LISTENING = 4  # shards at once: an idle process pays most for waking up
-ANSWERED_S = 0.2  # a shard of which somebody is short is synced on and on
 HOUR_MS = 3_600_000
 # With a connection a shard for each, a thousand workers would be more than Redis takes (docs/scale.md).
 PARTS = 4
@@ -84,7 +83,7 @@ class Synchroniser:
         return waiter
 
     async def run(self) -> None:
-        """Sync changed shards every interval."""
+        """Sync changed shards every interval, and idle ones now and then for the ledger's watermark."""
         interval_s = self._interval_ms / 1000
         pause_s = part_s = interval_s / PARTS
         decided = self._counters.snapshot_hits
@@ -98,14 +97,17 @@ class Synchroniser:
                 await asyncio.sleep(pause_s)
                 due = self.due(part, busy=busy)
                 apart_s = min(APART_S, part_s / max(1, len(due)))
-                pause_s = part_s - apart_s * max(0, len(due) - 1)
+                pause_s, owed_s = part_s - apart_s * max(0, len(due) - 1), 0.0
                 for position, exchange in enumerate(due):
-                    if position:
-                        await asyncio.sleep(apart_s)
+                    owed_s += apart_s if position else 0.0
+                    if owed_s and (exchange.pressing or position % TOGETHER == 0):
+                        await asyncio.sleep(owed_s)
+                        owed_s = 0.0
                     self.start(exchange)
+                pause_s += owed_s
 
     def due(self, part: int, *, busy: bool = False) -> list[ShardExchange]:
-        """Changed shards to be synced now, of one of PARTS parts: all at once would take a connection for each."""
+        """Shards to be synced now, of one of PARTS parts: all at once would take a connection for each of them."""
         now_ms = self._clock.monotonic_ms()
         hour = self._clock.wall_s() // 3600
         # Half an interval less, since a tick may come a little early.
@@ -114,35 +116,10 @@ class Synchroniser:
         for exchange in self._parts[part]:
             exchange.hour = hour
             exchange.spaced = busy and exchange.ample
-            pause_ms = min(spaced_ms, _poll_ms(exchange)) if exchange.spaced else 0
-            if exchange.pressing and now_ms - self._last_ms[exchange.shard] >= pause_ms:
-                found.append(exchange)
-        return found
-
-    async def listen(self) -> None:
-        """Sync unchanged shards now and then, for the ledger's watermark and for who calls for leases at rest.
-
-        A few begin together, and the next ones when Redis has answered: more would wait for a connection.
-        """
-        pause_ms = LISTEN_MS
-        while True:
-            await asyncio.sleep(pause_ms / 1000)
-            began_ms = self._clock.monotonic_ms()
-            unheard = self.unheard()
-            for first in range(0, len(unheard), LISTENING):
-                some = unheard[first : first + LISTENING]
-                for exchange in some:
-                    self.start(exchange)
-                await asyncio.wait([self._tasks[exchange.shard] for exchange in some], timeout=ANSWERED_S)
-            pause_ms = max(LISTEN_MS // 4, LISTEN_MS - (self._clock.monotonic_ms() - began_ms))
-
-    def unheard(self) -> list[ShardExchange]:
-        """Shards that have nothing to tell and were not synced for long; a look may come a little early."""
-        now_ms = self._clock.monotonic_ms() + LISTEN_MS // 2
-        found = []
-        for exchange in self._exchanges:
-            quiet = exchange.busy and not exchange.pressing
-            if quiet and now_ms - self._last_ms[exchange.shard] >= _poll_ms(exchange):
+            since_ms = now_ms - self._last_ms[exchange.shard]
+            pressing = exchange.pressing and (not exchange.spaced or since_ms >= spaced_ms)
+            poll_ms = RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS
+            if pressing or (exchange.busy and since_ms >= poll_ms):
                 found.append(exchange)
         return found
 
@@ -234,7 +211,3 @@ class Synchroniser:
         for account, document in stale:
             self._renew(account, document)
         return True
-
-
-def _poll_ms(exchange: ShardExchange) -> int:
-    return RESTING_POLL_MS if exchange.resting else WATERMARK_POLL_MS

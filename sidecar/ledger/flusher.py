@@ -76,7 +76,7 @@ class Flusher:
         self._awaited: list[list[str]] = [[] for _ in range(self._shards)]
         self._seen: list[dict[str, int]] = [{} for _ in range(self._shards)]
         self._started_ms = clock.monotonic_ms()
-        self._reclaimed: list[list[str | int]] = [[] for _ in range(self._shards)]
+        self._reclaimed: list[tuple[str, list[str | int]]] = [("", [])] * self._shards
         self._round = [0] * self._shards
         self._caught_up = [False] * self._shards
         self._backlog = [0] * self._shards
@@ -201,7 +201,8 @@ class Flusher:
         self._backlog[shard] = glance.dirty
         opening = self._terms.hold == "reported" and self._opening[shard] > glance.real_ms
         known = glance.state == "open" and glance.generation == self._epochs.generations[shard]
-        if not known or glance.reclaimed != self._reclaimed[shard] or glance.dirty or glance.silent or opening:
+        reclaimed = (glance.generation, glance.reclaimed) != self._reclaimed[shard]
+        if not known or reclaimed or glance.dirty or glance.silent or opening:
             return False
         self._looked[shard] = (self._clock.monotonic_ms(), marks)
         return True
@@ -238,9 +239,13 @@ class Flusher:
             caught_up = self._caught_up[shard] or complete
             version = collected.version if complete else self._round[shard]
             restored = caught_up and await self._project_shard(tx, collected, version)
-            if collected.reclaimed != self._reclaimed[shard]:
+            # Once for each data set, when it is the one that the ledger works with, and whenever there is more.
+            known = restored or collected.generation == state.generation
+            reclaimed = (collected.generation, collected.reclaimed)
+            if known and reclaimed != self._reclaimed[shard]:
                 await tx.rows("count_lost_leases", shard, collected.reclaimed[::2], collected.reclaimed[1::2])
-        self._reclaimed[shard] = collected.reclaimed
+        if known:
+            self._reclaimed[shard] = reclaimed
         self._epochs.seen[shard] = epoch
         await self._settle(shard, collected, epoch, caught_up=caught_up)
         if restored and (collected.state == "held" or self._opening[shard] > collected.real_ms):
@@ -349,7 +354,6 @@ class Flusher:
         """Postgres was restored from a backup: whatever Redis still has is sent again, every tenant published anew."""
         shard = tx.shard
         self._projector.doubt()
-        self._reclaimed[shard] = []
         # It scans all keys, so before every other pass has to wait for this one.
         marked = await self._store.mark_all_dirty(shard)
         if await tx.doubt():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from sidecar.enforcement import synchroniser
 from sidecar.enforcement.exchange import ShardExchange
-from sidecar.enforcement.synchroniser import LISTENING, Synchroniser
+from sidecar.enforcement.synchroniser import APART_S, PARTS, Synchroniser
 
 INTERVAL_MS = 500
 
@@ -60,46 +61,32 @@ async def test_it_wakes_once_an_interval_for_each_part_that_has_shards(
     assert sum(pauses_s[wakes : 2 * wakes]) == pytest.approx(INTERVAL_MS / 1000)
 
 
-@pytest.mark.parametrize("endless", [None, 1])
-async def test_it_listens_to_leases_at_rest_every_two_seconds_to_no_more_than_four_shards_at_once(
-    monkeypatch: pytest.MonkeyPatch, endless: int | None
+@pytest.mark.parametrize(
+    ("pressing", "groups"),
+    [
+        ((), [[0, 4, 8, 12], [16, 20, 24, 28], [32, 36]]),
+        ((8,), [[0, 4], [8, 12], [16, 20, 24, 28], [32, 36]]),
+        (range(40), [[shard] for shard in range(0, 40, 4)]),
+    ],
+)
+async def test_shards_with_nothing_to_tell_begin_four_at_once_and_no_more_of_them_in_a_while(
+    pressing: Iterable[int], groups: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever has something to tell is synced by itself. A call that does not end holds up nobody for long."""
-    now_ms, answers_after_s = 0, 0.01
-    clock: Any = SimpleNamespace(monotonic_ms=lambda: now_ms, wall_s=lambda: 0)
-    exchanges = [idle(shard, resting=True, pressing=shard == 3) for shard in range(10)]
-    asked = of([*exchanges, idle(10)], clock)
-    began: list[tuple[int, int]] = []
-    in_flight = most = 0
-
-    async def exchanged(exchange: ShardExchange) -> None:
-        nonlocal in_flight, most
-        in_flight += 1
-        most = max(most, in_flight)
-        asked._last_ms[exchange.shard] = now_ms
-        began.append((now_ms, exchange.shard))
-        await asyncio.sleep(answers_after_s if exchange.shard != endless else 60)
-        in_flight -= 1
-        del asked._tasks[exchange.shard]
+    now_s = 0.0
+    clock: Any = SimpleNamespace(monotonic_ms=lambda: 10_000, wall_s=lambda: 0)
+    began: dict[float, list[int]] = {}
 
     async def pause(delay_s: float) -> None:
-        nonlocal now_ms
-        now_ms += round(delay_s * 1000) - 5  # a little early
-        if now_ms > 4_000:
+        nonlocal now_s
+        now_s += delay_s
+        if now_s > INTERVAL_MS / 1000 / PARTS + 0.1:
             raise Enough
 
-    monkeypatch.setattr(asked, "_exchange", exchanged)
-    monkeypatch.setattr(synchroniser, "ANSWERED_S", 0.05)
-    monkeypatch.setattr(
-        synchroniser,
-        "asyncio",
-        SimpleNamespace(sleep=pause, wait=asyncio.wait, get_running_loop=asyncio.get_running_loop),
-    )
+    asked = of([idle(shard, resting=True, pressing=shard in pressing) for shard in range(40)], clock)
+    monkeypatch.setattr(asked, "start", lambda exchange: began.setdefault(now_s, []).append(exchange.shard))
+    monkeypatch.setattr(synchroniser, "asyncio", SimpleNamespace(sleep=pause, Task=asyncio.Task))
     with pytest.raises(Enough):
-        await asked.listen()
-    shards = [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    again = [shard for shard in shards if shard != endless]
-    assert began == [(1_990, shard) for shard in shards] + [(3_980, shard) for shard in again]
-    assert most == LISTENING + (endless is not None)
-    for task in asked._tasks.values():
-        task.cancel()
+        await asked.run()
+    assert list(began.values()) == groups
+    for at_s, shards in began.items():
+        assert at_s - INTERVAL_MS / 1000 / PARTS == pytest.approx(shards[0] // PARTS * APART_S)
