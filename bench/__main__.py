@@ -21,9 +21,9 @@ from tests.servers.sidecar_dev import SidecarDev
 # latency.py stops Redis, and changes the catalogue: of 100,000 tenants the worker then reads many again, on the core
 # that Nginx' load shares.
 SHORT: dict[Any, tuple[Any, ...]] = {
-    decision: (0.4, 9, 32),
+    decision: (0.4, 8, 32),
     cost: (10_000, 10_000, 4),
-    gateways: (0.2, 10, 32),
+    gateways: (0.2, 9, 32),
     latency: (9, 10_000, 0),
     start: (3, 1_000_000),
 }
