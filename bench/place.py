@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -186,11 +187,13 @@ class Serving:
 
     def __init__(self, redis: str, state: Path, env: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
-        self.ops = f"http://127.0.0.1:{free_port()}"
+        self._ops_port = free_port()
+        self.ops = f"http://127.0.0.1:{self._ops_port}"
         self.socket = state.parent / "authz.sock"
+        self.state = state
         self.env = {
             **os.environ,
-            "SIDECAR_STATE": str(state),
+            "SIDECAR_STATE_DIR": str(state),
             "SIDECAR_REDIS_URL": redis,
             "SIDECAR_AUTHZ_LISTEN": f"127.0.0.1:{self.port},unix:{self.socket}",
             "SIDECAR_LOCAL_LISTEN": f"127.0.0.1:{free_port()}",
@@ -241,8 +244,15 @@ class Serving:
             self.process.wait(30)
             self.process = None
 
+    def metrics(self) -> bytes:
+        """What /metrics says now."""
+        with urllib.request.urlopen(f"{self.ops}/metrics", timeout=5) as answer:
+            return bytes(answer.read())
+
     def _ready(self) -> bool:
         try:
+            # Most often nobody listens yet; what asks without HTTP takes little from who starts on the same cores.
+            socket.create_connection(("127.0.0.1", self._ops_port), timeout=5).close()
             with urllib.request.urlopen(f"{self.ops}/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):

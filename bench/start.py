@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,15 @@ def killed_journal(state: Path, cells: int) -> None:
     journal.close(delete=False)
 
 
+def await_report(made: place.Serving) -> None:
+    """Wait until the journal is being reported: where nobody finds it, being ready beside it means nothing."""
+    began = time.monotonic()
+    while not re.search(rb'^sidecar_store_calls_total\{verb="sync"\} [1-9]', made.metrics(), re.MULTILINE):
+        if time.monotonic() - began > place.READY_S:
+            sys.exit(f"the worker reported nothing of {made.state / 'journals'} in {place.READY_S:.0f} s; see its log")
+        time.sleep(0.1)
+
+
 def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, dict[str, Any]]:
     """Parts of the results: ``start`` and ``memory``; medians."""
     ready: list[float] = []
@@ -62,6 +72,7 @@ def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, dict[str, Any
         made = place.Serving(dev.at.redis, directory / "state")
         killed_journal(directory / "state", cells)
         ready_journal = made.start()
+        await_report(made)
         made.kill()
     return {
         "start": {

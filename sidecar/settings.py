@@ -6,7 +6,6 @@ Gives up:   settings that change while the program runs: a changed one needs a r
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from msgspec import Meta, Struct, structs
 
 from sidecar import address, postgres_dsn, redis_url
 from sidecar.errors import SettingsInvalid
+from sidecar.nearest import nearest
 
 PREFIX = "SIDECAR_"
 ROLES = ("authz", "flusher", "control")
@@ -231,7 +231,7 @@ def _bad_words(settings: Settings) -> list[str]:
     for name, words in allowed.items():
         given = getattr(settings, name)
         problems += [
-            f"{PREFIX}{name.upper()} has {word!r}; use {', '.join(words)}{_nearest(word, words)}"
+            f"{PREFIX}{name.upper()} has {word!r}; use {', '.join(words)}{nearest(word, words)}"
             for word in (given if isinstance(given, tuple) else (given,))
             if word not in words
         ]
@@ -298,12 +298,7 @@ def _known(name: str) -> bool:
 
 def _unknown(name: str) -> str:
     known = [*NAMES, *(f"{known}_FILE" for known, field in NAMES.items() if is_secret(field.name))]
-    return f"{name} is no setting{_nearest(name, known) or '; see docs/settings.md'}"
-
-
-def _nearest(word: str, words: tuple[str, ...] | list[str]) -> str:
-    found = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"{name} is no setting{nearest(name, known) or '; see docs/settings.md'}"
 
 
 def _text(environ: Mapping[str, str], name: str, *, secret: bool) -> str | None:

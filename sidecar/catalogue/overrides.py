@@ -16,7 +16,7 @@ import msgspec
 
 from sidecar.catalogue.amount import AmountInvalid, format_amount, parse_amount
 from sidecar.catalogue.model import GRACE_S, Catalogue, Limit, Plan
-from sidecar.catalogue.yaml_reader import nearest
+from sidecar.nearest import nearest
 
 OVERRIDE_KEYS = ("limits", "features", "shadow")
 LIMIT_OVERRIDE_KEYS = ("included", "cap", "ceiling", "buffer", "grace_s", "on_outage", "shadow")

@@ -13,8 +13,8 @@ from msgspec import structs
 from sidecar.catalogue.model import Beyond, Catalogue, Limit, Plan
 from sidecar.catalogue.overrides import changes_of, feature_fits, overridden, override_problems
 from sidecar.catalogue.snapshot import LimitRule, Snapshot
-from sidecar.catalogue.yaml_reader import nearest
 from sidecar.errors import CatalogueInvalid, NotFound
+from sidecar.nearest import nearest
 
 
 def resolve(  # noqa: PLR0913  # one keyword for each column of a tenant

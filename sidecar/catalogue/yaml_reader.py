@@ -8,11 +8,12 @@ Gives up:   YAML's own types and tags: what a text means is decided by whoever e
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 
 import yaml
 from msgspec import Struct
+
+from sidecar.nearest import nearest
 
 TEXT_CHARS_MAX = 1_048_576
 MERGE_DEPTH_MAX = 8
@@ -192,9 +193,3 @@ class Reader:
         names = tuple(known)
         there = f"there are {', '.join(names)}" if names else "there are none"
         self.problem(value, f'unknown {noun} "{name}"{nearest(name, names)}', there)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that asks for the nearest known name; empty when none is near."""
-    near = difflib.get_close_matches(name.lower(), tuple(known), n=1, cutoff=0.6)
-    return f', did you mean "{near[0]}"?' if near else ""

@@ -12,11 +12,11 @@ from sidecar.catalogue.load import read
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.pricing import Invoice
 from sidecar.catalogue.pricing import price as priced
-from sidecar.catalogue.yaml_reader import nearest
 from sidecar.cli.target import Target, find, show_json, table, wait, with_json, with_state
 from sidecar.control.accounts import known_plan
 from sidecar.control.catalogues import Catalogues
 from sidecar.errors import NotFound
+from sidecar.nearest import nearest
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from sidecar.supervisor import Supervisor
 if TYPE_CHECKING:
     from sidecar.control.catalogue_file import CatalogueFile
 
+log = logging.getLogger(__name__)
+
 
 @click.command()
 @click.option("--role", "roles", metavar="ROLES", help="authz, flusher, control (several with commas), or all.")
@@ -33,6 +36,11 @@ def serve(roles: str | None, workers: int | None) -> None:
         overrides["workers"] = workers
     found = settings.load(os.environ, **overrides)
     logs.configure(found.log_level, "supervisor")
+    if "SIDECAR_STATE" in os.environ:
+        log.warning(
+            "SIDECAR_STATE is not for serve, which keeps its state elsewhere",
+            extra=logs.fields(state_dir=found.state_dir, remedy="set SIDECAR_STATE_DIR"),
+        )
     asyncio.run(_serve(found))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from sidecar.catalogue.model import Catalogue
 from sidecar.catalogue.overrides import override_problems
-from sidecar.catalogue.yaml_reader import nearest
 from sidecar.errors import CatalogueInvalid, NotFound
 from sidecar.ledger import tenants
 from sidecar.ledger.tenants import TenantRow
 from sidecar.ledger.transaction import Transaction
+from sidecar.nearest import nearest
 
 
 def known_plan(catalogue: Catalogue, plan: str) -> str:

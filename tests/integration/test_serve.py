@@ -102,6 +102,17 @@ def test_every_bad_setting_is_printed_and_nothing_starts(settings: dict[str, str
     assert not (tmp_path / "state").exists()
 
 
+def test_who_names_the_state_of_dev_is_told_where_the_state_of_serve_is(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    with serving(settings | {"SIDECAR_STATE": str(tmp_path / "other")}) as child:
+        eventually(lambda: "SIDECAR_STATE is not for serve" in child.tail(), child)
+        assert child.stop(signal.SIGTERM, 30) == 0
+    told = json.loads(child.err[0])
+    assert (told["state_dir"], told["remedy"]) == (settings["SIDECAR_STATE_DIR"], "set SIDECAR_STATE_DIR")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("role", ["authz", "flusher"])
 async def test_a_redis_that_evicts_is_refused_at_the_start(
     settings: dict[str, str], fresh_redis: Callable[[], Awaitable[EmbeddedRedis]], role: str

@@ -46,7 +46,7 @@ def among(loaded: set[str], name: str) -> set[str]:
     return {module for module in loaded if module == name or module.startswith(f"{name}.")}
 
 
-@pytest.mark.parametrize("name", [*ELSEWHERE, "click", "sidecar.cli", "sidecar.supervisor"])
+@pytest.mark.parametrize("name", [*ELSEWHERE, "click", "sidecar.cli", "sidecar.supervisor", "yaml"])
 def test_a_worker_does_not_load_what_others_need(worker: set[str], name: str) -> None:
     assert "sidecar.enforcement.core" in worker
     assert not among(worker, name)

@@ -39,7 +39,7 @@ def test_every_problem_is_reported_at_once() -> None:
 
 def test_an_unknown_name_comes_with_the_nearest_known_one() -> None:
     assert problems({"SIDECAR_REDIS_URI": "redis://x"}) == [
-        "SIDECAR_REDIS_URI is no setting; did you mean SIDECAR_REDIS_URL?"
+        'SIDECAR_REDIS_URI is no setting, did you mean "SIDECAR_REDIS_URL"?'
     ]
 
 

@@ -31,10 +31,10 @@ from sidecar.billing.subscriptions.items import new_items
 from sidecar.billing.subscriptions.mirror import Mirror
 from sidecar.billing.subscriptions.standing import ENDED
 from sidecar.billing.subscriptions.subscriptions import Kept
-from sidecar.catalogue.yaml_reader import nearest
 from sidecar.errors import Conflict, LedgerUnavailable, NotFound, SidecarError, StripeRefused, StripeUnavailable
 from sidecar.ledger import audit
 from sidecar.logs import Transition, fields
+from sidecar.nearest import nearest
 
 if TYPE_CHECKING:
     from stripe.params import SubscriptionCreateParams
