@@ -23,7 +23,7 @@ from tests.servers.sidecar_dev import SidecarDev
 SHORT: dict[Any, tuple[Any, ...]] = {
     decision: (0.4, 8, 32),
     cost: (10_000, 10_000, 4),
-    gateways: (0.2, 9, 32),
+    gateways: (0.1, 18, 32),
     latency: (9, 10_000, 0),
     start: (3, 1_000_000),
 }
