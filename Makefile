@@ -73,7 +73,7 @@ check: install-dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@$(BIN)/pytest --quiet tests/unit/test_architecture.py tests/unit/test_docs.py
 	@$(BIN)/python -m tests.security.audit --tolerate-silence
 
 format: install-dev
