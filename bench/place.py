@@ -107,8 +107,8 @@ def alone(pid: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.sched_setscheduler(pid, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
 
 def pin(pid: int) -> None:

@@ -48,7 +48,7 @@ def await_report(made: place.Serving) -> None:
     began = time.monotonic()
     while not re.search(rb'^sidecar_store_calls_total\{verb="sync"\} [1-9]', made.metrics(), re.MULTILINE):
         if time.monotonic() - began > place.READY_S:
-            sys.exit(f"the worker reported nothing of {made.state / 'journals'} in {place.READY_S:.0f} s; see its log")
+            sys.exit(f"the worker reported nothing of {made.state / 'journals'} in {place.READY_S:.0f} s")
         time.sleep(0.1)
 
 
@@ -72,8 +72,10 @@ def measure(dev: SidecarDev, rounds: int, cells: int) -> dict[str, dict[str, Any
         made = place.Serving(dev.at.redis, directory / "state")
         killed_journal(directory / "state", cells)
         ready_journal = made.start()
-        await_report(made)
-        made.kill()
+        try:
+            await_report(made)
+        finally:
+            made.kill()
     return {
         "start": {
             "ready_ms": round(statistics.median(ready)),

@@ -231,7 +231,7 @@ def _bad_words(settings: Settings) -> list[str]:
     for name, words in allowed.items():
         given = getattr(settings, name)
         problems += [
-            f"{PREFIX}{name.upper()} has {word!r}; use {', '.join(words)}{nearest(word, words)}"
+            f"{PREFIX}{name.upper()} has {word!r}{nearest(word, words)}; use {', '.join(words)}"
             for word in (given if isinstance(given, tuple) else (given,))
             if word not in words
         ]

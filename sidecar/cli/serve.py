@@ -36,10 +36,10 @@ def serve(roles: str | None, workers: int | None) -> None:
         overrides["workers"] = workers
     found = settings.load(os.environ, **overrides)
     logs.configure(found.log_level, "supervisor")
-    if "SIDECAR_STATE" in os.environ:
+    if os.environ.get("SIDECAR_STATE"):
         log.warning(
             "SIDECAR_STATE is not for serve, which keeps its state elsewhere",
-            extra=logs.fields(state_dir=found.state_dir, remedy="set SIDECAR_STATE_DIR"),
+            extra=logs.fields(state_dir=found.state_dir, remedy="unset it; SIDECAR_STATE_DIR is the one of serve"),
         )
     asyncio.run(_serve(found))
 

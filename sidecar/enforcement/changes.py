@@ -144,12 +144,12 @@ class ChangeReader:
             if self._directory.policy is None:
                 self._from_disk()
             return
-        self._catalogue_due = False
         policy = self._directory.policy
         # A restored ledger gives a number again, maybe to another text.
         if policy is None or policy.revision != found.revision or self._text_hash != hash(found.text):
             kept = KeptCatalogue(found.revision, found.text)
             self._put_in_force(kept, keep=True, compiled=decode(found.compiled, found.text))
+        self._catalogue_due = False
 
     def _from_disk(self) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sidecar.catalogue.load import parse
+from sidecar.catalogue.model import Catalogue
 from sidecar.embedded import EmbeddedRedis
 from sidecar.enforcement.changes import ChangeReader, KeptCatalogue
 from sidecar.enforcement.directory import Directory
@@ -55,6 +56,29 @@ async def test_a_catalogue_put_by_an_older_flusher_is_not_taken_for_the_one_comp
     await core.changes.catch_up()
     assert core.enforcer.policy.revision == 2
     assert core.enforcer.policy.catalogue == parse(text, "revision 2")
+
+
+async def test_a_catalogue_whose_reading_failed_is_read_again(
+    inside: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What checks a text is loaded only then: no descriptor may be free, or an upgrade may have taken the files."""
+    store = inside.store
+    await store.put_catalogue(1, CATALOGUE)
+    core = await inside.core(changes_interval_ms=5_000)
+    await core.changes.catch_up()
+    await store.put_catalogue(2, CATALOGUE.replace("100", "200"))
+    await store.announce([("catalogue", "2")])
+    with monkeypatch.context() as patched:
+        patched.setattr("sidecar.enforcement.changes.parse", failing)
+        with pytest.raises(OSError, match="no descriptor is free"):
+            await core.changes.catch_up()
+    assert core.enforcer.policy.revision == 1
+    await core.changes.catch_up()
+    assert core.enforcer.policy.revision == 2
+
+
+def failing(_text: str, _name: str) -> Catalogue:
+    raise OSError("no descriptor is free")
 
 
 async def test_a_number_that_a_restored_ledger_gave_again_brings_the_new_text(inside: Installation) -> None:

@@ -78,6 +78,11 @@ def test_the_local_listener_stays_on_loopback() -> None:
     assert "off loopback" in problems({"SIDECAR_LOCAL_LISTEN": "10.0.0.1:9001"})[0]
 
 
+def test_a_wrong_word_comes_with_the_nearest_right_one_and_with_all_of_them() -> None:
+    found = problems({"SIDECAR_ROLES": "Authz"})
+    assert found == ["SIDECAR_ROLES has 'Authz', did you mean \"authz\"?; use authz, flusher, control, all"]
+
+
 def test_a_role_names_what_it_needs() -> None:
     found = problems({"SIDECAR_ROLES": "all"})
     assert any("SIDECAR_POSTGRES_DSN" in line for line in found)
