@@ -127,13 +127,15 @@ async def test_what_was_confirmed_a_moment_ago_need_not_show_yet(place: Forwardi
     assert explained(await compared(place)) == {}
 
 
-async def test_late_usage_is_told_in_both_of_its_days_and_periods(place: Forwarding) -> None:
-    await place.tenants(["a"], anchor_s=place.now_s)
-    await place.count("a", 7)
+@pytest.mark.parametrize("turns_s", [0, 300, 301])
+async def test_late_usage_is_told_in_both_of_its_days_and_periods(place: Forwarding, turns_s: int) -> None:
+    hour_s = place.now_s // HOUR_S * HOUR_S
+    await place.tenants(["a"], anchor_s=hour_s + turns_s)
+    await place.to(hour_s + 600)
+    await place.count("a", 7, hour_s=hour_s)  # of the period that ends in this hour, unless it began with it
     await place.forwarder().flush()
-    counted_s = place.now_s
     await place.advance(32 * DAY_S)
-    await place.count("a", 5, hour_s=counted_s)
+    await place.count("a", 5, hour_s=hour_s)
     await place.forwarder().flush()
     await place.advance(HOUR_S)
     report = await compared(place, repair=True)

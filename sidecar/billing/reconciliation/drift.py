@@ -2,7 +2,9 @@
 
 Guarantees: the parts of a difference add up to it exactly; a part is called explained only when rows of the outbox
             stand for it. What Stripe has is compared with the rows by their timestamps, so usage that is billed in
-            another period than it was counted in is no drift of either.
+            another period than it was counted in is no drift of either. A period turns at its second: what is known
+            to have arrived in the minute of that is taken for the period whose invoice has it, not for the next one,
+            whose summary begins with that minute.
 Gives up:   what a float cannot show: beyond 2**53 base units sums that differ by less are taken as equal.
 Source:     https://docs.stripe.com/api/billing/meter-event-summary/list (floats, minute-aligned).
 """
@@ -62,12 +64,16 @@ class Windows(Struct, frozen=True):
 
 
 class Rows(Struct, frozen=True):
-    """What rows of the outbox stand for, by where their window and where their timestamp lies."""
+    """What rows of the outbox stand for, by where their window and where their timestamp lies.
+
+    ``shown_period`` is the one whose summary has them: the next, when their minute is the one a period turns in.
+    """
 
     day_s: int
     period: int
     at_day_s: int
     at_period: int
+    shown_period: int
     state: Literal["delivered", "recent", "waiting", "in_doubt", "parked", "unbillable"]
     amount: int
 
@@ -131,12 +137,12 @@ class Line(Struct, frozen=True, kw_only=True):
 
 
 def period_starts(since_s: int, now_s: int, anchor_s: int, interval_months: int) -> tuple[int, ...]:
-    """Starts, as whole minutes, of the billing periods from the one that holds ``since_s`` to the running one."""
+    """Starts of the billing periods from the one that holds ``since_s`` to the running one."""
     found = []
     at_s = since_s
     while at_s <= now_s:
         start_s, at_s = bounds("billing", at_s, anchor_s, interval_months)
-        found.append(start_s - start_s % MINUTE_S)
+        found.append(start_s)
     return tuple(found)
 
 
@@ -145,8 +151,9 @@ def spans(lane: Lane, since_s: int, now_s: int) -> list[Span]:
     from_s = lane.from_s - lane.from_s % MINUTE_S
     days = range(max(since_s, from_s) // DAY_S * DAY_S, now_s + 1, DAY_S)
     found = [Span("day", day_s, max(day_s, from_s), day_s + DAY_S) for day_s in days]
+    starts = [start_s - start_s % MINUTE_S for start_s in lane.periods]
     end_s = now_s // DAY_S * DAY_S + DAY_S
-    for number, (start_s, next_s) in enumerate(zip(lane.periods, (*lane.periods[1:], end_s), strict=True)):
+    for number, (start_s, next_s) in enumerate(zip(starts, (*starts[1:], end_s), strict=True)):
         if max(start_s, from_s) < next_s and next_s > since_s:
             found.append(Span("period", number, max(start_s, from_s), next_s))
     return found
@@ -155,7 +162,7 @@ def spans(lane: Lane, since_s: int, now_s: int) -> list[Span]:
 def used(lane: Lane, span: Span) -> bool:
     """Whether the ledger knows of anything in the span."""
     return any(_of_window(part, span) for part in lane.windows) or any(
-        _of_window(part, span) or _of_timestamp(part, span) for part in lane.rows
+        _of_window(part, span) or _of_timestamp(part, span) or _of_summary(part, span) for part in lane.rows
     )
 
 
@@ -176,19 +183,20 @@ def compare(lane: Lane, span: Span, shown: Seen) -> Line:
     undecided = sum(part.undecided for part in windows)
     beyond = sum(part.beyond for part in windows)
     here = dict.fromkeys(("delivered", "recent", "waiting", "in_doubt", "parked", "unbillable"), 0)
-    late = 0
+    late, stripe = 0, shown.amount
     for rows in lane.rows:
         if _of_timestamp(rows, span):
             here[rows.state] += rows.amount
+        if rows.state == "delivered":
+            stripe += rows.amount * (_of_timestamp(rows, span) - _of_summary(rows, span))
         late += rows.amount * (_of_timestamp(rows, span) - _of_window(rows, span))
     confirmed, unsure = here["delivered"] + here["recent"], here["in_doubt"]
 
     # What Stripe has beyond what is sure belongs to rows whose fate or visibility is open, as far as they go.
-    rest = shown.amount - here["delivered"]
+    rest = stripe - here["delivered"]
     recent = _within(rest, here["recent"])
     arrived = _within(rest - recent, unsure)
     rest -= recent + arrived
-    stripe = shown.amount
     if abs(rest) <= shown.blur:
         stripe, rest = stripe - rest, 0
     if lane.distrusted:
@@ -238,8 +246,15 @@ def _of_window(part: Windows | Rows, span: Span) -> bool:
     return (part.day_s if span.kind == "day" else part.period) == span.number
 
 
-def _of_timestamp(part: Rows, span: Span) -> bool:
-    return (part.at_day_s if span.kind == "day" else part.at_period) == span.number
+def _of_timestamp(rows: Rows, span: Span) -> bool:
+    """Where rows are billed; those that may have arrived are looked for where they would show."""
+    if rows.state in ("recent", "in_doubt"):
+        return _of_summary(rows, span)
+    return (rows.at_day_s if span.kind == "day" else rows.at_period) == span.number
+
+
+def _of_summary(rows: Rows, span: Span) -> bool:
+    return (rows.at_day_s if span.kind == "day" else rows.shown_period) == span.number
 
 
 def differences(lines: Sequence[Line]) -> list[Line]:

@@ -260,12 +260,12 @@ def _unsure(line: Line) -> Line:
 
 
 def _windows(row: Any) -> Windows:
-    day_s, period, _, _, _, ledger, undecided, missed, missed_from_s, beyond = tuple(row)[2:]
+    day_s, period, _, _, _, _, ledger, undecided, missed, missed_from_s, beyond = tuple(row)[2:]
     return Windows(day_s, period, ledger, undecided, missed, missed_from_s, beyond)
 
 
 def _rows(row: Any) -> Rows:
-    return Rows(*tuple(row)[2:8])
+    return Rows(*tuple(row)[2:9])
 
 
 async def keep(tx: Transaction, found: Found) -> None:

@@ -47,12 +47,15 @@ group by metric having bool_or(current)
 order by metric;
 
 -- name: compared_sums
--- What a tenant's windows and rows add up to since an instant, by metric, and by day and period of window and of timestamp.
+-- What a tenant's windows and rows add up to since an instant, by metric, by day and period of window and of timestamp,
+-- and by the period in whose summary a timestamp shows: summaries have whole minutes, and periods turn inside one.
 with metered as (
     select m.metric collate "C" as metric, to_timestamp(m.since_s) as since
     from unnest($2::text[], $3::bigint[]) as m (metric, since_s)
 ), starts as (
-    select array_agg(to_timestamp(s) order by s) as at from unnest($5::bigint[]) as s
+    select array_agg(to_timestamp(s) order by s) as at,
+        array_agg(date_trunc('minute', to_timestamp(s)) order by s) as shown
+    from unnest($5::bigint[]) as s
 ), sent as materialized (
     -- What was sent to an earlier customer of the tenant lies before the present one's time.
     select o.*, o.hour >= m.since and greatest(o.hour, o.period) >= c.billed_from as billed
@@ -80,7 +83,7 @@ with metered as (
     where c.tenant = $1
 )
 select 'window' as what, w.metric, extract(epoch from date_trunc('day', w.hour, 'UTC'))::bigint,
-    width_bucket(date_trunc('minute', w.period), (select at from starts)) - 1, null::bigint, null::int, '',
+    width_bucket(w.period, (select at from starts)) - 1, null::bigint, null::int, null::int, '',
     sum(w.amount)::bigint, sum(greatest(w.undecided, 0))::bigint,
     coalesce(sum(w.undecided) filter (where w.undecided > 0 and w.hour < a.from_hour and w.metric = any(a.metered)), 0)::bigint,
     coalesce(extract(epoch from min(w.hour) filter (
@@ -90,8 +93,9 @@ from windows as w cross join attended as a
 group by 1, 2, 3, 4
 union all
 select 'rows', o.metric, extract(epoch from date_trunc('day', o.hour, 'UTC'))::bigint,
-    width_bucket(date_trunc('minute', o.period), (select at from starts)) - 1,
+    width_bucket(o.period, (select at from starts)) - 1,
     extract(epoch from date_trunc('day', o.at, 'UTC'))::bigint, width_bucket(o.at, (select at from starts)) - 1,
+    width_bucket(o.at, (select shown from starts)) - 1,
     case
         when o.state = 'delivered' and not o.adopted and o.delivered > ledger_now() - make_interval(secs => $6::int)
             then 'recent'
@@ -101,8 +105,8 @@ select 'rows', o.metric, extract(epoch from date_trunc('day', o.hour, 'UTC'))::b
     end,
     sum(o.amount)::bigint, 0, 0, 0, 0
 from sent as o
-group by 1, 2, 3, 4, 5, 6, 7
-order by 1, 2, 3, 4, 5, 6, 7;
+group by 1, 2, 3, 4, 5, 6, 7, 8
+order by 1, 2, 3, 4, 5, 6, 7, 8;
 
 -- name: rows_between
 -- Rows of a lane by timestamp, with what tells whether Stripe has them.
