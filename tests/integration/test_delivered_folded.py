@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from sidecar.billing.outbox.folding import KEPT_S, fold
 from sidecar.billing.reconciliation.reconciler import Reconciler, Report
 from sidecar.billing.reconciliation.shown import Shown
@@ -96,6 +98,30 @@ async def test_a_period_that_is_still_open_and_late_usage_keep_their_sums(place:
     report = await compared(place)
     assert not report.bad
     assert report.repairs == ()
+    await place.agree()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_what_shows_in_the_summary_of_the_next_period_is_not_folded_into_what_does_not(
+    place: Forwarding, moved: bool
+) -> None:
+    hour_s = place.now_s // HOUR_S * HOUR_S + HOUR_S
+    turns_s = hour_s + 601
+    await place.to(hour_s + 180)
+    await place.tenants(["a"], anchor_s=hour_s - 10 * DAY_S if moved else turns_s)
+    forwarder = place.forwarder()
+    await place.count("a", 7, hour_s=hour_s)
+    await forwarder.flush()
+    await place.to(turns_s - 1 if moved else turns_s + 20)
+    await place.count("a", 5, hour_s=hour_s)
+    await forwarder.flush()
+    await place.to(turns_s + 20)
+    await place.sql("update tenants set anchor = to_timestamp($1)", turns_s)
+    minutes = [int(row["at"].timestamp()) // 60 * 60 - hour_s for row in await place.rows()]
+    assert minutes == [180, 600], "both of the period that ended, and the second in the minute it did"
+    await place.to(turns_s + KEPT_S + 2 * DAY_S)
+    await folded(place)
+    assert (await compared(place)).lines == ()
     await place.agree()
 
 

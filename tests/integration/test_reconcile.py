@@ -139,12 +139,48 @@ async def test_late_usage_is_told_in_both_of_its_days_and_periods(place: Forward
     await place.forwarder().flush()
     await place.advance(HOUR_S)
     report = await compared(place, repair=True)
-    days = {line.from_s: line.explained for line in report.lines if line.span == "day"}
-    periods = [(line.explained, line.late) for line in report.lines if line.span == "period"]
-    assert list(days.values()) == [{LATE: -5}, {LATE: 5}]
-    assert periods == [({LATE: -5}, -5), ({LATE: 5}, 5)]
+    for span in ("day", "period"):
+        lines = [line for line in report.lines if line.span == span]
+        assert [(line.ledger, line.delivered, line.stripe, line.late) for line in lines] == [
+            (12, 7, 7, -5),
+            (0, 5, 5, 5),
+        ]
+        assert [line.explained for line in lines] == [{LATE: -5}, {LATE: 5}]
     assert not report.bad
     await place.agree()
+
+
+@pytest.mark.parametrize("turns_s", [30, 301])
+async def test_an_adopted_row_lies_in_its_windows_period_though_only_its_hour_is_known(
+    place: Forwarding, turns_s: int
+) -> None:
+    hour_s = place.now_s // HOUR_S * HOUR_S
+    await place.tenants(["a"], anchor_s=hour_s + turns_s)
+    await place.to(hour_s + 1_800)
+    await place.count("a", 7, hour_s=hour_s, period_s=hour_s + turns_s)
+    await place.forwarder().flush()
+    await place.sql("update stripe_outbox set adopted = true, at = hour")
+    await place.advance(HOUR_S)
+    assert await compared(place) == Report(2, (), (), ())
+
+
+@pytest.mark.parametrize("confirmed_s", [0, HOUR_S])
+async def test_what_arrived_in_the_minute_a_period_turned_in_is_sure_to_be_its_own_when_summaries_must_show_it(
+    place: Forwarding, confirmed_s: int
+) -> None:
+    hour_s = place.now_s // HOUR_S * HOUR_S
+    await place.tenants(["a"], anchor_s=hour_s + 301)
+    await place.to(hour_s + 600)
+    await place.count("a", 7, hour_s=hour_s)
+    await place.forwarder().flush()
+    await place.advance(confirmed_s)
+    report = await compared(place)
+    assert [line.explained for line in report.lines] == ([] if confirmed_s else [{LATE: -7}, {LATE: 7}])
+    assert not report.bad
+    if confirmed_s:
+        await lose(place, 7)
+        lost = [line for line in (await compared(place)).lines if line.span == "period"]
+        assert [(line.from_s - hour_s, line.stripe, line.explained) for line in lost] == [(300, -7, {UNEXPLAINED: -7})]
 
 
 async def test_a_delivery_that_stripe_lacks_is_found_and_sent_again(place: Forwarding) -> None:

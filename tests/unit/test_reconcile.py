@@ -170,8 +170,7 @@ amounts = st.integers(0, 10**6)
         st.tuples(
             st.sampled_from(["delivered", "recent", "waiting", "in_doubt", "parked"]),
             amounts,
-            st.sampled_from([0, 1]),
-            st.sampled_from([0, 1]),
+            *[st.sampled_from([0, 1])] * 5,
         ),
         max_size=8,
     ),
@@ -179,20 +178,30 @@ amounts = st.integers(0, 10**6)
     amounts,
     amounts,
     st.booleans(),
+    st.sampled_from([DAY, PERIOD]),
 )
 def test_explanations_add_up_to_the_drift(
-    parts: list[tuple[str, int, int, int]],
+    parts: list[tuple[str, int, int, int, int, int, int]],
     undecided: int,
     beyond: int,
     shown: int,
     distrusted: bool,
+    span: Span,
 ) -> None:
-    found = [rows(state, amount, TODAY + day * DAY_S, TODAY + at * DAY_S) for state, amount, day, at in parts]
-    stood_for = sum(row.amount for row in found if row.day_s == TODAY)
+    found = [
+        rows(state, amount, TODAY + day * DAY_S, TODAY + at_day * DAY_S, *periods)
+        for state, amount, day, at_day, *periods in parts
+    ]
+    stood_for = sum(row.amount for row in found if (row.day_s if span.kind == "day" else row.period) == span.number)
     beyond = min(beyond, stood_for)
     counted = Windows(TODAY, 0, stood_for + undecided - beyond, undecided, beyond=beyond)
-    line = compare(lane(counted, *found, distrusted=distrusted), DAY, Seen(shown))
-    assert sum(line.explained.values()) == line.drift == shown - counted.ledger
+    line = compare(lane(counted, *found, distrusted=distrusted), span, Seen(shown))
+    at_turns = sum(
+        row.amount * ((row.at_period == 0) - (row.shown_period == 0))
+        for row in found
+        if row.state == "delivered" and span.kind == "period"
+    )
+    assert sum(line.explained.values()) == line.drift == shown + at_turns - counted.ledger
     assert line.matters == bool(line.unexplained)
 
 

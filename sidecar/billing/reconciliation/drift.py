@@ -161,8 +161,8 @@ def spans(lane: Lane, since_s: int, now_s: int) -> list[Span]:
 
 def used(lane: Lane, span: Span) -> bool:
     """Whether the ledger knows of anything in the span."""
-    return any(_of_window(part, span) for part in lane.windows) or any(
-        _of_window(part, span) or _of_timestamp(part, span) or _of_summary(part, span) for part in lane.rows
+    return any(_counted_in(part, span) for part in lane.windows) or any(
+        _counted_in(part, span) or _billed_in(part, span) or _shown_in(part, span) for part in lane.rows
     )
 
 
@@ -178,18 +178,18 @@ def seen(values: Iterable[float], scale: int) -> Seen:
 
 def compare(lane: Lane, span: Span, shown: Seen) -> Line:
     """Compare one span, and explain what differs."""
-    windows = [part for part in lane.windows if _of_window(part, span)]
+    windows = [part for part in lane.windows if _counted_in(part, span)]
     ledger = sum(part.ledger for part in windows)
     undecided = sum(part.undecided for part in windows)
     beyond = sum(part.beyond for part in windows)
     here = dict.fromkeys(("delivered", "recent", "waiting", "in_doubt", "parked", "unbillable"), 0)
     late, stripe = 0, shown.amount
     for rows in lane.rows:
-        if _of_timestamp(rows, span):
+        if _billed_in(rows, span):
             here[rows.state] += rows.amount
         if rows.state == "delivered":
-            stripe += rows.amount * (_of_timestamp(rows, span) - _of_summary(rows, span))
-        late += rows.amount * (_of_timestamp(rows, span) - _of_window(rows, span))
+            stripe += rows.amount * (_billed_in(rows, span) - _shown_in(rows, span))
+        late += rows.amount * (_billed_in(rows, span) - _counted_in(rows, span))
     confirmed, unsure = here["delivered"] + here["recent"], here["in_doubt"]
 
     # What Stripe has beyond what is sure belongs to rows whose fate or visibility is open, as far as they go.
@@ -230,7 +230,7 @@ def compare(lane: Lane, span: Span, shown: Seen) -> Line:
 
 def unaccounted(lane: Lane, span: Span, line: Line) -> int:
     """What Stripe has more (or less) than the rows can account for; the rest of what is unexplained is the ledger's."""
-    return line.explained.get(UNEXPLAINED, 0) - sum(part.beyond for part in lane.windows if _of_window(part, span))
+    return line.explained.get(UNEXPLAINED, 0) - sum(part.beyond for part in lane.windows if _counted_in(part, span))
 
 
 def missed_from(lane: Lane) -> int | None:
@@ -242,18 +242,18 @@ def _within(amount: int, most: int) -> int:
     return min(max(amount, 0), most)
 
 
-def _of_window(part: Windows | Rows, span: Span) -> bool:
+def _counted_in(part: Windows | Rows, span: Span) -> bool:
     return (part.day_s if span.kind == "day" else part.period) == span.number
 
 
-def _of_timestamp(rows: Rows, span: Span) -> bool:
+def _billed_in(rows: Rows, span: Span) -> bool:
     """Where rows are billed; those that may have arrived are looked for where they would show."""
     if rows.state in ("recent", "in_doubt"):
-        return _of_summary(rows, span)
+        return _shown_in(rows, span)
     return (rows.at_day_s if span.kind == "day" else rows.at_period) == span.number
 
 
-def _of_summary(rows: Rows, span: Span) -> bool:
+def _shown_in(rows: Rows, span: Span) -> bool:
     return (rows.at_day_s if span.kind == "day" else rows.shown_period) == span.number
 
 

@@ -14,13 +14,21 @@ with lanes as materialized (
         where o.tenant = l.tenant and o.metric = l.metric and o.at >= l.folded_to order by o.at limit 1
     ) as f on true
 ), sums as materialized (
-    -- Rows of one deadline lie in one billing period; so the sums of every day and period stay what they are.
+    -- Rows of one deadline lie in one billing period; so the sums of every day and period stay what they are. Those of a
+    -- minute in which periods turn, at a second, are in the next one's summary, so they stay apart.
     select o.tenant, o.metric, o.period, o.hour, max(o.number) as number, array_agg(o.number) as numbers,
         sum(o.amount)::bigint as amount, sum(o.value) as value, max(o.at) as at, count(*) - 1 + sum(o.folded) as folded
     from lanes as l
     join stripe_outbox as o on o.tenant = l.tenant and o.metric = l.metric and o.at >= l.folded_to and o.at < l.upto
+    join tenants as t on t.id = o.tenant
+    cross join lateral (
+        select coalesce(bool_or(floor(extract(epoch from o.at) / 60) % 1440 = floor(extract(epoch from turns) / 60) % 1440), false)
+            as of_turn
+        from (values (o.period), (t.anchor)) as v (turns) where extract(second from turns) <> 0
+    ) as minute
     where o.state = 'delivered'
-    group by o.tenant, o.metric, o.period, o.hour, o.deadline, o.late, o.adopted
+    group by o.tenant, o.metric, o.period, o.hour, o.deadline, o.late, o.adopted,
+        minute.of_turn
     having count(*) > 1
 ), gone as (
     delete from stripe_outbox as o using sums as s

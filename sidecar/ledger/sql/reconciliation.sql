@@ -47,8 +47,8 @@ group by metric having bool_or(current)
 order by metric;
 
 -- name: compared_sums
--- What a tenant's windows and rows add up to since an instant, by metric, by day and period of window and of timestamp,
--- and by the period in whose summary a timestamp shows: summaries have whole minutes, and periods turn inside one.
+-- What a tenant's windows and rows add up to since an instant, by metric, and by day and period of window and of timestamp.
+-- And by the period in whose summary a timestamp shows: summaries have whole minutes, and periods turn inside one.
 with metered as (
     select m.metric collate "C" as metric, to_timestamp(m.since_s) as since
     from unnest($2::text[], $3::bigint[]) as m (metric, since_s)
@@ -58,7 +58,9 @@ with metered as (
     from unnest($5::bigint[]) as s
 ), sent as materialized (
     -- What was sent to an earlier customer of the tenant lies before the present one's time.
-    select o.*, o.hour >= m.since and greatest(o.hour, o.period) >= c.billed_from as billed
+    -- An adopted row has the hour in which Stripe has it: of its window's own hour, what lies in the window's period.
+    select o.*, o.hour >= m.since and greatest(o.hour, o.period) >= c.billed_from as billed,
+        case when o.adopted and o.at = o.hour then greatest(o.at, o.period) else o.at end as lies
     from metered as m
     join billing_customers as c on c.tenant = $1
     join stripe_outbox as o on o.tenant = c.tenant and o.metric = m.metric
@@ -94,8 +96,10 @@ group by 1, 2, 3, 4
 union all
 select 'rows', o.metric, extract(epoch from date_trunc('day', o.hour, 'UTC'))::bigint,
     width_bucket(o.period, (select at from starts)) - 1,
-    extract(epoch from date_trunc('day', o.at, 'UTC'))::bigint, width_bucket(o.at, (select at from starts)) - 1,
-    width_bucket(o.at, (select shown from starts)) - 1,
+    extract(epoch from date_trunc('day', o.at, 'UTC'))::bigint,
+    case when o.adopted then width_bucket(o.lies, (select shown from starts))
+        else width_bucket(o.lies, (select at from starts)) end - 1,
+    width_bucket(o.lies, (select shown from starts)) - 1,
     case
         when o.state = 'delivered' and not o.adopted and o.delivered > ledger_now() - make_interval(secs => $6::int)
             then 'recent'
