@@ -197,10 +197,9 @@ async def test_nothing_changes_while_usage_cannot_be_sent_unless_it_is_forced(be
 
 async def test_a_failed_payment_begins_a_grace_and_paying_ends_it(bench: Bench) -> None:
     customer = await bench.customer()
-    await bench.subscribe()
+    kept = await bench.subscribe()
     await asyncio.to_thread(bench.stripe.options, payments={customer: "failed"}, payment_attempts_max=4)
-    await bench.advance("31d")
-    await bench.advance("2h")
+    await bench.renew(kept)
     assert await bench.tenant() == ("standard", "past_due")
     async with bench.ledger.transaction() as tx:
         row = await tenants.show(tx, "acme")

@@ -27,6 +27,7 @@ from sidecar.ledger import plans, tenants
 from sidecar.ledger.connection import Ledger
 from tests.servers.stripe import KEY, WEBHOOK_SECRET, Stripe
 
+HOUR_S = 3_600
 DAY_S = 86_400
 ACTOR = "test"
 CATALOGUE = """
@@ -99,9 +100,14 @@ class Bench:
         steps = [amount] if unit == "h" else [2] * (amount // 2) + [1] * (amount % 2)
         for step in steps:
             await asyncio.to_thread(self.stripe.advance, f"{step}{unit}")
-            self.clock.advance(step * {"h": 3_600_000, "d": DAY_S * 1000}[unit])
+            self.clock.advance(step * {"h": HOUR_S * 1000, "d": DAY_S * 1000}[unit])
             await self.ledger.set_clock_ahead(self.clock.offset_ms // 1000)
             await self.hear()
+
+    async def renew(self, kept: Kept) -> None:
+        """Move the clock of all parts to two hours after the end of the running period, whose invoice is final by then."""
+        ends_s = int((await self.at_stripe(kept))["items"]["data"][0]["current_period_end"])
+        await self.advance(f"{-int((self.clock.wall_s() - ends_s) // HOUR_S) + 2}h")
 
     async def hear(self) -> None:
         """Every event that was made has arrived and is dealt with."""
