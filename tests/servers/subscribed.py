@@ -105,7 +105,7 @@ class Bench:
             await self.hear()
 
     async def renew(self, kept: Kept) -> None:
-        """Move the clock of all parts to two hours after the end of the running period, whose invoice is final by then."""
+        """Move the clock of all parts to two hours after the running period ends: its invoice is final by then."""
         ends_s = int((await self.at_stripe(kept))["items"]["data"][0]["current_period_end"])
         await self.advance(f"{-int((self.clock.wall_s() - ends_s) // HOUR_S) + 2}h")
 
