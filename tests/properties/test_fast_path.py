@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.catalogue.snapshot import LimitRule
@@ -80,7 +80,18 @@ def take(world: World, what: str, one: Any, two: Any, three: Any) -> None:
         world.adopt(plan(*LIMITS[one], status=two, status_until_s=NOON_S + 1_000))
 
 
+# A repeat with the number of somebody else's request gets to know a limit that the enforcer has not met.
+REPEATED: list[tuple[Any, Any, Any, Any]] = [
+    ("ask", 0, b"a", 1),
+    ("plan", 10, "active", 0),
+    ("ask", 2, b"a", 1),
+    ("store", False, True, True),
+    ("ask", 2, b"", 1),
+]
+
+
 @given(FIRST, st.lists(STEP, min_size=5, max_size=50))
+@example((0, False), REPEATED)
 @settings(max_examples=500)
 def test_the_fast_path_decides_and_counts_as_the_enforcer_does(
     first: tuple[int, bool], steps: list[tuple[Any, Any, Any, Any]]

@@ -133,7 +133,8 @@ class World:
                 state.lease.need,
                 state.outage_used,
                 state.lease.refused,
-                state.lease.renewing,
+                # Of one that Redis never answered about, this says only that it was in a report that got lost.
+                state.lease.renewing and state.heard,
             )
             for state in account.limits.values()
         }
