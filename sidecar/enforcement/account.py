@@ -146,18 +146,9 @@ class Account:
 
     def charge(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge:
         """What a request on ``route`` costs at ``now_s`` (unix s, wall), from the shard's memo or worked out anew."""
-        memo = self.exchange.charges
-        key = (self, route.name, key_id, user)
-        found = memo.get(key)
-        # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
         lineage = tuple((one, one.edition) for one in self._ancestors()) if self.parent is not None else ()
-        if (
-            found is not None
-            and found.edition == self.edition
-            and found.since_ms <= now_s * 1000 < found.until_ms  # the wall clock may step back
-            and found.lineage == lineage
-            and (found.route is route or found.route == route)
-        ):
+        found = self.remembered(route, key_id, user, now_s)
+        if found is not None and found.lineage == lineage:
             return found
         charge = Charge(route, lineage, (now_s - now_s % 3600) * 1000)
         charge.features_missing = tuple(name for name in route.requires if not self.contract.features.get(name))
@@ -165,7 +156,20 @@ class Account:
         for one in self._ancestors():
             one._add(charge, route, "", "", now_s)  # noqa: SLF001 - another account of this class
         charge.complete(self.edition)
-        return remember(memo, key, charge, CHARGES_MAX)
+        return remember(self.exchange.charges, (self, route.name, key_id, user), charge, CHARGES_MAX)
+
+    def remembered(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge | None:
+        """The same from the memo alone, as far as this tenant has to say of it; None when it would have to be worked out."""
+        found = self.exchange.charges.get((self, route.name, key_id, user))
+        # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
+        if (
+            found is not None
+            and found.edition == self.edition
+            and found.since_ms <= now_s * 1000 < found.until_ms  # the wall clock may step back
+            and (found.route is route or found.route == route)
+        ):
+            return found
+        return None
 
     def renew(self, charge: Charge, now_s: int) -> bool:
         """Go on with a charge of this tenant alone of which only seconds or minutes ended; returns whether that is so.

@@ -107,17 +107,20 @@ class Enforcer:
         return outcome
 
     def get_to_know(self, check: Check) -> None:
-        """Have a check that was just allowed from memory decided on the fast path from now on, if that is possible."""
+        """Have a check that was just allowed from memory decided on the fast path from now on, if that is possible.
+
+        Of an answer that was repeated nothing is remembered but what others needed: a repeat begins no limits.
+        """
         check.misses += 1
         if check.misses & (check.misses - 1):
             return  # tried lately, and it was not
         tenant = self._tenant(check.identity)
         account = self._directory.account(tenant) if isinstance(tenant, str) else None
         if account is not None:
-            charge = account.charge(
-                check.route, _key_id(check.identity), check.identity.user, self._clock.wall_ms() // 1000
-            )
-            self._fast_path.prepare(check, account, charge)
+            now_s = self._clock.wall_ms() // 1000
+            charge = account.remembered(check.route, _key_id(check.identity), check.identity.user, now_s)
+            if charge is not None:
+                self._fast_path.prepare(check, account, charge)
 
     async def decide_waiting(self, identity: Identity, route: RouteRule, request_id: str) -> Decision:
         """Decide with the help of Redis, within WAIT_MS; never raises."""

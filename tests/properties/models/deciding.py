@@ -133,8 +133,7 @@ class World:
                 state.lease.need,
                 state.outage_used,
                 state.lease.refused,
-                # Of one that Redis never answered about, this says only that it was in a report that got lost.
-                state.lease.renewing and state.heard,
+                state.lease.renewing,
             )
             for state in account.limits.values()
         }
