@@ -44,7 +44,7 @@ def script(tenants: Sequence[str], *, thinking: bool = False) -> str:
 def load(port: int, rate: int, tenants: Sequence[str]) -> Iterator[wrk.Load]:
     """Meanwhile the server gets that many requests a second; afterwards the load says how many it were."""
     connections = round(rate * sum(THINK_MS) / 2 / 1_000)
-    if connections < 1:
+    if connections < THREADS:
         raise SystemExit(f"no load of {rate} requests/s can be made: the server answers too few, or hardly answers")
     asked = script(tenants, thinking=True)
     with wrk.running(f"http://127.0.0.1:{port}/", asked, connections, threads=THREADS, priority=PRIORITY) as told:

@@ -159,7 +159,7 @@ class Account:
         return remember(self.exchange.charges, (self, route.name, key_id, user), charge, CHARGES_MAX)
 
     def remembered(self, route: RouteRule, key_id: str, user: str, now_s: int) -> Charge | None:
-        """The same from the memo alone, for a tenant without parents; None when it would have to be worked out."""
+        """The same from the memo alone, whatever parents changed since; None when it would have to be worked out."""
         found = self.exchange.charges.get((self, route.name, key_id, user))
         # A route rule merged for an ambiguous path carries the name of one of its parts: compare what it says as well.
         if (

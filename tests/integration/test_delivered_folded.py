@@ -1,4 +1,4 @@
-"""What was delivered long ago becomes one row for each window, and nothing else changes."""
+"""What was delivered long ago becomes one row for each window and day, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -108,17 +108,17 @@ async def test_what_shows_in_the_summary_of_the_next_period_is_not_folded_into_w
     hour_s = place.now_s // HOUR_S * HOUR_S + HOUR_S
     turns_s = hour_s + 601
     await place.to(hour_s + 180)
-    await place.tenants(["a"], anchor_s=hour_s - 10 * DAY_S if moved else turns_s)
+    # Unless it is moved, the anchor's minute is where the period ends; else periods turned in another one before.
+    await place.tenants(["a"], anchor_s=hour_s + 301 - 10 * DAY_S if moved else turns_s)
     forwarder = place.forwarder()
-    await place.count("a", 7, hour_s=hour_s)
-    await forwarder.flush()
-    await place.to(turns_s - 1 if moved else turns_s + 20)
-    await place.count("a", 5, hour_s=hour_s)
-    await forwarder.flush()
+    for at_s in (hour_s + 180, hour_s + 320, turns_s - 1 if moved else turns_s + 20):
+        await place.to(at_s)
+        await place.count("a", 5, hour_s=hour_s)
+        await forwarder.flush()
     await place.to(turns_s + 20)
     await place.sql("update tenants set anchor = to_timestamp($1)", turns_s)
     minutes = [int(row["at"].timestamp()) // 60 * 60 - hour_s for row in await place.rows()]
-    assert minutes == [180, 600], "both of the period that ended, and the second in the minute it did"
+    assert minutes == [180, 300, 600], "all of the period that ended, and the last in the minute it did"
     await place.to(turns_s + KEPT_S + 2 * DAY_S)
     await folded(place)
     assert (await compared(place)).lines == ()

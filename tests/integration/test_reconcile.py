@@ -150,14 +150,14 @@ async def test_late_usage_is_told_in_both_of_its_days_and_periods(place: Forward
     await place.agree()
 
 
-@pytest.mark.parametrize("turns_s", [30, 301])
+@pytest.mark.parametrize(("turns_s", "ended"), [(30, False), (30, True), (301, False)])
 async def test_an_adopted_row_lies_in_its_windows_period_though_only_its_hour_is_known(
-    place: Forwarding, turns_s: int
+    place: Forwarding, turns_s: int, ended: bool
 ) -> None:
     hour_s = place.now_s // HOUR_S * HOUR_S
     await place.tenants(["a"], anchor_s=hour_s + turns_s)
     await place.to(hour_s + 1_800)
-    await place.count("a", 7, hour_s=hour_s, period_s=hour_s + turns_s)
+    await place.count("a", 7, hour_s=hour_s, period_s=None if ended else hour_s + turns_s)
     await place.forwarder().flush()
     await place.sql("update stripe_outbox set adopted = true, at = hour")
     await place.advance(HOUR_S)

@@ -80,7 +80,7 @@ def take(world: World, what: str, one: Any, two: Any, three: Any) -> None:
         world.adopt(plan(*LIMITS[one], status=two, status_until_s=NOON_S + 1_000))
 
 
-# A repeat with the number of somebody else's request gets to know a limit that the enforcer has not met.
+# A repeat with the number of somebody else's request, who has other limits: it begins none.
 REPEATED: list[tuple[Any, Any, Any, Any]] = [
     ("ask", 0, b"a", 1),
     ("plan", 10, "active", 0),

@@ -92,9 +92,9 @@ class Bench:
         return made.customer
 
     async def advance(self, duration: str) -> None:
-        """Move the clock of all parts, and deal with the news that this makes, at least every other day.
+        """Move the clock of all parts, and deal with the news that this makes: of days after every other one.
 
-        Stripe gives up a webhook after three days; in one leap it would be older than that.
+        Stripe gives up a webhook after three days, and in one leap it would be older than that. Hours are one leap.
         """
         amount, unit = int(duration[:-1]), duration[-1]
         steps = [amount] if unit == "h" else [2] * (amount // 2) + [1] * (amount % 2)

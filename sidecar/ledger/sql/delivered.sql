@@ -1,5 +1,5 @@
 -- name: fold_delivered
--- Folds a day of what was delivered long ago, of lanes that were not looked at for the longest: one row for each window and day of timestamps.
+-- Folds a day of what was delivered long ago, of lanes that were not looked at for the longest: what windows have of a day becomes one row each.
 with lanes as materialized (
     select l.tenant, l.metric, l.folded_to, l.horizon,
         least(l.horizon, date_trunc('day', f.at, 'UTC') + interval '1 day') as upto
@@ -28,7 +28,7 @@ with lanes as materialized (
     ) as minute
     where o.state = 'delivered'
     group by o.tenant, o.metric, o.period, o.hour, o.deadline, o.late, o.adopted,
-        minute.of_turn
+        case when minute.of_turn then date_trunc('minute', o.at) end
     having count(*) > 1
 ), gone as (
     delete from stripe_outbox as o using sums as s

@@ -97,7 +97,7 @@ union all
 select 'rows', o.metric, extract(epoch from date_trunc('day', o.hour, 'UTC'))::bigint,
     width_bucket(o.period, (select at from starts)) - 1,
     extract(epoch from date_trunc('day', o.at, 'UTC'))::bigint,
-    case when o.adopted then width_bucket(o.lies, (select shown from starts))
+    case when o.adopted and o.at <> o.hour then width_bucket(o.lies, (select shown from starts))
         else width_bucket(o.lies, (select at from starts)) end - 1,
     width_bucket(o.lies, (select shown from starts)) - 1,
     case
